@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What waits in a socket, in order: when it came, and the position in the stream (a TCP sequence number, or the
+ * number of a datagram) that ends its wait.  The skb's pointer is no key there: TCP merges skbs in its queues.
+ *
+ * 64 entries hold many more packets: the fuller it is, the more packets share one entry, which then counts for all
+ * of them.  A full queue means a long wait, against which the time between neighbours is nothing.
+ */
+#ifndef FIFO_H
+#define FIFO_H
+
+#define FIFO_SLOTS 64
+
+struct waiting {
+	u64 at; /* since when it waits */
+	u64 start; /* when its path began, 0: not known */
+	u32 position;
+	u32 packets; /* that it stands for */
+};
+
+struct fifo {
+	u32 head; /* next to write */
+	u32 tail; /* next to read */
+	u32 skipped; /* packets since the last entry, to be counted with the next */
+	u32 pad;
+	struct waiting slots[FIFO_SLOTS];
+};
+
+static __always_inline bool before(u32 a, u32 b)
+{
+	return (s32)(a - b) < 0;
+}
+
+static __always_inline bool fifo_empty(const struct fifo *f)
+{
+	return f->head == f->tail;
+}
+
+static __always_inline void fifo_clear(struct fifo *f)
+{
+	f->tail = f->head;
+	f->skipped = 0;
+}
+
+/* How many packets the next entry has to stand for. */
+static __always_inline u32 fifo_step(const struct fifo *f)
+{
+	u32 free = FIFO_SLOTS - (f->head - f->tail);
+
+	if (free > 32)
+		return 1;
+	if (free > 8)
+		return free > 16 ? 4 : 16;
+	return free > 2 ? 64 : 1024;
+}
+
+static __always_inline void fifo_push(struct fifo *f, u64 at, u64 start, u32 position, u32 packets)
+{
+	struct waiting *w;
+
+	f->skipped += packets;
+	if (f->skipped < fifo_step(f) || f->head - f->tail >= FIFO_SLOTS)
+		return;
+	w = &f->slots[f->head & (FIFO_SLOTS - 1)];
+	w->at = at;
+	w->start = start;
+	w->position = position;
+	w->packets = f->skipped;
+	f->skipped = 0;
+	f->head++;
+}
+
+static __always_inline struct waiting *fifo_oldest(struct fifo *f)
+{
+	return &f->slots[f->tail & (FIFO_SLOTS - 1)];
+}
+
+static __always_inline struct waiting *fifo_newest(struct fifo *f)
+{
+	return &f->slots[(f->head - 1) & (FIFO_SLOTS - 1)];
+}
+
+#endif

@@ -1,0 +1,687 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * Flows: one entry a connection with both directions in it, one lookup a packet
+ * for accounting, RTT and everything else; and the processes that own them.
+ *
+ * RTT needs no table of packets. A flow needs a few samples a round trip, so what
+ * is outstanding is kept in the flow's own entry: two places for each direction.
+ *
+ * Two CPUs may have the same flow at the same time, one receiving, one sending.
+ * Counters are atomic; for the rest the worst that a race does is to lose a sample.
+ */
+#include "nettop.h"
+#include "parse.h"
+#include "hist.h"
+#include "flow.h"
+
+#define FIN 1
+#define SYN 2
+#define RST 4
+#define ACK 16
+
+#define SPIN_PORT 443
+#define DNS_PORT 53
+
+#define EXPIRY (10 * 1000 * NSEC_PER_MSEC) /* an answer that takes longer is not waited for */
+#define TICK_SHIFT 24 /* at most one probe in 16.8 ms: sixty samples a second and direction are plenty */
+#define FRAGMENT_SLOTS 1024
+#define SOCKET_SLOTS 8192
+#define OWNER_REFRESH 64 /* jiffies: how often a busy socket is looked at again */
+
+struct fragment_slot {
+	u64 hash; /* of addresses, protocol and id */
+	u16 local_port;
+	u16 remote_port;
+	u32 spare;
+};
+
+CONFIG_MAP;
+BPF_TABLE("lru_hash", struct flow_key, struct flow, flows, 1024);
+BPF_PERCPU_ARRAY(counters, struct counters, 1);
+BPF_PERCPU_ARRAY(fresh, struct flow, 1); /* room for a new flow: the stack has too little */
+BPF_PERCPU_ARRAY(rtts, struct hist, 3); /* outward, inward, subnets beyond the table */
+BPF_TABLE("hash", struct subnet_key, struct subnet, subnets, 512);
+BPF_PERCPU_ARRAY(no_subnet, struct subnet, 1); /* zeros to begin with */
+BPF_ARRAY(fragments, struct fragment_slot, FRAGMENT_SLOTS);
+BPF_RINGBUF_OUTPUT(events, 1024);
+BPF_TABLE("lru_hash", struct flow_key, struct owner, owners, 16384);
+BPF_ARRAY(sockets, struct socket_slot, SOCKET_SLOTS);
+
+/* A TCP segment, or what of another protocol plays the same part. */
+struct segment {
+	u32 sequence;
+	u32 ack;
+	u32 payload;
+	u32 tsval;
+	u32 tsecr;
+	u16 window;
+	u8 flags;
+	u8 has_stamp;
+};
+
+/* Serial number arithmetic, RFC 1982. */
+static __always_inline bool before(u32 a, u32 b)
+{
+	return (s32)(a - b) < 0;
+}
+
+static __always_inline u64 mix(u64 a, u64 b)
+{
+	a = (a ^ b) * 0x9e3779b97f4a7c15ULL;
+	return a ^ a >> 29;
+}
+
+/* Options other than the usual NOP NOP TS: walk them. RFC 9293, 3.1; RFC 7323, 3.2. */
+static __always_inline void find_stamp(struct __sk_buff *skb, u32 offset, u32 length, struct segment *s)
+{
+	u8 options[40] = {};
+	u32 at = 0;
+	int i;
+
+	if (length < 10 || length > 40)
+		return;
+	if (bpf_skb_load_bytes(skb, offset, options, length) < 0)
+		return;
+#pragma unroll
+	for (i = 0; i < 8; i++) {
+		u32 kind, size;
+
+		if (at > 30 || at + 10 > length)
+			return;
+		kind = options[at];
+		if (kind == 0)
+			return;
+		if (kind == 1) {
+			at++;
+			continue;
+		}
+		size = options[at + 1];
+		if (kind == 8 && size == 10) {
+			u32 value;
+
+			s->tsval = options[at + 2] << 24 | options[at + 3] << 16 |
+				   options[at + 4] << 8 | options[at + 5];
+			value = options[at + 6] << 24 | options[at + 7] << 16 |
+				options[at + 8] << 8 | options[at + 9];
+			s->tsecr = value;
+			s->has_stamp = 1;
+			return;
+		}
+		if (size < 2)
+			return;
+		at += size;
+	}
+}
+
+static __always_inline bool read_tcp(struct __sk_buff *skb, const struct packet *p, struct flow_key *key,
+				     int direction, struct segment *s)
+{
+	u32 copy[5], *word = packet_bytes(skb, p->l4, copy, 20);
+	u32 length, stamp_copy[3], *stamp;
+	u16 source, destination;
+
+	if (!word)
+		return false;
+	source = swap32(word[0]) >> 16;
+	destination = swap32(word[0]);
+	key->local_port = direction == OUT ? source : destination;
+	key->remote_port = direction == OUT ? destination : source;
+	s->sequence = swap32(word[1]);
+	s->ack = swap32(word[2]);
+	length = (swap32(word[3]) >> 28) * 4;
+	s->flags = swap32(word[3]) >> 16;
+	s->window = swap32(word[3]);
+	if (length < 20)
+		return true;
+	if (p->end > p->l4 + length)
+		s->payload = p->end - p->l4 - length;
+	/* SYNs are matched by sequence: their other layout of options need not be walked */
+	if (length < 32 || s->flags & SYN)
+		return true;
+	stamp = packet_bytes(skb, p->l4 + 20, stamp_copy, 12);
+	if (!stamp)
+		return true;
+	if (stamp[0] == swap32(0x0101080a)) {
+		s->tsval = swap32(stamp[1]);
+		s->tsecr = swap32(stamp[2]);
+		s->has_stamp = 1;
+	} else {
+		find_stamp(skb, p->l4 + 20, length - 20, s);
+	}
+	return true;
+}
+
+/* Ports of UDP and the id of an echo, and what of them can be matched: see struct segment. */
+static __always_inline void read_other(struct __sk_buff *skb, const struct packet *p, struct flow_key *key,
+				       int direction, u32 *method, struct segment *s)
+{
+	u16 copy[4], *half = packet_bytes(skb, p->l4, copy, 8);
+
+	if (!half)
+		return;
+	if (p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6) {
+		u8 type = *(u8 *)half;
+		bool v6 = p->protocol == IPPROTO_ICMPV6;
+
+		if (type != (v6 ? 128 : 8) && type != (v6 ? 129 : 0))
+			return;
+		key->local_port = swap16(half[2]);
+		key->remote_port = key->local_port;
+		*method = METHOD_ECHO;
+		s->sequence = half[3];
+		s->flags = type == (v6 ? 128 : 8) ? SYN : ACK;
+		return;
+	}
+	/* UDP and everything else that begins with two ports (UDP-Lite, SCTP, DCCP) */
+	key->local_port = swap16(half[direction == OUT ? 0 : 1]);
+	key->remote_port = swap16(half[direction == OUT ? 1 : 0]);
+	if (p->protocol != IPPROTO_UDP)
+		return;
+	if (key->local_port == DNS_PORT || key->remote_port == DNS_PORT) {
+		u16 dns_copy[2], *dns = packet_bytes(skb, p->l4 + 8, dns_copy, 4);
+
+		if (!dns)
+			return;
+		*method = METHOD_DNS;
+		s->sequence = dns[0];
+		s->flags = swap16(dns[1]) & 0x8000 ? ACK : SYN; /* QR, RFC 1035, 4.1.1 */
+	} else if (key->local_port == SPIN_PORT || key->remote_port == SPIN_PORT) {
+		u8 first_copy, *first = packet_bytes(skb, p->l4 + 8, &first_copy, 1);
+
+		if (!first || (*first & 0xc0) != 0x40) /* a short header, RFC 9000, 17.3 */
+			return;
+		*method = METHOD_SPIN;
+		s->sequence = *first >> 5 & 1;
+	}
+}
+
+/*
+ * Whether this packet answers something that the other direction has outstanding:
+ * the time at which that was sent, or 0. What it makes obsolete is forgotten.
+ */
+static __always_inline u64 answered(struct flow_dir *other, const struct segment *s, u32 *method)
+{
+	u64 sent = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		struct outstanding *o = &other->sent[i];
+		bool match, obsolete = false;
+
+		if (!o->time)
+			continue;
+		if (o->method == METHOD_TIMESTAMP) {
+			match = s->has_stamp && s->tsecr && s->tsecr == o->value;
+			obsolete = s->has_stamp && s->tsecr && before(o->value, s->tsecr);
+		} else if (o->method == METHOD_SEQUENCE || o->method == METHOD_HANDSHAKE) {
+			/* cumulative: of two that are covered, the later one caused the ACK */
+			match = !before(s->ack, o->value);
+		} else {
+			match = s->sequence == o->value;
+		}
+		if (match && o->time > sent) {
+			sent = o->time;
+			*method = o->method;
+		}
+		if (match || obsolete)
+			o->time = 0;
+	}
+	return sent;
+}
+
+/* Remember that this was sent, if there is room. */
+static __always_inline void remember(struct flow_dir *dir, u32 value, u32 method, u64 coarse)
+{
+	struct outstanding *o = &dir->sent[0];
+
+	if (o->time && coarse < o->time + EXPIRY) {
+		o = &dir->sent[1];
+		if (o->time && coarse < o->time + EXPIRY)
+			return;
+	}
+	o->time = 0;
+	o->value = value;
+	o->method = method;
+	o->time = bpf_ktime_get_ns();
+}
+
+static __always_inline void forget(struct flow_dir *dir)
+{
+	dir->sent[0].time = 0;
+	dir->sent[1].time = 0;
+}
+
+/* What this TCP segment leaves outstanding in its direction; retransmissions and reordering. */
+static __always_inline void sent_segment(struct flow *flow, int direction, const struct segment *s,
+					 const struct size *size, u64 coarse)
+{
+	struct flow_dir *dir = &flow->dir[direction];
+	u32 end = s->sequence + s->payload + !!(s->flags & (SYN | FIN));
+	bool fresh = false, contiguous, old;
+	u8 tick = coarse >> TICK_SHIFT;
+
+	if (s->has_stamp) {
+		fresh = !(flow->flags & FLOW_STAMPED(direction)) || before(dir->stamp, s->tsval);
+		old = !fresh && s->tsval != dir->stamp;
+		flow->flags |= FLOW_STAMPED(direction);
+		if (fresh)
+			dir->stamp = s->tsval;
+	} else {
+		old = false;
+	}
+	if (end == s->sequence) {
+		if (!dir->sequence && !(s->flags & RST))
+			dir->sequence = end; /* the first that we see of it is a pure ACK */
+		return; /* a pure ACK is not acknowledged, so it measures nothing */
+	}
+
+	contiguous = !dir->sequence || s->sequence == dir->sequence;
+	if (dir->sequence && before(s->sequence, dir->sequence)) {
+		/*
+		 * Sent again, or late. A retransmission has a newer timestamp. Either
+		 * way an ACK may now answer one or the other (Karn), or cover data
+		 * that waited for this.
+		 */
+		if (old)
+			ADD(dir->out_of_order, size->segments);
+		else if (!(s->payload <= 1 && end == dir->sequence && s->payload)) /* not a keep-alive's byte */
+			ADD(dir->retransmits, size->segments);
+		forget(dir);
+		if (before(dir->sequence, end))
+			dir->sequence = end;
+		return;
+	}
+	dir->sequence = end;
+	if (s->flags & SYN) {
+		remember(dir, end, METHOD_HANDSHAKE, coarse);
+		flow->tick[direction] = tick;
+	} else if (tick != flow->tick[direction]) {
+		if (s->has_stamp ? !fresh : !contiguous)
+			return;
+		flow->tick[direction] = tick;
+		if (s->has_stamp)
+			remember(dir, s->tsval, METHOD_TIMESTAMP, coarse);
+		else
+			remember(dir, end, METHOD_SEQUENCE, coarse);
+	}
+}
+
+/*
+ * QUIC's spin bit: an edge passes once a round trip. Kept in the direction's own
+ * entry: sent[0] is the last edge and its value, sent[1] counts packets and edges.
+ * Endpoints that do not take part send a constant, or a random bit each packet,
+ * which shows as edges in about half of the packets: no sample then.
+ */
+static __always_inline u64 spin_edge(struct flow_dir *dir, const struct segment *s, u64 *now)
+{
+	u32 value = s->sequence + 1, packets = ++dir->sent[1].value, edges;
+	u64 last = dir->sent[0].time;
+
+	if (dir->sent[0].value == value)
+		return 0;
+	*now = bpf_ktime_get_ns();
+	dir->sent[0].time = *now;
+	dir->sent[0].method = METHOD_SPIN;
+	if (!dir->sent[0].value) {
+		dir->sent[0].value = value;
+		return 0;
+	}
+	dir->sent[0].value = value;
+	edges = ++dir->sent[1].method;
+	if (packets < 8 || (3 * edges >= packets && 4 * edges <= 3 * packets))
+		return 0;
+	return *now - last < EXPIRY ? last : 0;
+}
+
+static __always_inline void update_rtt(struct rtt *rtt, u64 sample, u64 now, u32 method)
+{
+	if (!rtt->samples) {
+		rtt->smoothed = sample;
+		rtt->variance = sample / 2;
+		rtt->min = sample;
+	} else {
+		u64 difference = rtt->smoothed > sample ? rtt->smoothed - sample : sample - rtt->smoothed;
+
+		rtt->variance = rtt->variance - rtt->variance / 4 + difference / 4;
+		rtt->smoothed = rtt->smoothed - rtt->smoothed / 8 + sample / 8;
+		if (sample < rtt->min)
+			rtt->min = sample;
+	}
+	rtt->last = sample;
+	rtt->time = now;
+	rtt->method = method;
+	rtt->samples++;
+}
+
+/* The remote end's subnet: prefix lengths of the configuration. */
+static __always_inline void subnet_of(const struct flow_key *key, u8 version, const struct config *c,
+				      struct subnet_key *subnet)
+{
+	u32 bits = version == 4 ? 96 + c->subnet4 : c->subnet6;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		u32 word = bits >= 32 * (i + 1) ? ~0U : bits <= 32 * i ? 0 : ~0U << (32 - (bits & 31));
+
+		subnet->prefix[i] = key->remote[i] & swap32(word);
+	}
+	subnet->length = version == 4 ? c->subnet4 : c->subnet6;
+	subnet->version = version;
+	/* with short prefixes these would drown in their neighbours: kept apart */
+	if (version == 6 && subnet->length < 10 && (key->remote[0] & swap32(0xffc00000)) == swap32(0xfe800000))
+		subnet->length = 10, subnet->prefix[0] = swap32(0xfe800000);
+	if (version == 6 && subnet->length < 7 && (key->remote[0] & swap32(0xfe000000)) == swap32(0xfc000000))
+		subnet->length = 7, subnet->prefix[0] = swap32(0xfc000000);
+	if (version == 4 && subnet->length < 8 && (key->remote[3] & swap32(0xff000000)) == swap32(0x0a000000))
+		subnet->length = 8, subnet->prefix[3] = swap32(0x0a000000);
+	if (version == 4 && subnet->length < 12 && (key->remote[3] & swap32(0xfff00000)) == swap32(0xac100000))
+		subnet->length = 12, subnet->prefix[3] = swap32(0xac100000);
+	if (version == 4 && subnet->length < 16 && (key->remote[3] & swap32(0xffff0000)) == swap32(0xc0a80000))
+		subnet->length = 16, subnet->prefix[3] = swap32(0xc0a80000);
+	if (version == 4 && subnet->length < 16 && (key->remote[3] & swap32(0xffff0000)) == swap32(0xa9fe0000))
+		subnet->length = 16, subnet->prefix[3] = swap32(0xa9fe0000);
+}
+
+static __always_inline void event_of(struct event *e, u8 kind, u64 now, const struct flow_key *key,
+				     const struct flow *flow)
+{
+	__builtin_memset(e, 0, sizeof(*e));
+	e->time = now;
+	e->id = flow->id;
+	e->key = *key;
+	e->bytes[IN] = flow->dir[IN].bytes;
+	e->bytes[OUT] = flow->dir[OUT].bytes;
+	e->packets[IN] = flow->dir[IN].packets;
+	e->packets[OUT] = flow->dir[OUT].packets;
+	e->kind = kind;
+	e->state = flow->state;
+}
+
+static __always_inline int account(struct __sk_buff *skb, int direction)
+{
+	struct packet packet;
+	struct flow_key key = {};
+	struct segment s = {};
+	struct size size;
+	struct counters *n;
+	struct flow *flow;
+	struct flow_dir *dir, *other;
+	u32 method = METHOD_NONE;
+	u64 coarse, now = 0, sent = 0;
+	u8 opening = 0, closing = 0;
+	int zero = 0, side;
+	struct config *c = config.lookup(&zero);
+
+	n = counters.lookup(&zero);
+	if (!c || !c->ifindex || !n)
+		return TC_ACT_UNSPEC;
+	parse_packet(skb, c->l2_len, &packet);
+	if (!packet.version) {
+		n->untracked++;
+		return TC_ACT_UNSPEC;
+	}
+	packet_size(skb, &packet, direction == IN ? c->count_in : c->count_out, &size);
+
+	__builtin_memcpy(key.local, direction == OUT ? packet.source : packet.destination, 16);
+	__builtin_memcpy(key.remote, direction == OUT ? packet.destination : packet.source, 16);
+	key.protocol = (packet.protocol & 0xff) | packet.vlans << 8;
+	if (packet.l4) {
+		if (packet.protocol == IPPROTO_TCP) {
+			if (read_tcp(skb, &packet, &key, direction, &s))
+				method = METHOD_TIMESTAMP;
+		} else if (packet.protocol == IPPROTO_UDP || packet.protocol == IPPROTO_ICMP ||
+			   packet.protocol == IPPROTO_ICMPV6 || packet.protocol == 132 ||
+			   packet.protocol == 136 || packet.protocol == 33) {
+			read_other(skb, &packet, &key, direction, &method, &s);
+		}
+	}
+	if (packet.fragment) {
+		/* later fragments have no ports: the first one's are kept for them */
+		u64 hash = mix(mix(mix(*(u64 *)&packet.source[2], *(u64 *)&packet.destination[2]),
+				   *(u64 *)&packet.source[0] ^ *(u64 *)&packet.destination[0]),
+			       (u64)packet.fragment_id << 8 | (packet.protocol & 0xff));
+		int index = hash >> 32 & (FRAGMENT_SLOTS - 1);
+		struct fragment_slot *slot = fragments.lookup(&index);
+
+		if (slot && packet.fragment == FRAGMENT_FIRST) {
+			slot->hash = hash;
+			slot->local_port = key.local_port;
+			slot->remote_port = key.remote_port;
+		} else if (slot && slot->hash == hash) {
+			key.local_port = slot->local_port;
+			key.remote_port = slot->remote_port;
+		} else {
+			n->fragments++;
+		}
+	}
+
+	coarse = bpf_ktime_get_coarse_ns();
+	flow = flows.lookup(&key);
+	/* the same ports again: another connection */
+	if (flow && packet.protocol == IPPROTO_TCP && (s.flags & (SYN | ACK)) == SYN &&
+	    (flow->state >= STATE_CLOSED ||
+	     (flow->dir[direction].sequence && s.sequence + 1 != flow->dir[direction].sequence))) {
+		if (flow->state < STATE_CLOSED) {
+			n->closed++;
+			closing = 1;
+		}
+		n->replaced++;
+		flow = NULL;
+	}
+	if (!flow) {
+		struct flow *new = fresh.lookup(&zero);
+
+		if (!new)
+			return TC_ACT_UNSPEC;
+		__builtin_memset(new, 0, sizeof(*new));
+		now = bpf_ktime_get_ns();
+		new->id = ((u64)bpf_get_smp_processor_id() + 1) << 48 | ++n->created;
+		new->first = now;
+		new->tick[IN] = (now >> TICK_SHIFT) - 1;
+		new->tick[OUT] = new->tick[IN];
+		if (packet.protocol == IPPROTO_TCP && packet.l4) {
+			new->state = (s.flags & (SYN | ACK)) == SYN ? STATE_SYN : STATE_OPEN;
+			if (s.flags & SYN)
+				new->flags = FLOW_OPENED_BY(s.flags & ACK ? !direction : direction);
+			else
+				new->flags = FLOW_MIDWAY;
+		}
+		flows.update(&key, new);
+		flow = flows.lookup(&key);
+		if (!flow) {
+			n->untracked++;
+			return TC_ACT_UNSPEC;
+		}
+		n->opened++;
+		opening = 1;
+		closing = 0;
+	}
+
+	dir = &flow->dir[direction];
+	other = &flow->dir[!direction];
+	ADD(dir->bytes, size.bytes);
+	ADD(dir->packets, size.segments);
+	flow->last = coarse;
+
+	if (packet.protocol == IPPROTO_TCP) {
+		if (method == METHOD_NONE)
+			goto events;
+		flow->window[direction] = s.window;
+		if (s.flags & RST) {
+			if (flow->state < STATE_CLOSED) {
+				flow->state = STATE_RESET;
+				closing = 1;
+			}
+			goto events;
+		}
+		if (s.flags & ACK) {
+			sent = answered(other, &s, &method);
+			if (flow->state == STATE_SYN && !(s.flags & SYN))
+				flow->state = STATE_OPEN;
+		}
+		sent_segment(flow, direction, &s, &size, coarse);
+		if (s.flags & FIN && flow->state < STATE_CLOSED) {
+			flow->flags |= FLOW_FIN(direction);
+			flow->state = STATE_CLOSING;
+			if ((flow->flags & 3) == 3) {
+				flow->state = STATE_CLOSED;
+				closing = 1;
+			}
+		}
+	} else if (method == METHOD_SPIN) {
+		if (direction == OUT)
+			sent = spin_edge(dir, &s, &now);
+	} else if (method) {
+		if (s.flags & SYN)
+			remember(dir, s.sequence, method, coarse);
+		else
+			sent = answered(other, &s, &method);
+	}
+
+	if (sent) {
+		struct subnet_key subnet_key = {};
+		struct subnet *subnet;
+		struct hist *h;
+		u64 sample;
+
+		if (!now)
+			now = bpf_ktime_get_ns();
+		sample = now - sent;
+		if (sample > EXPIRY)
+			goto events;
+		/* answered by what came in: the round trip was outside */
+		side = direction == IN || method == METHOD_SPIN ? OUTWARD : INWARD;
+		update_rtt(&flow->rtt[side], sample, now, method);
+		n->samples++;
+		h = rtts.lookup(&side);
+		if (h)
+			hist_add(h, sample);
+		if (side == OUTWARD) {
+			subnet_of(&key, packet.version, c, &subnet_key);
+			subnet = subnets.lookup(&subnet_key);
+			if (!subnet) {
+				struct subnet *none = no_subnet.lookup(&zero);
+
+				if (none)
+					subnets.insert(&subnet_key, none);
+				subnet = subnets.lookup(&subnet_key);
+			}
+			if (subnet) {
+				ADD(subnet->sum, sample);
+				ADD(subnet->slots[hist_slot(sample) & (HIST_SLOTS - 1)], 1);
+				if (!subnet->min || sample < subnet->min)
+					subnet->min = sample;
+			} else {
+				int beyond = 2;
+
+				n->subnet_overflow++;
+				h = rtts.lookup(&beyond);
+				if (h)
+					hist_add(h, sample);
+			}
+		}
+		if (c->focus && c->focus == flow->id) {
+			struct event e;
+
+			event_of(&e, EVENT_SAMPLE, now, &key, flow);
+			e.rtt = sample;
+			e.side = side;
+			e.method = method;
+			if (events.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
+				n->lost_events++;
+		}
+	}
+
+events:
+	if (closing && !opening)
+		n->closed++;
+	if (opening || closing) {
+		struct event e;
+
+		event_of(&e, opening ? EVENT_OPEN : EVENT_CLOSE, now ? now : bpf_ktime_get_ns(), &key, flow);
+		if (events.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
+			n->lost_events++;
+	}
+	return TC_ACT_UNSPEC;
+}
+
+int flows_ingress(struct __sk_buff *skb)
+{
+	return account(skb, IN);
+}
+
+int flows_egress(struct __sk_buff *skb)
+{
+	return account(skb, OUT);
+}
+
+/*
+ * The process behind a socket: seen when it reads or writes, in its own context.
+ * A slot for each socket keeps the usual call short; the map is written when the
+ * socket or the process is new, and now and then for the kernel's RTT.
+ */
+static __always_inline int own(u64 sk)
+{
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	u64 jiffies = bpf_jiffies64();
+	int index = mix(sk, 0) >> 32 & (SOCKET_SLOTS - 1);
+	struct socket_slot *slot = sockets.lookup(&index);
+	struct sock_common common;
+	struct flow_key key = {};
+	struct owner owner = {};
+	u16 protocol = 0;
+
+	if (!slot || !sk)
+		return 0;
+	if (slot->sk == sk && slot->pid == pid && jiffies - slot->jiffies < OWNER_REFRESH)
+		return 0;
+	slot->sk = sk;
+	slot->pid = pid;
+	slot->jiffies = jiffies;
+
+	if (READ(common, sk))
+		return 0;
+	if (common.skc_family == 2) { /* AF_INET */
+		map_v4(key.local, common.skc_rcv_saddr);
+		map_v4(key.remote, common.skc_daddr);
+	} else if (common.skc_family == 10) { /* AF_INET6 */
+		__builtin_memcpy(key.local, &common.skc_v6_rcv_saddr, 16);
+		__builtin_memcpy(key.remote, &common.skc_v6_daddr, 16);
+	} else {
+		return 0;
+	}
+	/* not connected or not bound: zeros, in one form for both families */
+	if (!common.skc_rcv_saddr && common.skc_family == 2)
+		key.local[2] = 0;
+	if (!common.skc_daddr && common.skc_family == 2)
+		key.remote[2] = 0;
+	key.local_port = common.skc_num;
+	key.remote_port = swap16(common.skc_dport);
+	READ_FIELD(protocol, sk, struct sock, sk_protocol);
+	READ_FIELD(owner.netns, common.skc_net.net, struct net, ns.inum);
+	key.protocol = protocol & 0xff;
+	owner.time = bpf_ktime_get_ns(); /* tracing programs have no coarse clock */
+	owner.pid = pid;
+	owner.uid = bpf_get_current_uid_gid();
+	bpf_get_current_comm(owner.comm, sizeof(owner.comm));
+	if (key.protocol == IPPROTO_TCP) {
+		READ_FIELD(owner.srtt_us, sk, struct tcp_sock, srtt_us);
+		owner.srtt_us >>= 3; /* the kernel keeps eight times the value */
+		READ_FIELD(owner.cwnd, sk, struct tcp_sock, snd_cwnd);
+	}
+	owners.update(&key, &owner);
+	return 0;
+}
+
+/* Raw tracepoint or fentry: the socket is the first argument. */
+int flows_owner(struct bpf_raw_tracepoint_args *ctx)
+{
+	return own(ctx->args[0]);
+}
+
+int flows_owner_kprobe(struct pt_regs *ctx)
+{
+	return own(PT_REGS_PARM1(ctx));
+}

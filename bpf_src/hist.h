@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Log-linear histograms of delays in ns: 16 buckets to an octave, so that one is
+ * at most 6.25 % wide, from 1 ns to 34 s. nettop/stats.py does the same arithmetic.
+ */
+#ifndef HIST_H
+#define HIST_H
+
+#define HIST_SHIFT 4
+#define HIST_STEPS (1 << HIST_SHIFT)
+#define HIST_SLOTS 512
+
+/* A value of a per-CPU array, so nothing here needs an atomic. */
+struct hist {
+	u64 sum; /* ns */
+	u64 slots[HIST_SLOTS];
+};
+
+/* 1 if any bit is set, without a branch: branches double what the verifier has to walk through. */
+static __always_inline u64 hist_any(u64 v)
+{
+	return (v | -v) >> 63;
+}
+
+/* floor(log2(v)): BPF has no instruction for it. */
+static __always_inline u32 hist_log2(u64 v)
+{
+	u32 r, step;
+
+	r = hist_any(v >> 32) << 5;
+	v >>= r;
+	step = hist_any(v >> 16) << 4;
+	v >>= step;
+	r += step;
+	step = hist_any(v >> 8) << 3;
+	v >>= step;
+	r += step;
+	step = hist_any(v >> 4) << 2;
+	v >>= step;
+	r += step;
+	step = hist_any(v >> 2) << 1;
+	v >>= step;
+	return r + step + (v >> 1);
+}
+
+/* The bucket of a delay; the last one is open above. */
+static __always_inline u32 hist_slot(u64 ns)
+{
+	/* Below HIST_STEPS a bucket a value, which is what an octave of number 0 amounts to. */
+	u32 octave = hist_log2(ns | HIST_STEPS) - HIST_SHIFT;
+	u32 slot = (octave << HIST_SHIFT) + ((ns >> octave) & (HIST_STEPS - 1)) +
+		   (hist_any(ns >> HIST_SHIFT) << HIST_SHIFT);
+
+	return slot < HIST_SLOTS ? slot : HIST_SLOTS - 1;
+}
+
+/* The mask that the verifier wants to see; the compiler would leave it out, as it knows better. */
+static __always_inline u32 hist_bound(u32 slot)
+{
+	asm volatile("" : "+r"(slot));
+	return slot & (HIST_SLOTS - 1);
+}
+
+/* The same delay for several packets that went together. */
+static __always_inline void hist_add_many(struct hist *h, u64 ns, u32 count)
+{
+	u32 slot = hist_slot(ns);
+
+	h->sum += ns * count;
+	h->slots[hist_bound(slot)] += count;
+}
+
+static __always_inline void hist_add(struct hist *h, u64 ns)
+{
+	u32 slot = hist_slot(ns);
+
+	h->sum += ns;
+	h->slots[hist_bound(slot)]++;
+}
+
+#endif

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What every program shares with the Python side: nettop/control.py mirrors it,
+ * and tests/unit/test_layout.py compiles and compares.
+ */
+#ifndef NETTOP_H
+#define NETTOP_H
+
+/* How an interface's own counters count a GSO or GRO packet. */
+#define COUNT_SKB 0  /* as the one skb that the driver was given */
+#define COUNT_WIRE 1 /* as the segments that it stands for, headers and all */
+
+#define IN 0  /* received: TC ingress */
+#define OUT 1 /* sent: TC egress */
+
+#define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP: a wake-up costs fifteen times the event */
+
+#define NSEC_PER_MSEC 1000000ULL
+
+/*
+ * One entry of the map `config`: what the programs are told. Written by the
+ * loader once everything is attached, and by the screen (focus, sampling) later.
+ */
+struct config {
+	u32 ifindex; /* 0: not yet; do nothing */
+	u32 netns; /* inode of the interface's network namespace */
+	u16 l2_len; /* of the link header that an skb has at TC: 14, or 0 on tun, wg, ppp */
+	u8 count_in; /* COUNT_* */
+	u8 count_out;
+	u8 subnet4; /* prefix lengths for RTT by subnet */
+	u8 subnet6;
+	u8 sample_shift; /* stages follow one packet in 2^n */
+	u8 flags;
+	u64 focus; /* id of the flow in focus, 0: none */
+	u64 focus_hash; /* hash of that flow's key, see flow.h */
+};
+
+/* BCC's rewriter takes map functions in the main file only, and not inside macros: look it up by hand. */
+#define CONFIG_MAP BPF_ARRAY(config, struct config, 1)
+
+#define ADD(where, what) __sync_fetch_and_add(&(where), (what))
+
+/* Read kernel memory, for what direct access cannot reach. */
+#define READ(to, from) bpf_probe_read_kernel(&(to), sizeof(to), (const void *)(from))
+/* One field of a kernel structure behind a pointer. */
+#define READ_FIELD(to, pointer, type, field) \
+	bpf_probe_read_kernel(&(to), sizeof(to), (const char *)(pointer) + offsetof(type, field))
+
+#endif

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * From an skb at TC to its network and transport headers. Nothing is assumed of
+ * the packet: every read is checked, and what cannot be read is said to be absent.
+ */
+#ifndef PARSE_H
+#define PARSE_H
+
+#define ETH_P_IP 0x0800
+#define ETH_P_ARP 0x0806
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88a8
+#define ETH_P_IPV6 0x86dd
+
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH 51
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_DSTOPTS 60
+
+/* Protocols beyond the 256 of IP. */
+#define PROTO_ARP 256
+#define PROTO_OTHER 257 /* no IP, or an IP header that makes no sense */
+#define PROTO_SLOTS 258
+
+#define FRAGMENT_NONE 0
+#define FRAGMENT_FIRST 1
+#define FRAGMENT_LATER 2 /* has no transport header */
+
+#define VLAN_TAGS 2
+#define EXTENSION_HEADERS 6
+/* Far beyond any real header chain; lets the verifier bound packet pointers. */
+#define MAX_OFFSET 1024
+
+#define TC_ACT_UNSPEC -1 /* "next": the packet goes on as if we were not there */
+
+#define swap16(v) __builtin_bswap16(v)
+#define swap32(v) __builtin_bswap32(v)
+
+struct packet {
+	u32 l3; /* offset of the IP header */
+	u32 l4; /* offset of the transport header, 0: none here */
+	u32 end; /* offset of the end of the IP packet: a short frame is padded beyond */
+	u32 vlans; /* outer VID in bits 0-11, inner in 12-23 */
+	u16 protocol; /* IPPROTO_* or PROTO_* */
+	u8 version; /* 4, 6, or 0 */
+	u8 fragment;
+	u32 fragment_id;
+	u32 source[4]; /* IPv4 as v4-mapped IPv6, network order */
+	u32 destination[4];
+};
+
+/*
+ * Bytes of the packet: where they lie if they are in the linear part, else copied
+ * to the buffer; NULL if the packet ends before. Never pulls, which would change
+ * the skb for whoever comes after us.
+ */
+static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, void *buffer, u32 size)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if (offset > MAX_OFFSET)
+		return NULL;
+	if (data + offset + size <= end)
+		return data + offset;
+	if (bpf_skb_load_bytes(skb, offset, buffer, size) < 0)
+		return NULL;
+	return buffer;
+}
+
+static __always_inline void map_v4(u32 *to, u32 address)
+{
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = swap32(0x0000ffff);
+	to[3] = address;
+}
+
+/* A length of 0 is a packet larger than its field can say (BIG TCP, RFC 2675). */
+static __always_inline void set_end(struct __sk_buff *skb, struct packet *p, u32 length)
+{
+	p->end = skb->len;
+	if (length && p->l3 + length < skb->len)
+		p->end = p->l3 + length;
+}
+
+static __always_inline void parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	struct iphdr copy, *ip = packet_bytes(skb, p->l3, &copy, sizeof(copy));
+	u16 fragment;
+	u8 first;
+
+	if (!ip)
+		return;
+	first = *(u8 *)ip;
+	if (first >> 4 != 4 || (first & 15) < 5)
+		return;
+	p->version = 4;
+	p->protocol = ip->protocol;
+	map_v4(p->source, ip->saddr);
+	map_v4(p->destination, ip->daddr);
+	p->l4 = p->l3 + (first & 15) * 4;
+	set_end(skb, p, swap16(ip->tot_len));
+	fragment = swap16(ip->frag_off);
+	if (fragment & 0x3fff) { /* more fragments, or an offset */
+		p->fragment = fragment & 0x1fff ? FRAGMENT_LATER : FRAGMENT_FIRST;
+		p->fragment_id = ip->id;
+	}
+}
+
+static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr copy, *ip = packet_bytes(skb, p->l3, &copy, sizeof(copy));
+	u8 next;
+	int i;
+
+	if (!ip || *(u8 *)ip >> 4 != 6)
+		return;
+	p->version = 6;
+	__builtin_memcpy(p->source, &ip->saddr, 16);
+	__builtin_memcpy(p->destination, &ip->daddr, 16);
+	next = ip->nexthdr;
+	p->protocol = next;
+	p->l4 = p->l3 + 40;
+	set_end(skb, p, ip->payload_len ? 40 + swap16(ip->payload_len) : 0);
+	/* RFC 8200, 4: a chain of extension headers, each of which names the next. */
+#pragma unroll
+	for (i = 0; i < EXTENSION_HEADERS; i++) {
+		u8 extension_copy[8], *extension;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
+		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH && next != IPPROTO_DSTOPTS)
+			break;
+		extension = packet_bytes(skb, p->l4, extension_copy, 8);
+		if (!extension) {
+			p->l4 = 0;
+			return;
+		}
+		if (next == IPPROTO_FRAGMENT) {
+			u16 offset = extension[2] << 8 | extension[3];
+
+			/* RFC 6946: an atomic fragment is a whole packet */
+			if (offset & 0xfff9)
+				p->fragment = offset & 0xfff8 ? FRAGMENT_LATER : FRAGMENT_FIRST;
+			__builtin_memcpy(&p->fragment_id, extension + 4, 4);
+			p->l4 += 8;
+		} else if (next == IPPROTO_AH) {
+			p->l4 += (extension[1] + 2) * 4; /* RFC 4302, 2.2: in words of 4, less 2 */
+		} else {
+			p->l4 += (extension[1] + 1) * 8;
+		}
+		next = extension[0];
+		p->protocol = next;
+		if (p->fragment == FRAGMENT_LATER)
+			break;
+	}
+}
+
+static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)
+{
+	u16 type_copy, *type, ethertype = skb->protocol;
+	u32 offset = l2_len;
+	int i;
+
+	__builtin_memset(p, 0, sizeof(*p));
+	p->protocol = PROTO_OTHER;
+	if (skb->vlan_present)
+		p->vlans = skb->vlan_tci & 0xfff;
+	if (l2_len >= 2) {
+		/* what the frame says, which a raw socket's skb->protocol need not */
+		type = packet_bytes(skb, l2_len - 2, &type_copy, 2);
+		if (!type)
+			return;
+		ethertype = *type;
+	}
+#pragma unroll
+	for (i = 0; i < VLAN_TAGS; i++) {
+		u16 tag_copy[2], *tag;
+
+		if (ethertype != swap16(ETH_P_8021Q) && ethertype != swap16(ETH_P_8021AD))
+			break;
+		tag = packet_bytes(skb, offset, tag_copy, 4);
+		if (!tag)
+			return;
+		p->vlans |= p->vlans ? (swap16(tag[0]) & 0xfff) << 12 : swap16(tag[0]) & 0xfff;
+		ethertype = tag[1];
+		offset += 4;
+	}
+	p->l3 = offset;
+	if (ethertype == swap16(ETH_P_IP))
+		parse_ipv4(skb, p);
+	else if (ethertype == swap16(ETH_P_IPV6))
+		parse_ipv6(skb, p);
+	else if (ethertype == swap16(ETH_P_ARP))
+		p->protocol = PROTO_ARP;
+	if (p->fragment == FRAGMENT_LATER)
+		p->l4 = 0;
+}
+
+/* Bytes of the transport header; 0 where there is none of a kind that segments. */
+static __always_inline u32 transport_header_len(struct __sk_buff *skb, const struct packet *p)
+{
+	u8 copy, *byte;
+
+	if (!p->l4)
+		return 0;
+	if (p->protocol == IPPROTO_UDP)
+		return 8;
+	if (p->protocol != IPPROTO_TCP)
+		return 0;
+	byte = packet_bytes(skb, p->l4 + 12, &copy, 1);
+	return byte ? (*byte >> 4) * 4 : 0;
+}
+
+/* A packet's size as its interface counts it, and the packets on the wire that it stands for. */
+struct size {
+	u32 bytes;
+	u32 packets; /* as the interface counts */
+	u32 segments; /* as the wire does */
+	u32 segment_bytes; /* of a full segment with its headers */
+};
+
+static __always_inline void packet_size(struct __sk_buff *skb, const struct packet *p, u8 counting,
+					struct size *s)
+{
+	u32 segments = skb->gso_segs, gso_size = skb->gso_size, headers;
+
+	/* a tag that was lifted out of the frame has crossed the interface all the same */
+	s->bytes = skb->len + (skb->vlan_present ? 4 : 0);
+	s->packets = 1;
+	s->segments = 1;
+	s->segment_bytes = s->bytes;
+	if (!gso_size)
+		return;
+	headers = p->l4 + transport_header_len(skb, p);
+	if (!segments) /* a guest's or a tap's skb comes without the count */
+		segments = s->bytes > headers ? (s->bytes - headers + gso_size - 1) / gso_size : 1;
+	if (segments <= 1)
+		return;
+	s->segments = segments;
+	s->segment_bytes = headers + gso_size;
+	if (counting == COUNT_WIRE) {
+		s->bytes += (segments - 1) * headers;
+		s->packets = segments;
+	}
+}
+
+#endif

@@ -1,0 +1,1334 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * Where a packet's time goes on its way through the host, from boundary to boundary.
+ *
+ * A packet is known by its skb's address for as long as it has one: the address chooses a slot of an array, and what
+ * the slot holds is believed only if it names the same address and the right last boundary.  Nothing is ever looked
+ * for, inserted or deleted, and what is dropped on the way is overwritten by whoever comes next.
+ *
+ *   receive: driver -> stack -> ip -> local (or forward) -> transport -> socket -> application
+ *   send:    application -> ip -> qdisc -> driver -> handed over -> done
+ *
+ * Between socket and application, and application and ip, TCP merges and cuts skbs: there the socket is the key, and
+ * the place in the stream says which packet it was (fifo.h).
+ *
+ * Each boundary has a body, and around it a function for each kind of program that may watch it; see load.h.
+ */
+#include "nettop.h"
+#include "hist.h"
+#include "load.h"
+#include "fifo.h"
+
+/* Index of `stages`; nettop/probes/stages.py has the same list.  A stage ends where it is recorded. */
+#define RX_STACK 0
+#define RX_IP 1
+#define RX_LOCAL 2
+#define RX_FORWARD 3
+#define RX_TRANSPORT 4
+#define RX_SOCKET 5
+#define RX_APPLICATION 6
+#define RX_WHOLE 7
+#define TX_APPLICATION 8
+#define TX_IP 9
+#define TX_QDISC 10
+#define TX_DRIVER 11
+#define TX_DONE 12
+#define TX_WHOLE 13
+#define STAGES 14
+
+/* What a slot's packet has passed. */
+#define AT_DRIVER 0x01
+#define AT_STACK 0x02
+#define AT_IP 0x04
+#define AT_LOCAL 0x08
+#define AT_QUEUE 0x10
+#define AT_XMIT 0x20
+#define AT_SENT 0x40
+#define NOT_SAMPLED 0x80
+
+#define SLOT_BITS 15
+#define SLOTS (1 << SLOT_BITS)
+#define SOCKET_BITS 11
+#define SOCKETS (1 << SOCKET_BITS)
+#define DELTAS 4
+#define OLD (30ULL * 1000 * NSEC_PER_MSEC) /* nothing waits so long inside a host: another packet's slot */
+#define IDLE (1000 * NSEC_PER_MSEC) /* after which a socket's entry may be taken by another */
+
+#define ETH_P_IP_BE __builtin_bswap16(0x0800)
+#define ETH_P_IPV6_BE __builtin_bswap16(0x86dd)
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#undef ETH_P_IP_BE
+#undef ETH_P_IPV6_BE
+#define ETH_P_IP_BE 0x0800
+#define ETH_P_IPV6_BE 0x86dd
+#endif
+#define FAMILY_INET 2
+#define FAMILY_INET6 10
+#define TYPE_STREAM 1
+#define TCP_FIN 0x01
+#define PEEK 0x02
+#define ERRQUEUE 0x2000
+#define ACCEPT 1 /* NF_ACCEPT */
+
+struct slot {
+	u64 skb; /* its address, never followed */
+	u64 at; /* the last boundary */
+	u64 start; /* the first one, 0: not seen there */
+	u32 passed;
+	u32 deltas[DELTAS]; /* ns of the stages so far, for the sums over whole paths */
+	u32 pad;
+};
+
+/*
+ * One stage on one CPU.  `path` sums the stage over packets that went the whole way from a known start: those sums
+ * add up to the whole path's, which the histograms' do not, as not every packet goes all the way.
+ */
+struct stage {
+	struct hist delay;
+	u64 missed; /* packets at the stage's end whose beginning was not seen */
+	u64 dropped; /* packets that ended in the stage: kfree_skb */
+	u64 path;
+	u64 paths;
+};
+
+/* The packet that this CPU is delivering: UDP's way to its socket shows no skb. */
+struct delivery {
+	u64 skb; /* 0: not ours */
+	u64 at;
+	u64 net;
+};
+
+/* A socket that receives. */
+struct reader {
+	u64 sock;
+	u64 used;
+	u64 pending; /* when the packet in hand reached TCP, 0: none */
+	u64 pending_start;
+	u64 held_sum; /* out of order, or below SO_RCVLOWAT: the sum of their times */
+	u64 held_start;
+	u32 held;
+	u32 held_end;
+	u32 not_sampled;
+	u32 in; /* UDP: datagrams queued, and read */
+	u32 out;
+	u32 pad;
+	struct fifo queue;
+};
+
+/* A socket that sends. */
+struct writer {
+	u64 sock;
+	u64 used;
+	u64 sending; /* UDP: when the call in hand began */
+	u32 sent_end; /* highest sequence number that went out */
+	u32 sent;
+	struct fifo queue;
+};
+
+CONFIG_MAP;
+BPF_ARRAY(rx_slots, struct slot, SLOTS);
+BPF_ARRAY(tx_slots, struct slot, SLOTS);
+BPF_ARRAY(readers, struct reader, SOCKETS);
+BPF_ARRAY(writers, struct writer, SOCKETS);
+BPF_PERCPU_ARRAY(stages, struct stage, STAGES);
+BPF_PERCPU_ARRAY(deliveries, struct delivery, 1);
+BPF_PERCPU_ARRAY(addresses, u64, 32);
+
+static __always_inline struct config *settings(void)
+{
+	int zero = 0;
+
+	return config.lookup(&zero);
+}
+
+/*
+ * A pointer as a number.  The verifier lets nobody reckon with a typed pointer, and forgets the type when it went
+ * through a map.  Each caller has a cell of its own, so one that interrupts another does it no harm.
+ */
+static __always_inline u64 address(const void *pointer, int typed, int cell)
+{
+	u64 *number;
+
+	if (!typed)
+		return (u64)pointer;
+	number = addresses.lookup(&cell);
+	if (!number)
+		return 0;
+	*(volatile u64 *)number = (u64)pointer;
+	return *(volatile u64 *)number;
+}
+
+/* Fibonacci hashing: addresses differ in their middle bits. */
+static __always_inline u32 hash(u64 address, int bits)
+{
+	return (address * 0x9E3779B97F4A7C15ULL) >> (64 - bits);
+}
+
+static __always_inline struct slot *rx_slot(u64 skb)
+{
+	int index = hash(skb, SLOT_BITS);
+
+	return rx_slots.lookup(&index);
+}
+
+static __always_inline struct slot *tx_slot(u64 skb)
+{
+	int index = hash(skb, SLOT_BITS);
+
+	return tx_slots.lookup(&index);
+}
+
+static __always_inline struct stage *stage_of(int index)
+{
+	return stages.lookup(&index);
+}
+
+static __always_inline u64 since(u64 then, u64 now)
+{
+	s64 ns = now - then;
+
+	/* 0 if negative: the clocks of two CPUs may differ by some ns. */
+	return ns & ~(ns >> 63);
+}
+
+/* `start`: when the packet's whole path began, 0 if it is not known and the stage does not count for the path. */
+static __always_inline void record(int index, u64 ns, u32 packets, u64 start)
+{
+	struct stage *s = stage_of(index);
+	u32 in_path = packets & -(u32)hist_any(start);
+
+	if (!s)
+		return;
+	hist_add_many(&s->delay, ns, packets);
+	s->path += ns * in_path;
+	s->paths += in_path;
+}
+
+static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets)
+{
+	struct stage *s = stage_of(index);
+
+	if (s)
+		hist_add_many(&s->delay, since(start, now), packets & -(u32)hist_any(start));
+}
+
+static __always_inline void add_path(int index, u64 ns)
+{
+	struct stage *s = stage_of(index);
+
+	if (s) {
+		s->path += ns;
+		s->paths++;
+	}
+}
+
+static __always_inline void miss(int index, u32 packets)
+{
+	struct stage *s = stage_of(index);
+
+	if (s)
+		s->missed += packets;
+}
+
+static __always_inline u32 short_ns(u64 ns)
+{
+	return ns > 0xffffffff ? 0xffffffff : ns;
+}
+
+/* One packet in 2^sample_shift is followed. */
+static __always_inline bool sampled(const struct config *c)
+{
+	return !c->sample_shift || !(bpf_get_prandom_u32() & ((1 << (c->sample_shift & 31)) - 1));
+}
+
+static __always_inline bool internet(const void *skb, int typed)
+{
+	u16 protocol = 0;
+
+	LOAD(typed, protocol, skb, struct sk_buff, protocol);
+	return protocol == ETH_P_IP_BE || protocol == ETH_P_IPV6_BE;
+}
+
+/* ---- receive: by skb ---------------------------------------------------------------------------------------- */
+
+/* The driver hands a packet to the stack. */
+static __always_inline int rx_driver(const void *skb, int typed)
+{
+	u64 key = address(skb, typed, 0), now;
+	struct config *c = settings();
+	struct slot *s = rx_slot(key);
+	void *dev = 0;
+
+	if (!c || !s)
+		return 0;
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	if (!watched(c, dev, typed)) {
+		if (s->skb == key)
+			s->skb = 0;
+		return 0;
+	}
+	s->skb = key;
+	if (!sampled(c)) {
+		s->passed = NOT_SAMPLED;
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	s->at = now;
+	s->start = now;
+	s->passed = AT_DRIVER;
+	return 0;
+}
+
+/*
+ * A protocol gets the packet.  Every packet of every interface passes here, so a slot that names this skb speaks of
+ * this packet from here on.
+ */
+static __always_inline int rx_stack(const void *skb, int typed)
+{
+	u64 key = address(skb, typed, 1), now, ns;
+	struct config *c = settings();
+	struct slot *s = rx_slot(key);
+	void *dev = 0;
+
+	if (!c || !s)
+		return 0;
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	if (!watched(c, dev, typed)) {
+		if (s->skb == key)
+			s->skb = 0;
+		return 0;
+	}
+	if (s->skb == key && s->passed == NOT_SAMPLED)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (s->skb == key && s->passed == AT_DRIVER && since(s->at, now) < OLD) {
+		ns = since(s->at, now);
+		s->deltas[0] = short_ns(ns);
+		record(RX_STACK, ns, 1, 0);
+	} else {
+		s->skb = key;
+		s->start = 0;
+		s->deltas[0] = 0;
+		miss(RX_STACK, 1);
+	}
+	s->at = now;
+	s->passed = AT_DRIVER | AT_STACK;
+	return 0;
+}
+
+/* ip_rcv, ipv6_rcv.  `ours`: it came in by the watched interface itself, not by a VLAN or a bridge upon it. */
+static __always_inline int rx_ip(u64 key, bool ours)
+{
+	struct slot *s = rx_slot(key);
+	u64 now, ns;
+
+	if (!s)
+		return 0;
+	if (s->skb != key) {
+		if (!ours)
+			return 0;
+		now = bpf_ktime_get_ns();
+		s->skb = key;
+		s->start = 0;
+		s->deltas[0] = 0;
+		s->deltas[1] = 0;
+		miss(RX_IP, 1);
+	} else {
+		if (s->passed & (NOT_SAMPLED | AT_IP))
+			return 0;
+		now = bpf_ktime_get_ns();
+		ns = since(s->at, now);
+		s->deltas[1] = short_ns(ns);
+		record(RX_IP, ns, 1, 0);
+	}
+	s->at = now;
+	s->passed = AT_DRIVER | AT_STACK | AT_IP;
+	return 0;
+}
+
+/* ip_local_deliver, ip6_input. */
+static __always_inline int rx_local(u64 key, bool ours, u64 net)
+{
+	struct slot *s = rx_slot(key);
+	struct delivery *d;
+	u64 now, ns;
+	int zero = 0;
+
+	d = deliveries.lookup(&zero);
+	if (!s || !d)
+		return 0;
+	if (s->skb != key) {
+		d->skb = 0;
+		if (!ours)
+			return 0;
+		now = bpf_ktime_get_ns();
+		s->skb = key;
+		s->start = 0;
+		miss(RX_LOCAL, 1);
+	} else {
+		if (s->passed & (NOT_SAMPLED | AT_LOCAL)) {
+			d->skb = 0;
+			return 0;
+		}
+		now = bpf_ktime_get_ns();
+		ns = since(s->at, now);
+		s->deltas[2] = short_ns(ns);
+		record(RX_LOCAL, ns, 1, 0);
+	}
+	s->at = now;
+	s->passed |= AT_LOCAL;
+	d->skb = key;
+	d->at = now;
+	d->net = net;
+	return 0;
+}
+
+/* Routed on: a packet of ours ends its way here, and one that is to leave by our interface begins it. */
+static __always_inline int forward(u64 key, bool ours, bool leaving)
+{
+	struct config *c = settings();
+	struct slot *s = rx_slot(key), *out = tx_slot(key);
+	u64 now = 0;
+
+	if (!c || !s || !out)
+		return 0;
+	if (s->skb == key && !(s->passed & (AT_LOCAL | NOT_SAMPLED))) {
+		now = bpf_ktime_get_ns();
+		record(RX_FORWARD, since(s->at, now), 1, 0);
+	} else if (s->skb != key && ours) {
+		miss(RX_FORWARD, 1);
+	}
+	if (s->skb == key)
+		s->skb = 0;
+	if (!leaving)
+		return 0;
+	out->skb = key;
+	if (!sampled(c)) {
+		out->passed = NOT_SAMPLED;
+		return 0;
+	}
+	out->at = now ? now : bpf_ktime_get_ns();
+	out->start = 0;
+	out->deltas[0] = 0;
+	out->passed = AT_IP;
+	return 0;
+}
+
+/* ---- receive: by socket ------------------------------------------------------------------------------------- */
+
+/* The entry of a socket that is in the table already. */
+static __always_inline struct reader *reader_of(u64 sock)
+{
+	int index = hash(sock, SOCKET_BITS);
+	struct reader *r = readers.lookup(&index);
+
+	return r && r->sock == sock ? r : 0;
+}
+
+/* The same, taken from a socket that has nothing to wait for; nobody's if that is still busy. */
+static __always_inline struct reader *reader_for(u64 sock, u64 now, bool *fresh)
+{
+	int index = hash(sock, SOCKET_BITS);
+	struct reader *r = readers.lookup(&index);
+
+	if (!r)
+		return 0;
+	if (r->sock != sock) {
+		if (r->sock && !fifo_empty(&r->queue) && since(r->used, now) < IDLE)
+			return 0;
+		r->sock = sock;
+		r->pending = 0;
+		r->held = 0;
+		r->in = 0;
+		r->out = 0;
+		fifo_clear(&r->queue);
+		*fresh = true;
+	}
+	r->used = now;
+	return r;
+}
+
+static __always_inline void queued(struct reader *r, u64 at, u64 start, u32 position, u32 packets)
+{
+	fifo_push(&r->queue, at, start, position, packets);
+}
+
+/* Everything up to this position has been read. */
+static __always_inline void taken(struct reader *r, u32 position)
+{
+	struct waiting *w;
+	u64 now;
+	int i;
+
+	w = fifo_oldest(&r->queue);
+	if (fifo_empty(&r->queue) || before(position, w->position))
+		return;
+	now = bpf_ktime_get_ns();
+	r->used = now;
+	for (i = 0; i < FIFO_SLOTS; i++) {
+		if (fifo_empty(&r->queue))
+			break;
+		w = fifo_oldest(&r->queue);
+		if (before(position, w->position))
+			break;
+		record(RX_APPLICATION, since(w->at, now), w->packets, w->start);
+		record_whole(RX_WHOLE, w->start, now, w->packets);
+		r->queue.tail++;
+	}
+}
+
+struct stream {
+	u32 received; /* rcv_nxt */
+	u32 copied; /* copied_seq */
+	u32 written; /* write_seq */
+	u32 sent; /* snd_nxt */
+};
+
+static __always_inline bool read_stream(void *sock, int typed, struct stream *stream)
+{
+	if (typed) {
+		sock = bpf_skc_to_tcp_sock(sock);
+		if (!sock)
+			return false;
+	}
+	LOAD(typed, stream->received, sock, struct tcp_sock, rcv_nxt);
+	LOAD(typed, stream->copied, sock, struct tcp_sock, copied_seq);
+	LOAD(typed, stream->written, sock, struct tcp_sock, write_seq);
+	LOAD(typed, stream->sent, sock, struct tcp_sock, snd_nxt);
+	return true;
+}
+
+static __always_inline bool sock_watched(const struct config *c, const void *sock, int typed)
+{
+	void *net = 0;
+	u32 inode = 0;
+
+	LOAD(typed, net, sock, struct sock, __sk_common.skc_net.net);
+	LOAD(typed, inode, net, struct net, ns.inum);
+	return inode == c->netns;
+}
+
+/* Fold what is in hand into what is held back: nobody was told of it. */
+static __always_inline void hold(struct reader *r, u64 at, u64 start, u32 end)
+{
+	if (!r->held || before(r->held_end, end))
+		r->held_end = end;
+	r->held_sum = (r->held ? r->held_sum : 0) + at;
+	r->held_start = r->held ? r->held_start : start;
+	r->held++;
+}
+
+/* TCP has the packet: tcp_rcv_established, out of the backlog if the socket was in use. */
+static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
+{
+	u64 key = address(skb, typed, 2), id = address(sock, typed, 3), now, ns, start = 0;
+	const u32 cb = offsetof(struct sk_buff, cb);
+	struct config *c = settings();
+	struct slot *s = rx_slot(key);
+	struct stream stream = {};
+	u32 first = 0, end = 0, index = 0;
+	struct reader *r;
+	bool fresh = false;
+	u8 flags = 0;
+
+	if (!c || !s)
+		return 0;
+	LOAD_AT(typed, first, skb, cb + offsetof(struct tcp_skb_cb, seq));
+	LOAD_AT(typed, end, skb, cb + offsetof(struct tcp_skb_cb, end_seq));
+	if (s->skb != key) {
+		LOAD(typed, index, skb, struct sk_buff, skb_iif);
+		if (index != c->ifindex || !sock_watched(c, sock, typed)) {
+			/* Not ours, though its socket, or one at this address before, had packets of ours. */
+			r = reader_of(id);
+			if (r)
+				r->not_sampled = 1;
+			return 0;
+		}
+		miss(RX_TRANSPORT, 1);
+		if (first == end)
+			return 0;
+		now = bpf_ktime_get_ns();
+	} else {
+		s->skb = 0;
+		if (s->passed & NOT_SAMPLED) {
+			r = reader_of(id);
+			if (r)
+				r->not_sampled = 1;
+			return 0;
+		}
+		now = bpf_ktime_get_ns();
+		ns = since(s->at, now);
+		record(RX_TRANSPORT, ns, 1, 0);
+		if (first == end)
+			return 0;
+		start = s->start;
+	}
+	LOAD_AT(typed, flags, skb, cb + offsetof(struct tcp_skb_cb, tcp_flags));
+	if (end - first == 1 && flags & TCP_FIN)
+		return 0;
+	if (!read_stream(sock, typed, &stream) || !before(stream.received, end))
+		return 0; /* all of it is there already */
+	if (start) {
+		add_path(RX_STACK, s->deltas[0]);
+		add_path(RX_IP, s->deltas[1]);
+		add_path(RX_LOCAL, s->deltas[2]);
+		add_path(RX_TRANSPORT, ns);
+	}
+	r = reader_for(id, now, &fresh);
+	if (!r) {
+		miss(RX_SOCKET, 1);
+		miss(RX_APPLICATION, 1);
+		return 0;
+	}
+	r->not_sampled = 0;
+	if (before(stream.received, first)) {
+		hold(r, now, start, end);
+		return 0;
+	}
+	if (r->pending)
+		hold(r, r->pending, r->pending_start, stream.received);
+	else if (stream.received == stream.copied)
+		fifo_clear(&r->queue); /* nothing is unread: what is left there is another connection's */
+	r->pending = now;
+	r->pending_start = start;
+	return 0;
+}
+
+/* The reader of a TCP socket is told. */
+static __always_inline int rx_ready_stream(void *sock, int typed, u64 id)
+{
+	struct reader *r = reader_of(id);
+	struct stream stream = {};
+	u64 now, start;
+	u32 packets = 0;
+
+	if (!r)
+		return 0;
+	if (!r->pending && !r->held) {
+		if (!r->not_sampled)
+			miss(RX_SOCKET, 1);
+		return 0;
+	}
+	if (!read_stream(sock, typed, &stream))
+		return 0;
+	now = bpf_ktime_get_ns();
+	start = r->pending_start;
+	if (r->pending) {
+		record(RX_SOCKET, since(r->pending, now), 1, start);
+		packets = 1;
+		r->pending = 0;
+	}
+	if (r->held && !before(stream.received, r->held_end)) {
+		/* The gap is closed: the mean of those that waited behind it, counted for each. */
+		record(RX_SOCKET, since(r->held_sum / r->held, now), r->held, r->held_start);
+		start = start ? start : r->held_start;
+		packets += r->held;
+		r->held = 0;
+	}
+	if (packets)
+		queued(r, now, start, stream.received, packets);
+	return 0;
+}
+
+/* Datagrams in the queue of a socket: those before the reader's last splice are in a queue of UDP's own. */
+static __always_inline u32 datagrams(const void *sock, int typed)
+{
+	u32 queue = 0, reader_queue = 0;
+
+	LOAD(typed, queue, sock, struct sock, sk_receive_queue.qlen);
+	READ_FIELD(reader_queue, sock, struct udp_sock, reader_queue.qlen);
+	return queue + reader_queue;
+}
+
+/* The reader of any other socket is told: UDP, ping, raw. */
+static __always_inline int rx_ready_datagram(void *sock, int typed, u64 id)
+{
+	struct reader *r = reader_of(id);
+	struct delivery *d;
+	struct slot *s;
+	u64 now, start = 0, net = 0;
+	bool fresh = false;
+	void *pointer = 0;
+	int zero = 0;
+
+	if (r)
+		r->in++;
+	d = deliveries.lookup(&zero);
+	if (!d || !d->skb)
+		return 0;
+	LOAD(typed, pointer, sock, struct sock, __sk_common.skc_net.net);
+	net = address(pointer, typed, 5);
+	if (d->net != net)
+		return 0;
+	now = bpf_ktime_get_ns();
+	s = rx_slot(d->skb);
+	if (s && s->skb == d->skb && s->start) {
+		start = s->start;
+		add_path(RX_STACK, s->deltas[0]);
+		add_path(RX_IP, s->deltas[1]);
+		add_path(RX_LOCAL, s->deltas[2]);
+	}
+	record(RX_SOCKET, since(d->at, now), 1, start);
+	r = reader_for(id, now, &fresh);
+	if (!r) {
+		miss(RX_APPLICATION, 1);
+		return 0;
+	}
+	/* Counting reads and arrivals may go astray (two CPUs at once, an error queue): count again now and then. */
+	if (fresh || !(r->in & 63))
+		r->in = r->out + datagrams(sock, typed);
+	queued(r, now, start, r->in, 1);
+	return 0;
+}
+
+static __always_inline bool internet_socket(const void *sock, int typed, u16 *type)
+{
+	u16 family = 0;
+
+	LOAD(typed, family, sock, struct sock, __sk_common.skc_family);
+	if (family != FAMILY_INET && family != FAMILY_INET6)
+		return false;
+	LOAD(typed, *type, sock, struct sock, sk_type);
+	return true;
+}
+
+static __always_inline int rx_ready(void *sock, int typed)
+{
+	u64 id = address(sock, typed, 4);
+	u16 type = 0;
+
+	if (!internet_socket(sock, typed, &type))
+		return 0;
+	return type == TYPE_STREAM ? rx_ready_stream(sock, typed, id) : rx_ready_datagram(sock, typed, id);
+}
+
+/* UDP has the packet, where there is a function to watch. */
+static __always_inline int rx_udp(const void *skb, int typed)
+{
+	u64 key = address(skb, typed, 6), now;
+	struct slot *s = rx_slot(key);
+	struct delivery *d;
+	int zero = 0;
+
+	d = deliveries.lookup(&zero);
+	if (!s || !d || s->skb != key || d->skb != key || s->passed & NOT_SAMPLED)
+		return 0;
+	now = bpf_ktime_get_ns();
+	record(RX_TRANSPORT, since(s->at, now), 1, s->start);
+	s->at = now;
+	d->at = now;
+	return 0;
+}
+
+/* The application has copied from a TCP socket. */
+static __always_inline int rx_read_stream(void *sock, int typed)
+{
+	struct reader *r = reader_of(address(sock, typed, 7));
+	struct stream stream = {};
+
+	if (r && !fifo_empty(&r->queue) && read_stream(sock, typed, &stream))
+		taken(r, stream.copied);
+	return 0;
+}
+
+/* One recvmsg of any socket is over: `length` is what it returned. */
+static __always_inline int rx_read_datagram(void *sock, int typed, int length, int flags)
+{
+	struct reader *r;
+	u16 type = 0;
+
+	if (length < 0 || flags & (PEEK | ERRQUEUE))
+		return 0;
+	if (!internet_socket(sock, typed, &type) || type == TYPE_STREAM)
+		return 0;
+	r = reader_of(address(sock, typed, 8));
+	if (!r)
+		return 0;
+	r->out++;
+	taken(r, r->out);
+	return 0;
+}
+
+/* ---- send --------------------------------------------------------------------------------------------------- */
+
+static __always_inline struct writer *writer_of(u64 sock)
+{
+	int index = hash(sock, SOCKET_BITS);
+	struct writer *w = writers.lookup(&index);
+
+	return w && w->sock == sock ? w : 0;
+}
+
+static __always_inline struct writer *writer_for(u64 sock, u64 now)
+{
+	int index = hash(sock, SOCKET_BITS);
+	struct writer *w = writers.lookup(&index);
+	bool waits;
+
+	if (!w)
+		return 0;
+	if (w->sock != sock) {
+		waits = !fifo_empty(&w->queue) && (!w->sent || before(w->sent_end, fifo_newest(&w->queue)->position + 1));
+		if (w->sock && waits && since(w->used, now) < IDLE)
+			return 0;
+		w->sock = sock;
+		w->sent = 0;
+		w->sending = 0;
+		fifo_clear(&w->queue);
+	}
+	w->used = now;
+	return w;
+}
+
+/* An application writes to a TCP socket; the kernel asks once for each skb that it fills. */
+static __always_inline int tx_write(void *sock, int typed)
+{
+	u64 id = address(sock, typed, 9), now;
+	struct config *c = settings();
+	void *route = 0, *dev = 0;
+	struct stream stream = {};
+	struct writer *w;
+
+	if (!c)
+		return 0;
+	LOAD(typed, route, sock, struct sock, sk_dst_cache);
+	LOAD(typed, dev, route, struct dst_entry, dev);
+	if (!watched(c, dev, typed) || !read_stream(sock, typed, &stream))
+		return 0;
+	now = bpf_ktime_get_ns();
+	w = writer_for(id, now);
+	if (!w)
+		return 0;
+	if (stream.sent == stream.written)
+		fifo_clear(&w->queue); /* all is sent: what is left there is of no use */
+	else if (!fifo_empty(&w->queue) && fifo_newest(&w->queue)->position == stream.written)
+		return 0; /* the same place again, after a wait for memory */
+	fifo_push(&w->queue, now, now, stream.written, 1);
+	return 0;
+}
+
+/* udp_sendmsg begins. */
+static __always_inline int tx_write_datagram(void *sock, int typed)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct writer *w = writer_for(address(sock, typed, 10), now);
+
+	if (w)
+		w->sending = now;
+	return 0;
+}
+
+/* When the first byte of a segment was written; 0 if that is not known, 1 if it need not be. */
+static __always_inline u64 written_at(struct writer *w, const void *skb, int typed)
+{
+	u16 transport = 0, network = 0;
+	struct waiting *oldest, *next;
+	u32 length = 0, first, end;
+	void *head = 0;
+	u8 tcp[14];
+	int i;
+
+	LOAD(typed, head, skb, struct sk_buff, head);
+	LOAD(typed, length, skb, struct sk_buff, len);
+	LOAD(typed, transport, skb, struct sk_buff, transport_header);
+	LOAD(typed, network, skb, struct sk_buff, network_header);
+	if (bpf_probe_read_kernel(tcp, sizeof(tcp), (char *)head + transport))
+		return 1;
+	first = ((u32)tcp[4] << 24) | ((u32)tcp[5] << 16) | ((u32)tcp[6] << 8) | tcp[7];
+	length -= (u32)(transport - network) + (tcp[12] >> 4) * 4;
+	end = first + length;
+	if (!length || length > 0x100000 || (w->sent && !before(w->sent_end, end)))
+		return 1; /* an ACK alone, or sent before */
+	w->sent = 1;
+	w->sent_end = end;
+	for (i = 0; i < FIFO_SLOTS; i++) {
+		if (w->queue.head - w->queue.tail < 2)
+			break;
+		next = &w->queue.slots[(w->queue.tail + 1) & (FIFO_SLOTS - 1)];
+		if (before(first, next->position))
+			break;
+		w->queue.tail++;
+	}
+	oldest = fifo_oldest(&w->queue);
+	if (fifo_empty(&w->queue) || before(first, oldest->position))
+		return 0;
+	return oldest->at;
+}
+
+/* ip_local_out: IP has a packet to send. */
+static __always_inline int tx_ip(const void *skb, u64 key, int typed)
+{
+	u64 now, then = 1, ns, id;
+	struct config *c = settings();
+	struct slot *s = tx_slot(key);
+	struct writer *w;
+	u32 data = 0;
+	void *sock = 0;
+
+	if (!c || !s)
+		return 0;
+	s->skb = key;
+	if (!sampled(c)) {
+		s->passed = NOT_SAMPLED;
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	s->at = now;
+	s->start = now;
+	s->passed = AT_IP;
+	s->deltas[0] = 0;
+	LOAD(typed, sock, skb, struct sk_buff, sk);
+	if (!sock)
+		return 0;
+	id = address(sock, typed, 11);
+	w = writer_of(id);
+	if (w && w->sending) {
+		then = w->sending;
+		w->sending = 0;
+	} else if (w) {
+		then = written_at(w, skb, typed);
+	} else {
+		u16 type = 0;
+
+		/* TCP keeps its data outside of the skb's head. */
+		LOAD(typed, data, skb, struct sk_buff, data_len);
+		if (data && internet_socket(sock, typed, &type) && type == TYPE_STREAM)
+			then = 0;
+	}
+	if (then > 1) {
+		ns = since(then, now);
+		s->start = then;
+		s->deltas[0] = short_ns(ns);
+		record(TX_APPLICATION, ns, 1, 0);
+	} else if (!then) {
+		miss(TX_APPLICATION, 1);
+	}
+	return 0;
+}
+
+/* dev_queue_xmit. */
+static __always_inline int tx_queue(const void *skb, int typed)
+{
+	u64 key = address(skb, typed, 12), now, ns;
+	struct config *c = settings();
+	struct slot *s = tx_slot(key);
+	void *dev = 0;
+
+	if (!c || !s)
+		return 0;
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	if (!watched(c, dev, typed))
+		return 0;
+	if (s->skb == key && s->passed == NOT_SAMPLED)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (s->skb == key && s->passed == AT_IP && since(s->at, now) < OLD) {
+		ns = since(s->at, now);
+		s->deltas[1] = short_ns(ns);
+		record(TX_IP, ns, 1, 0);
+	} else {
+		s->skb = key;
+		s->start = 0;
+		if (internet(skb, typed))
+			miss(TX_IP, 1);
+	}
+	s->at = now;
+	s->passed = AT_QUEUE;
+	return 0;
+}
+
+/* The driver is given the packet. */
+static __always_inline int tx_driver(const void *skb, const void *dev, int typed)
+{
+	u64 key = address(skb, typed, 13), now, ns;
+	struct config *c = settings();
+	struct slot *s = tx_slot(key);
+
+	if (!c || !s || !watched(c, dev, typed))
+		return 0;
+	if (s->skb == key && s->passed == NOT_SAMPLED)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (s->skb == key && s->passed == AT_QUEUE && since(s->at, now) < OLD) {
+		ns = since(s->at, now);
+		s->deltas[2] = short_ns(ns);
+		record(TX_QDISC, ns, 1, 0);
+	} else {
+		s->skb = key;
+		s->start = 0;
+		if (internet(skb, typed))
+			miss(TX_QDISC, 1);
+	}
+	s->at = now;
+	s->passed = AT_XMIT;
+	return 0;
+}
+
+/* The driver has it, or was busy.  The skb may be gone: its address is still its name. */
+static __always_inline int tx_sent(u64 key, const void *dev, int result, int typed)
+{
+	struct config *c = settings();
+	struct slot *s = tx_slot(key);
+	u64 now, ns;
+
+	if (!c || !s || s->skb != key || s->passed != AT_XMIT || !watched(c, dev, typed))
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (result) {
+		s->at = now; /* back to the queue */
+		s->passed = AT_QUEUE;
+		return 0;
+	}
+	ns = since(s->at, now);
+	record(TX_DRIVER, ns, 1, s->start);
+	if (s->start) {
+		if (s->deltas[0])
+			add_path(TX_APPLICATION, s->deltas[0]);
+		add_path(TX_IP, s->deltas[1]);
+		add_path(TX_QDISC, s->deltas[2]);
+		record_whole(TX_WHOLE, s->start, now, 1);
+	}
+	s->passed = AT_XMIT | AT_SENT;
+	return 0;
+}
+
+/* Done with, in one way or the other. */
+static __always_inline int consumed(u64 key)
+{
+	struct slot *s = tx_slot(key);
+
+	if (s && s->skb == key) {
+		if (s->passed & AT_XMIT)
+			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), 1, 0);
+		if (s->passed & AT_SENT)
+			s->skb = 0;
+	}
+	s = rx_slot(key);
+	if (s && s->skb == key)
+		s->skb = 0;
+	return 0;
+}
+
+static __always_inline void drop(int index)
+{
+	struct stage *s = stage_of(index);
+
+	if (s)
+		s->dropped++;
+}
+
+static __always_inline int dropped(u64 key)
+{
+	struct slot *s = rx_slot(key);
+
+	if (s && s->skb == key) {
+		s->skb = 0;
+		if (!(s->passed & NOT_SAMPLED))
+			drop(s->passed & AT_LOCAL ? RX_TRANSPORT :
+			     s->passed & AT_IP	  ? RX_LOCAL :
+			     s->passed & AT_STACK ? RX_IP :
+						    RX_STACK);
+	}
+	s = tx_slot(key);
+	if (s && s->skb == key) {
+		s->skb = 0;
+		if (!(s->passed & NOT_SAMPLED))
+			drop(s->passed & AT_XMIT ? TX_DRIVER : s->passed & AT_QUEUE ? TX_QDISC : TX_IP);
+	}
+	return 0;
+}
+
+/* ---- the programs: typed (tp_btf and fentry), plain raw tracepoints, netfilter, kprobes ---------------------- */
+
+#define TRACED(name, body, number)                                                                           \
+	int name(struct bpf_raw_tracepoint_args *ctx)                                                        \
+	{                                                                                                    \
+		void *it;                                                                                    \
+		ARGUMENT(it, ctx, number);                                                                   \
+		return body(it, TYPED);                                                                      \
+	}
+#define RAW(name, body)                                                                                      \
+	int name(struct bpf_raw_tracepoint_args *ctx)                                                        \
+	{                                                                                                    \
+		return body((void *)ctx->args[0], UNTYPED);                                                  \
+	}
+#define KPROBE(name, body, parameter)                                                                        \
+	int name(struct pt_regs *ctx)                                                                        \
+	{                                                                                                    \
+		return body((void *)parameter(ctx), UNTYPED);                                                \
+	}
+
+TRACED(stages_driver, rx_driver, 0)
+TRACED(stages_driver_second, rx_driver, 1)
+RAW(stages_driver_raw, rx_driver)
+KPROBE(stages_driver_kprobe, rx_driver, PT_REGS_PARM1)
+KPROBE(stages_driver_second_kprobe, rx_driver, PT_REGS_PARM2)
+
+TRACED(stages_stack, rx_stack, 0)
+RAW(stages_stack_raw, rx_stack)
+KPROBE(stages_stack_kprobe, rx_stack, PT_REGS_PARM1)
+
+TRACED(stages_ready, rx_ready, 0)
+RAW(stages_ready_raw, rx_ready)
+KPROBE(stages_ready_kprobe, rx_ready, PT_REGS_PARM1)
+
+TRACED(stages_read_stream, rx_read_stream, 0)
+RAW(stages_read_stream_raw, rx_read_stream)
+KPROBE(stages_read_stream_kprobe, rx_read_stream, PT_REGS_PARM1)
+
+TRACED(stages_write, tx_write, 0)
+RAW(stages_write_raw, tx_write)
+KPROBE(stages_write_kprobe, tx_write, PT_REGS_PARM1)
+
+TRACED(stages_write_datagram, tx_write_datagram, 0)
+KPROBE(stages_write_datagram_kprobe, tx_write_datagram, PT_REGS_PARM1)
+
+TRACED(stages_queue, tx_queue, 0)
+RAW(stages_queue_raw, tx_queue)
+KPROBE(stages_queue_kprobe, tx_queue, PT_REGS_PARM1)
+
+TRACED(stages_udp, rx_udp, 1)
+KPROBE(stages_udp_kprobe, rx_udp, PT_REGS_PARM2)
+
+/* tcp_probe and tcp_rcv_established: (sock, skb). */
+int stages_tcp(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *sock, *skb;
+
+	ARGUMENT(sock, ctx, 0);
+	ARGUMENT(skb, ctx, 1);
+	return rx_tcp(sock, skb, TYPED);
+}
+
+int stages_tcp_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	return rx_tcp((void *)ctx->args[0], (void *)ctx->args[1], UNTYPED);
+}
+
+int stages_tcp_kprobe(struct pt_regs *ctx)
+{
+	return rx_tcp((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), UNTYPED);
+}
+
+/* sock_recv_length: (sock, length or error, flags). */
+int stages_read_datagram(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *sock;
+
+	ARGUMENT(sock, ctx, 0);
+	return rx_read_datagram(sock, TYPED, (int)ctx->args[1], (int)ctx->args[2]);
+}
+
+int stages_read_datagram_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	return rx_read_datagram((void *)ctx->args[0], UNTYPED, (int)ctx->args[1], (int)ctx->args[2]);
+}
+
+/* skb_consume_udp: (sock, skb, length; negative when it only peeked). */
+int stages_consume_udp(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *sock;
+
+	ARGUMENT(sock, ctx, 0);
+	return rx_read_datagram(sock, TYPED, (int)ctx->args[2], 0);
+}
+
+int stages_consume_udp_kprobe(struct pt_regs *ctx)
+{
+	return rx_read_datagram((void *)PT_REGS_PARM1(ctx), UNTYPED, (int)PT_REGS_PARM3(ctx), 0);
+}
+
+/* net_dev_start_xmit and dev_hard_start_xmit: (skb, device). */
+int stages_xmit(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *skb, *dev;
+
+	ARGUMENT(skb, ctx, 0);
+	ARGUMENT(dev, ctx, 1);
+	return tx_driver(skb, dev, TYPED);
+}
+
+int stages_xmit_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	return tx_driver((void *)ctx->args[0], (void *)ctx->args[1], UNTYPED);
+}
+
+int stages_xmit_kprobe(struct pt_regs *ctx)
+{
+	return tx_driver((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), UNTYPED);
+}
+
+/* net_dev_xmit: (skb, result, device, length). */
+int stages_sent(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *skb, *dev;
+
+	ARGUMENT(skb, ctx, 0);
+	ARGUMENT(dev, ctx, 2);
+	return tx_sent(address(skb, TYPED, 14), dev, (int)ctx->args[1], TYPED);
+}
+
+int stages_sent_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	return tx_sent(ctx->args[0], (void *)ctx->args[2], (int)ctx->args[1], UNTYPED);
+}
+
+int stages_consumed(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *skb;
+
+	ARGUMENT(skb, ctx, 0);
+	return consumed(address(skb, TYPED, 15));
+}
+
+int stages_consumed_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	return consumed(ctx->args[0]);
+}
+
+int stages_dropped(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *skb;
+
+	ARGUMENT(skb, ctx, 0);
+	return dropped(address(skb, TYPED, 16));
+}
+
+int stages_dropped_raw(struct bpf_raw_tracepoint_args *ctx)
+{
+	return dropped(ctx->args[0]);
+}
+
+#ifdef HAVE_bpf_nf_ctx
+/* Netfilter programs belong to one network namespace, that of the watched interface. */
+
+#define STATE(ctx, state, skb)                                                                               \
+	LOAD_AS(state, ctx, offsetof(struct bpf_nf_ctx, state), "u64");                                      \
+	LOAD_AS(skb, ctx, offsetof(struct bpf_nf_ctx, skb), "u64")
+
+static __always_inline bool is_ours(const struct config *c, const void *dev)
+{
+	u32 index = 0;
+
+	LOAD(TYPED, index, dev, struct net_device, ifindex);
+	return index == c->ifindex;
+}
+
+int stages_ip(struct bpf_nf_ctx *ctx)
+{
+	struct config *c = settings();
+	void *state, *skb, *dev;
+
+	STATE(ctx, state, skb);
+	LOAD(TYPED, dev, state, struct nf_hook_state, in);
+	if (c)
+		rx_ip(address(skb, TYPED, 17), is_ours(c, dev));
+	return ACCEPT;
+}
+
+int stages_local(struct bpf_nf_ctx *ctx)
+{
+	struct config *c = settings();
+	void *state, *skb, *dev, *net;
+
+	STATE(ctx, state, skb);
+	LOAD(TYPED, dev, state, struct nf_hook_state, in);
+	LOAD(TYPED, net, state, struct nf_hook_state, net);
+	if (c)
+		rx_local(address(skb, TYPED, 18), is_ours(c, dev), address(net, TYPED, 19));
+	return ACCEPT;
+}
+
+int stages_forward(struct bpf_nf_ctx *ctx)
+{
+	struct config *c = settings();
+	void *state, *skb, *in, *out;
+
+	STATE(ctx, state, skb);
+	LOAD(TYPED, in, state, struct nf_hook_state, in);
+	LOAD(TYPED, out, state, struct nf_hook_state, out);
+	if (c)
+		forward(address(skb, TYPED, 20), is_ours(c, in), is_ours(c, out));
+	return ACCEPT;
+}
+
+int stages_out(struct bpf_nf_ctx *ctx)
+{
+	struct config *c = settings();
+	void *state, *skb, *dev;
+
+	STATE(ctx, state, skb);
+	LOAD(TYPED, dev, state, struct nf_hook_state, out);
+	if (c && is_ours(c, dev))
+		tx_ip(skb, address(skb, TYPED, 21), TYPED);
+	return ACCEPT;
+}
+
+#endif
+
+/* The same boundaries by function, where there are no netfilter links: kernels before 6.4. */
+static __always_inline int rx_ip_function(const void *skb, int typed)
+{
+	struct config *c = settings();
+	void *dev = 0;
+
+	if (!c)
+		return 0;
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	return rx_ip(address(skb, typed, 22), watched(c, dev, typed));
+}
+
+static __always_inline int rx_local_function(const void *skb, int typed)
+{
+	struct config *c = settings();
+	void *dev = 0, *net = 0;
+
+	if (!c)
+		return 0;
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	LOAD(typed, net, dev, struct net_device, nd_net.net);
+	return rx_local(address(skb, typed, 23), watched(c, dev, typed), address(net, typed, 24));
+}
+
+/* Where a packet is routed to: skb_dst(), whose lowest bit says that it holds no reference. */
+static __always_inline void *route_device(const void *skb)
+{
+	u64 route = 0;
+	void *dev = 0;
+
+	READ_FIELD(route, skb, struct sk_buff, _skb_refdst);
+	route &= ~1ULL;
+	if (route)
+		READ_FIELD(dev, route, struct dst_entry, dev);
+	return dev;
+}
+
+static __always_inline int forward_function(const void *skb, int typed)
+{
+	struct config *c = settings();
+	void *dev = 0;
+
+	if (!c)
+		return 0;
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	return forward(address(skb, typed, 25), watched(c, dev, typed), watched(c, route_device(skb), UNTYPED));
+}
+
+static __always_inline int tx_ip_function(const void *skb, int typed)
+{
+	struct config *c = settings();
+
+	if (!c || !watched(c, route_device(skb), UNTYPED))
+		return 0;
+	return tx_ip(skb, address(skb, typed, 26), typed);
+}
+
+TRACED(stages_ip_fentry, rx_ip_function, 0)
+KPROBE(stages_ip_kprobe, rx_ip_function, PT_REGS_PARM1)
+TRACED(stages_local_fentry, rx_local_function, 0)
+KPROBE(stages_local_kprobe, rx_local_function, PT_REGS_PARM1)
+TRACED(stages_forward_fentry, forward_function, 0)
+KPROBE(stages_forward_kprobe, forward_function, PT_REGS_PARM1)
+/* __ip_local_out and __ip6_local_out: (net, sock, skb). */
+TRACED(stages_out_fentry, tx_ip_function, 2)
+KPROBE(stages_out_kprobe, tx_ip_function, PT_REGS_PARM3)

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * What crosses the interface: bytes, packets, sizes, protocols, and the bytes of
+ * each millisecond, which show the bursts that a second's average hides.
+ *
+ * Per CPU, so nothing is atomic: TC runs with bottom halves disabled, and each
+ * direction has an element of its own.
+ */
+#include "nettop.h"
+#include "parse.h"
+
+#define SIZE_CLASSES 8
+#define BIN_SHIFT 20 /* a bin is 2^20 ns = 1.05 ms: a shift where a division would cost */
+#define BINS 1024
+
+struct traffic {
+	u64 bytes;
+	u64 packets;
+	u64 segments;
+	u64 fragments;
+	u64 sizes[SIZE_CLASSES]; /* segments by length of frame: to 64, 128, 256, 512, 1024, 1518, 9018, above */
+	u64 protocols[PROTO_SLOTS]; /* bytes by protocol */
+};
+
+struct bin {
+	u32 number; /* ktime >> BIN_SHIFT */
+	u32 bytes;
+};
+
+struct bursts {
+	struct bin bins[BINS];
+};
+
+CONFIG_MAP;
+BPF_PERCPU_ARRAY(traffic, struct traffic, 2);
+BPF_PERCPU_ARRAY(bursts, struct bursts, 2);
+
+static __always_inline u32 size_class(u32 bytes)
+{
+	if (bytes <= 256)
+		return bytes <= 64 ? 0 : bytes <= 128 ? 1 : 2;
+	if (bytes <= 1024)
+		return bytes <= 512 ? 3 : 4;
+	return bytes <= 1518 ? 5 : bytes <= 9018 ? 6 : 7;
+}
+
+static __always_inline int count(struct __sk_buff *skb, int direction)
+{
+	struct packet packet;
+	struct traffic *t;
+	struct bursts *b;
+	struct size size;
+	struct bin *bin;
+	u32 number;
+	int zero = 0;
+	struct config *c = config.lookup(&zero);
+
+	if (!c || !c->ifindex)
+		return TC_ACT_UNSPEC;
+	t = traffic.lookup(&direction);
+	b = bursts.lookup(&direction);
+	if (!t || !b)
+		return TC_ACT_UNSPEC;
+
+	parse_packet(skb, c->l2_len, &packet);
+	packet_size(skb, &packet, direction == IN ? c->count_in : c->count_out, &size);
+
+	t->bytes += size.bytes;
+	t->packets += size.packets;
+	t->segments += size.segments;
+	t->fragments += packet.fragment != FRAGMENT_NONE;
+	if (packet.protocol < PROTO_SLOTS)
+		t->protocols[packet.protocol] += size.bytes;
+	t->sizes[size_class(size.segment_bytes)] += size.segments;
+
+	number = bpf_ktime_get_ns() >> BIN_SHIFT;
+	bin = &b->bins[number & (BINS - 1)];
+	if (bin->number != number) {
+		bin->number = number;
+		bin->bytes = 0;
+	}
+	bin->bytes += size.bytes;
+	return TC_ACT_UNSPEC;
+}
+
+int throughput_ingress(struct __sk_buff *skb)
+{
+	return count(skb, IN);
+}
+
+int throughput_egress(struct __sk_buff *skb)
+{
+	return count(skb, OUT);
+}

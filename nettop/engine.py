@@ -1,0 +1,217 @@
+"""Async workers, one a probe: read, fold, and the frames that come of it.
+
+Nothing here blocks the loop: readings run in an executor of the engine's own (the loop's default one is shared with
+whoever else uses it).  A worker that fails takes its own probe down and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from nettop.kernel.maps import HashReader, Reader
+from nettop.model import Frame, Health, HookStatus, ProbeStatus, Section
+from nettop.probes.base import Fold, Probe, Reads
+
+DRAIN_NS = 100_000_000
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Worker:
+    """One probe's readers and fold.  ``status`` is what its pane says."""
+
+    probe: Probe
+    fold: Fold
+    readers: Mapping[str, Reader]
+    system: Mapping[str, Callable[[], Any]]
+    status: ProbeStatus
+    last_ns: int = field(default_factory=time.monotonic_ns)
+    _events: dict[str, list[Any]] = field(default_factory=dict)
+    _early: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    _due: dict[str, int] = field(default_factory=dict)
+
+    def drain(self) -> None:
+        """Empty the ring buffers, and take the readings that are due more often than a frame."""
+        now = time.monotonic_ns()
+        for layout in self.probe.maps:
+            reader = self.readers.get(layout.name)
+            if reader is None:
+                continue
+            if layout.read == "ring":
+                events = reader.read()
+                if len(events):
+                    self._events.setdefault(layout.name, []).append(events)
+            elif layout.every_ns and now >= self._due.get(layout.name, 0):
+                self._due[layout.name] = now + layout.every_ns
+                self._early.setdefault(layout.name, []).append((now, reader.read().copy()))  # type: ignore[union-attr]
+
+    def collect(self) -> Reads:
+        """Everything since the last time.  Runs in the executor."""
+        self._due.clear()
+        self.drain()
+        maps: dict[str, Any] = {}
+        for layout in self.probe.maps:
+            reader = self.readers.get(layout.name)
+            if reader is None:
+                continue
+            if layout.read == "ring":
+                parts = self._events.pop(layout.name, [])
+                maps[layout.name] = np.concatenate(parts) if parts else np.zeros(0, layout.value)
+            elif layout.every_ns:
+                maps[layout.name] = self._early.pop(layout.name, [])
+            else:
+                maps[layout.name] = reader.read()
+        system: dict[str, Any] = {}
+        for name, reading in self.system.items():
+            try:
+                system[name] = reading()
+            except OSError as error:
+                _log.debug("%s: reading %s: %s", self.probe.name, name, error)
+                system[name] = None
+        now = time.monotonic_ns()
+        interval, self.last_ns = now - self.last_ns, now
+        return Reads(now, interval, maps, system)
+
+    def step(self) -> Section | None:
+        """One interval: read, fold, and delete what the fold is done with.  Runs in the executor."""
+        if self.status.state != "live":
+            return None
+        try:
+            folded = self.fold(self.collect())
+            for name, keys in folded.delete.items():
+                reader = self.readers[name]
+                assert isinstance(reader, HashReader)
+                reader.delete(keys)
+        except Exception as error:  # one probe's failure is its own: its pane says so, the others go on
+            _log.exception("probe %s failed", self.probe.name)
+            detail = f"{type(error).__name__}: {error}"
+            self.status = replace(self.status, state="failed", detail=detail)
+            return None
+        return folded.section
+
+
+class Meter(Protocol):
+    """Where the cost of the programs and of the processes comes from."""
+
+    async def measure(self) -> None:
+        """Take one sample of run statistics; at most once a second."""
+
+    def hooks(self, probe: str, interval_ns: int) -> tuple[HookStatus, ...]:
+        """The hooks of a probe with estimates for the interval."""
+
+    def health(self, interval_ns: int) -> Health:
+        """The program's own cost in the interval."""
+
+
+class Pace:
+    """When the next frame is due.  The interval can change at any time, and a wait in progress follows."""
+
+    _GLANCE = 0.25  # s between looks at whether the interval has changed
+
+    def __init__(self, interval: Callable[[], float]) -> None:
+        """``interval`` gives the seconds between frames as they are now."""
+        self.interval = interval
+        self._last = time.monotonic()
+
+    async def wait(self) -> None:
+        """Until the next frame's time.  Frames that were missed are skipped, not made up for."""
+        left = self._left()
+        while left > 0:
+            await asyncio.sleep(min(left, self._GLANCE))
+            left = self._left()
+        self._last = max(self._last + self.interval(), time.monotonic() - self.interval() / 2)
+
+    def _left(self) -> float:
+        return self._last + self.interval() - time.monotonic()
+
+
+class Engine:
+    """Workers and the frames that they make, one after another, for whoever iterates."""
+
+    def __init__(
+        self, workers: Sequence[Worker], pace: Pace, meter: Meter, describe: Callable[[], Frame]
+    ) -> None:
+        """``describe`` gives a frame with everything but what the workers measure."""
+        self.workers = tuple(workers)
+        self.pace = pace
+        self._meter = meter
+        self._describe = describe
+        self._executor: Executor = ThreadPoolExecutor(max(len(self.workers), 1), "nettop-read")
+        self._busy = asyncio.Lock()
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """Frames for ever.  Closing the iterator stops the workers."""
+        tasks = [asyncio.create_task(self._drain()), asyncio.create_task(self._measure())]
+        start = time.monotonic_ns()
+        await self._step()  # the first reading is the base of the first interval
+        try:
+            while True:
+                await self.pace.wait()
+                sections = await self._step()
+                now = time.monotonic_ns()
+                yield self._frame(sections, now - start)
+                start = now
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._executor.shutdown(wait=True)
+
+    async def _step(self) -> dict[str, Section]:
+        loop = asyncio.get_running_loop()
+        async with self._busy:
+            results = await asyncio.gather(
+                *(loop.run_in_executor(self._executor, worker.step) for worker in self.workers)
+            )
+        return {w.probe.name: s for w, s in zip(self.workers, results, strict=True) if s is not None}
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        draining = [w for w in self.workers if any(m.read == "ring" or m.every_ns for m in w.probe.maps)]
+        while draining:
+            await asyncio.sleep(DRAIN_NS / 1e9)
+            async with self._busy:
+                await loop.run_in_executor(self._executor, _drain_all, draining)
+
+    async def _measure(self) -> None:
+        while True:
+            await self._meter.measure()
+            await asyncio.sleep(max(self.pace.interval(), 1.0) - 0.1)
+
+    def _frame(self, sections: dict[str, Section], interval_ns: int) -> Frame:
+        health = self._meter.health(interval_ns)
+        for section in sections.values():
+            health = replace(health, **{k: getattr(health, k) + v for k, v in section.health().items()})
+        statuses = {
+            w.probe.name: replace(w.status, hooks=self._meter.hooks(w.probe.name, interval_ns))
+            for w in self.workers
+        }
+        base = self._describe()
+        return replace(
+            base,
+            time_ns=time.time_ns(),
+            interval_ns=interval_ns,
+            probes={**base.probes, **statuses},
+            health=health,
+            sections=sections,
+        )
+
+
+def _drain_all(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        if worker.status.state == "live":
+            try:
+                worker.drain()
+            except Exception as error:
+                _log.exception("probe %s failed", worker.probe.name)
+                worker.status = replace(
+                    worker.status, state="failed", detail=f"{type(error).__name__}: {error}"
+                )

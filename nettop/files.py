@@ -1,0 +1,100 @@
+"""Files that the user gets: new, his own, and with nothing half-written in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from types import TracebackType
+from typing import Self
+
+from nettop.errors import ExitCode, NettopError
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+def create(path: str) -> int:
+    """Descriptor of a new file, 0600.  Never an existing one, and never where a symbolic link points."""
+    hint = "name a file that is not there, where you may write"
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise NettopError(f"{path} is there already", hint, ExitCode.USAGE) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise NettopError(f"{path}: {reason}", hint, ExitCode.USAGE) from None
+
+
+class Sink:
+    """A new file of whole texts; gzip where its name ends in .gz.
+
+    A write that fails (a full disk) leaves what was there before, whole: the file is cut back and closed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = create(path)
+        self._size = 0
+        self._packer = zlib.compressobj(6, zlib.DEFLATED, _GZIP) if path.endswith(".gz") else None
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._fd < 0
+
+    def write(self, text: str) -> None:
+        """Append a text, down to the operating system.  NettopError, and a closed file, if it can't."""
+        if self.closed:
+            raise NettopError(f"{self.path} is closed")
+        data = text.encode("utf-8", "replace")
+        before = self._packer.copy() if self._packer else None  # state of the stream to fall back to
+        try:
+            if self._packer:
+                data = self._packer.compress(data) + self._packer.flush(zlib.Z_SYNC_FLUSH)
+            self._append(data)
+        except OSError as error:
+            self._packer = before
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+                os.lseek(self._fd, self._size, os.SEEK_SET)
+            with contextlib.suppress(NettopError):
+                self.close()
+            raise self._failed(error) from None
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._size += len(data)
+
+    def close(self) -> None:
+        """End the file properly.  Raises NettopError when the disk refuses even that."""
+        if self.closed:
+            return
+        try:
+            if self._packer:
+                self._append(self._packer.flush(zlib.Z_FINISH))
+            os.close(self._fd)
+        except OSError as error:
+            raise self._failed(error) from None
+        finally:
+            self._fd = -1
+
+    def _failed(self, error: OSError) -> NettopError:
+        return NettopError(
+            f"{self.path}: {error.strerror}; writing has stopped",
+            "what was written before is whole; make room and name another file",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,190 @@
+"""From a compiled object to running programs: make its maps, load, climb down each hook's ladder until one holds."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from dataclasses import dataclass, field
+
+from nettop import bpf
+from nettop.control import Config
+from nettop.errors import NettopError
+from nettop.loader.compile import Object
+from nettop.loader.hooks import MECHANISMS, Place
+from nettop.probes.hooks import Candidate, Hook
+from nettop.protocol import HookInfo, Loaded, MapInfo, Plan, ProbeInfo
+
+_LOG_BYTES = 1 << 20
+
+
+@dataclass
+class Attached:
+    """One probe in the kernel.  The maps are kept for a later attachment; links belong to the screen."""
+
+    name: str
+    object: Object
+    maps: list[int] = field(default_factory=list)
+    entries: list[int] = field(default_factory=list)  # as made
+    programs: dict[tuple[str, str], int] = field(
+        default_factory=dict
+    )  # (function, mechanism and target) -> fd
+    links: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # hook -> descriptors, until they are handed over
+    via: dict[str, Candidate] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close every descriptor that is still ours."""
+        for fd in (*self.maps, *self.programs.values(), *(fd for fds in self.links.values() for fd in fds)):
+            with contextlib.suppress(OSError):
+                if fd >= 0:
+                    os.close(fd)
+        self.maps.clear()
+        self.programs.clear()
+        self.links.clear()
+
+
+def make_maps(probe: Attached, plan: Plan) -> None:
+    """Create the probe's maps, sized by the plan where its module says so."""
+    for spec in probe.object.maps:
+        wanted = probe.object.entries.get(spec.name)
+        entries = int(getattr(plan, wanted)) if wanted else spec.max_entries
+        try:
+            fd = bpf.map_create(spec.kind, spec.key_size, spec.value_size, entries, spec.flags, spec.name)
+        except OSError as error:
+            raise NettopError(
+                f"cannot make the map {spec.name} ({entries} entries): {error.strerror}",
+                "--max-flows makes the flow table smaller; on kernels before 5.11 raise ulimit -l",
+            ) from error
+        probe.maps.append(fd)
+        probe.entries.append(entries)
+
+
+def write_config(probe: Attached, config: Config) -> None:
+    """Tell the programs what to watch.  Without an interface they do nothing."""
+    for spec, fd in zip(probe.object.maps, probe.maps, strict=True):
+        if spec.name == "config":
+            bpf.map_update(fd, bytes(4), config.pack())
+
+
+def _load(probe: Attached, candidate: Candidate, index: int) -> int:
+    """The program of one attachment, loaded for its mechanism; the verifier's words go to the log if it refuses."""
+    attachment = candidate.attachments[index]
+    mechanism = MECHANISMS[candidate.via]
+    kind, attach_type = mechanism.program, mechanism.attach_type(attachment)
+    # A program of these types can be attached anywhere: load it once, whatever the number of places.
+    place = (
+        ""
+        if kind in (bpf.ProgType.SCHED_CLS, bpf.ProgType.RAW_TRACEPOINT)
+        else f"{candidate.via} {attachment.target}"
+    )
+    key = (attachment.program, place)
+    if key in probe.programs:
+        return probe.programs[key]
+    code = probe.object.linked(attachment.program, probe.maps)
+    btf_id = mechanism.btf_id(attachment)
+    try:
+        fd = bpf.prog_load(kind, code, attachment.program, attach_type, btf_id)
+    except OSError as error:
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        with contextlib.suppress(OSError):
+            os.close(bpf.prog_load(kind, code, attachment.program, attach_type, btf_id, log))
+        words = log.value.decode(errors="replace").strip()
+        print(f"{attachment.program} refused: {error}\n{words}", file=sys.stderr, flush=True)
+        lines = [w for w in words.splitlines() if not w.startswith("processed ")]
+        raise OSError(
+            error.errno, f"{error.strerror}: {lines[-1]}" if lines else str(error.strerror)
+        ) from error
+    probe.programs[key] = fd
+    return fd
+
+
+def _try(probe: Attached, hook: Hook, candidate: Candidate, place: Place) -> None:
+    """Attach all of a candidate, or nothing of it."""
+    links: list[int] = []
+    try:
+        for index, attachment in enumerate(candidate.attachments):
+            program = _load(probe, candidate, index)
+            links.append(MECHANISMS[candidate.via].attach(program, attachment, place))
+    except BaseException:
+        for fd in links:
+            if fd >= 0:
+                os.close(fd)
+        raise
+    probe.links[hook.name] = links
+    probe.via[hook.name] = candidate
+
+
+def attach(probe: Attached, place: Place, plan: Plan, bound_only: bool = False) -> None:
+    """Attach every hook by the best candidate that holds; what no candidate can do is remembered with the reason.
+
+    ``bound_only``: just those that are bound to the interface, when that has come back.
+    """
+    for hook in probe.object.hooks:
+        candidates = [
+            c for c in hook.candidates if all(a.program in probe.object.programs for a in c.attachments)
+        ]
+        if plan.via and any(c.via == plan.via for c in candidates):
+            candidates = [c for c in candidates if c.via == plan.via]
+        if bound_only:
+            candidates = [c for c in candidates if MECHANISMS[c.via].bound]
+            if not candidates:
+                continue
+        reasons: list[str] = []
+        probe.missing.pop(hook.name, None)
+        for candidate in candidates:
+            try:
+                _try(probe, hook, candidate, place)
+                break
+            except Exception as error:  # whatever it is, the next way may work, and the reason is kept
+                reason = getattr(error, "strerror", None) or str(error)
+                reasons.append(f"{candidate.via}: {reason}")
+        else:
+            probe.missing[hook.name] = "; ".join(reasons) or "this kernel has none of the ways to watch it"
+
+
+def report(probe: Attached, bound_only: bool = False) -> Loaded:
+    """What the screen is told and given.  The links are its own from here on: ``handed_over`` closes our copies."""
+    fds: list[int] = []
+
+    def number(fd: int) -> int:
+        if fd < 0:
+            return -1
+        if fd not in fds:
+            fds.append(fd)
+        return fds.index(fd)
+
+    maps: list[MapInfo] = []
+    if not bound_only:
+        for spec, fd, entries in zip(probe.object.maps, probe.maps, probe.entries, strict=True):
+            maps.append(MapInfo(spec.name, spec.kind, spec.key_size, spec.value_size, entries, number(fd)))
+    hooks: list[HookInfo] = []
+    for hook, links in probe.links.items():
+        candidate = probe.via[hook]
+        programs = [_load(probe, candidate, index) for index in range(len(candidate.attachments))]
+        hooks.append(
+            HookInfo(
+                hook, candidate.via, tuple(number(p) for p in programs), tuple(number(fd) for fd in links)
+            )
+        )
+    state, detail = "live", ""
+    lost = [h.name for h in probe.object.hooks if h.required and h.name in probe.missing]
+    if lost or not probe.via:
+        state = "unavailable"
+        detail = "; ".join(f"{name}: {probe.missing[name]}" for name in lost or probe.missing)
+    info = ProbeInfo(
+        probe.name, state, detail, "", tuple(maps), tuple(hooks), tuple(sorted(probe.missing.items()))
+    )
+    return Loaded(info, tuple(fds))
+
+
+def handed_over(probe: Attached) -> None:
+    """Close our copies of the links: what keeps the programs attached is the screen's descriptors alone."""
+    for links in probe.links.values():
+        for fd in links:
+            if fd >= 0:
+                os.close(fd)
+    probe.links.clear()

@@ -1,0 +1,245 @@
+"""C to eBPF by BCC, in a child process that exits: clang's hundred megabytes go back to the system with it.
+
+The child only compiles.  What it hands back is data: the maps that the program declares and the instructions of each
+function, with references to maps by number.  The loader makes the maps and loads the programs itself, which is what
+allows it to size a map, to keep a map while its program is replaced, to pass descriptors on, and to reuse a
+compilation from an earlier run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import platform
+import struct
+import subprocess
+import sys
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nettop.errors import ExitCode, NettopError
+from nettop.loader.headers import header_tree
+from nettop.paths import PACKAGE, bpf_source
+from nettop.probes.hooks import Attachment, Candidate, Hook
+
+FORMAT = 3  # of the cached objects
+_LD_IMM64 = 0x18
+_PSEUDO_MAP_FD = 1
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """A map as the C text declares it; sizes in bytes, layouts as BCC describes the types."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    key_layout: str = ""
+    value_layout: str = ""
+
+
+@dataclass(frozen=True)
+class Object:
+    """One compiled C file: its maps, and each function's instructions (map references by index into ``maps``).
+
+    With it what the probe's module says of it: the hooks, and which field of the plan sizes which map.  So the loader
+    need not import the modules, which bring numpy with them.
+    """
+
+    maps: tuple[MapSpec, ...]
+    programs: Mapping[str, bytes]
+    hooks: tuple[Hook, ...] = ()
+    entries: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "maps": [asdict(m) for m in self.maps],
+                "programs": {name: b64encode(code).decode() for name, code in self.programs.items()},
+                "hooks": [asdict(h) for h in self.hooks],
+                "entries": dict(self.entries),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Object:
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise ValueError("another format")
+        maps = tuple(MapSpec(**m) for m in data["maps"])
+        programs = {name: b64decode(code) for name, code in data["programs"].items()}
+        hooks = tuple(
+            Hook(
+                h["name"],
+                tuple(
+                    Candidate(c["via"], tuple(Attachment(**a) for a in c["attachments"]))
+                    for c in h["candidates"]
+                ),
+                h["required"],
+            )
+            for h in data["hooks"]
+        )
+        return cls(maps, programs, hooks, data["entries"])
+
+    def linked(self, program: str, map_fds: list[int]) -> bytes:
+        """Instructions of one function with its map references resolved to descriptors."""
+        return rewrite_maps(self.programs[program], dict(enumerate(map_fds)))
+
+
+def rewrite_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
+    """Replace the number in every map reference (``ld_imm64`` with BPF_PSEUDO_MAP_FD) by the table's entry for it."""
+    result = bytearray(code)
+    for offset in range(0, len(code), 8):
+        opcode, registers, _, number = struct.unpack_from("<BBhi", code, offset)
+        if opcode == _LD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD:
+            struct.pack_into("<i", result, offset + 4, numbers[number])
+    return bytes(result)
+
+
+def compile_probe(name: str, cache: Path, defines: tuple[str, ...] = ()) -> Object:
+    """Compile a probe's C file, with its hooks; otherwise as compile_source."""
+    return compile_source(bpf_source(f"{name}.c"), cache, defines, name)
+
+
+def compile_source(source: Path, cache: Path, defines: tuple[str, ...] = (), probe: str = "") -> Object:
+    """Compile one C file for the running kernel, or take the result of an earlier run.
+
+    Raises NettopError with the compiler's words as hint; a broken cache entry is compiled again.
+    """
+    tree = header_tree(cache)
+    source = source.resolve()  # BCC changes the directory while it compiles
+    flags = ("-I" + str(source.parent), "-Wno-macro-redefined", "-Wall", "-Wno-unused-function", *defines)
+    path = cache / f"{source.stem}-{_identity(source, tree, flags, probe)}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Object.from_json(path.read_text())
+    job = json.dumps({"source": str(source), "flags": flags, "probe": probe})
+    done = subprocess.run(
+        [sys.executable, "-m", "nettop.loader.compile"],
+        input=job,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=dict(os.environ, BCC_KERNEL_SOURCE=str(tree)),
+    )
+    if done.returncode == ExitCode.UNSUPPORTED:
+        message, _, hint = done.stderr.strip().rpartition("\n")
+        raise NettopError(message.rpartition("\n")[2], hint, ExitCode.UNSUPPORTED)
+    if done.returncode != 0:
+        raise NettopError(f"{source.name} does not compile on this kernel", done.stderr.strip())
+    result = Object.from_json(done.stdout)
+    _store(path, done.stdout)
+    return result
+
+
+def _identity(source: Path, tree: Path, flags: tuple[str, ...], probe: str) -> str:
+    total = hashlib.sha256(f"{FORMAT} {platform.release()} {platform.version()} {flags}".encode())
+    modules = [PACKAGE / "probes" / f"{module}.py" for module in (probe, "base", "hooks")] if probe else []
+    for path in (source, *sorted(source.parent.glob("*.h")), *modules):
+        total.update(path.read_bytes() + b"\0")
+    for name in ("digest", "include/generated/autoconf.h"):
+        with contextlib.suppress(OSError):
+            total.update((tree / name).read_bytes())
+    return total.hexdigest()[:24]
+
+
+def _store(path: Path, text: str) -> None:
+    """Keep a result for the next start, whole or not at all; older results of the same source go."""
+    with contextlib.suppress(OSError):
+        for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.json"):
+            if old != path and len(list(path.parent.glob("*.json"))) > 64:
+                old.unlink()
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+
+
+def _import_bcc() -> Any:
+    """The real bcc: PyPI has an unrelated lattice library of that name."""
+    try:
+        import bcc
+    except ImportError:
+        raise NettopError(
+            "BCC's Python module is not installed",
+            "apt install python3-bpfcc (Debian, Ubuntu), dnf install python3-bcc, pacman -S python-bcc",
+            ExitCode.UNSUPPORTED,
+        ) from None
+    if not hasattr(bcc, "BPF"):
+        raise NettopError(
+            f"the module bcc at {os.path.dirname(bcc.__file__ or '')} is not the BPF Compiler Collection",
+            "pip uninstall bcc, then install the distribution's: apt install python3-bpfcc",
+            ExitCode.UNSUPPORTED,
+        )
+    return bcc
+
+
+def _compile(source: Path, flags: list[str], probe: str) -> Object:
+    """In the child: BCC's module, taken apart, and what the probe's module says."""
+    bcc = _import_bcc()
+    lib = bcc.libbcc.lib
+    lib.bpf_table_name.restype = bcc.libbcc.ct.c_char_p
+    module = bcc.BPF(text=source.read_bytes(), cflags=flags)
+    maps: list[MapSpec] = []
+    numbers: dict[int, int] = {}
+    for index in range(lib.bpf_num_tables(module.module)):
+        name = lib.bpf_table_name(module.module, index)
+        numbers[lib.bpf_table_fd(module.module, name)] = index
+        key, leaf = (
+            describe(module.module, name) or b""
+            for describe in (lib.bpf_table_key_desc, lib.bpf_table_leaf_desc)
+        )
+        maps.append(
+            MapSpec(
+                name.decode(),
+                lib.bpf_table_type_id(module.module, index),
+                lib.bpf_table_key_size_id(module.module, index),
+                lib.bpf_table_leaf_size_id(module.module, index),
+                lib.bpf_table_max_entries_id(module.module, index),
+                lib.bpf_table_flags_id(module.module, index),
+                key.decode(),
+                leaf.decode(),
+            )
+        )
+    programs: dict[str, bytes] = {}
+    for index in range(lib.bpf_num_functions(module.module)):
+        name = lib.bpf_function_name(module.module, index)
+        programs[name.decode()] = rewrite_maps(module.dump_func(name), numbers)
+    if not probe:
+        return Object(tuple(maps), programs)
+    declared = importlib.import_module(f"nettop.probes.{probe}").PROBE
+    entries = {m.name: m.entries for m in declared.maps if m.entries}
+    return Object(tuple(maps), programs, declared.hooks, entries)
+
+
+def main() -> int:
+    """The child: a job on standard input, an Object on standard output, the compiler's words on standard error."""
+    job = json.load(sys.stdin)
+    # libbcc and clang print to descriptors 1 and 2 as they like: keep the way out to ourselves.
+    out = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        result = _compile(Path(job["source"]), list(job["flags"]), job["probe"])
+    except NettopError as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)
+        return error.code
+    except Exception as error:  # BCC raises bare Exception; the compiler has already said why on descriptor 2
+        print(error, file=sys.stderr)
+        return ExitCode.FAILURE
+    with os.fdopen(out, "w") as file:
+        file.write(result.to_json())
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""How each mechanism of the attach ladder attaches a loaded program; the choice among them is made in attach.py.
+
+A program attached by a link lives as long as the link's descriptor is open somewhere, which is what takes everything
+away when the processes die, however they die.  clsact (kernels before 6.6) is the exception: it is taken away by the
+loader when the screen is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nettop import bpf
+from nettop.loader.clsact import Clsact
+from nettop.probes.hooks import Attachment, Via
+
+_BPF_F_BEFORE = 1 << 3  # with no program named: before all others
+_PERF_EVENT_OPEN = {"x86_64": 298, "i386": 336, "i686": 336, "armv7l": 364, "s390x": 331, "ppc64le": 319}
+_PERF_EVENT_IOC_SET_BPF = 0x40042408
+_PERF_EVENT_IOC_ENABLE = 0x2400
+_FAMILIES = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
+_NF_HOOKS = {"pre_routing": 0, "local_in": 1, "forward": 2, "local_out": 3, "post_routing": 4}
+_NF_FIRST, _NF_LAST = -(2**31) + 1, 2**31 - 2  # the extremes themselves are refused (bpf_nf_link_attach)
+
+
+@dataclass
+class Place:
+    """The interface that TC programs attach to, and the clsact bookkeeping where that is the way."""
+
+    interface: str
+    ifindex: int
+    clsact: Clsact = field(default_factory=Clsact)
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """How to load a program for this mechanism, and how to attach it: the link's descriptor, -1 where none exists."""
+
+    program: bpf.ProgType
+    attach: Callable[[int, Attachment, Place], int]
+    attach_type: Callable[[Attachment], bpf.AttachType] = lambda _: bpf.AttachType.NONE
+    btf_id: Callable[[Attachment], int] = lambda _: 0
+    bound: bool = False  # to the interface: attached again when that comes back
+
+
+def _tcx(program: int, attachment: Attachment, place: Place) -> int:
+    # Received packets are counted before anybody can drop them, as the interface counts them; sent packets after
+    # everybody has had the chance.
+    if attachment.target == "ingress":
+        return bpf.link_create(program, place.ifindex, bpf.AttachType.TCX_INGRESS, bytes(16), _BPF_F_BEFORE)
+    return bpf.link_create(program, place.ifindex, bpf.AttachType.TCX_EGRESS)
+
+
+def _clsact(program: int, attachment: Attachment, place: Place) -> int:
+    place.clsact.attach(place.ifindex, attachment.target, program, attachment.program)
+    return -1
+
+
+def _netfilter(program: int, attachment: Attachment, _: Place) -> int:
+    family, hook, *order = attachment.target.split()
+    priority = _NF_LAST if order == ["last"] else _NF_FIRST
+    extra = struct.pack("<IIiI", _FAMILIES[family], _NF_HOOKS[hook], priority, 0)
+    return bpf.link_create(program, 0, bpf.AttachType.NETFILTER, extra)
+
+
+def _raw_tracepoint(program: int, attachment: Attachment, _: Place) -> int:
+    return bpf.raw_tracepoint_open(program, attachment.target)
+
+
+def _tracing(program: int, _attachment: Attachment, _: Place) -> int:
+    return bpf.raw_tracepoint_open(program)
+
+
+def _btf_id(attach_type: bpf.AttachType) -> Callable[[Attachment], int]:
+    def find(attachment: Attachment) -> int:
+        from nettop.loader.headers import libbpf
+
+        library = libbpf()
+        for name in attachment.target.split("|"):
+            ident = int(library.libbpf_find_vmlinux_btf_id(name.encode(), int(attach_type)))
+            if ident > 0:
+                return ident
+        raise OSError(errno.ENOENT, f"the kernel has no function {attachment.target} to trace")
+
+    return find
+
+
+def _kprobe(returns: bool) -> Callable[[int, Attachment, Place], int]:
+    def attach(program: int, attachment: Attachment, _: Place) -> int:
+        failure = OSError(errno.ENOENT, f"no function {attachment.target}")
+        for name in attachment.target.split("|"):
+            try:
+                event = _perf_kprobe(name, returns)
+            except OSError as error:
+                failure = error
+                continue
+            try:
+                fcntl.ioctl(event, _PERF_EVENT_IOC_SET_BPF, program)
+                fcntl.ioctl(event, _PERF_EVENT_IOC_ENABLE, 0)
+            except OSError:
+                os.close(event)
+                raise
+            return event
+        raise failure
+
+    return attach
+
+
+def _perf_kprobe(function: str, returns: bool) -> int:
+    """A kprobe as a perf event of its own (kernel/trace/trace_event_perf.c): gone when its descriptor is."""
+    pmu = Path("/sys/bus/event_source/devices/kprobe")
+    kind = int((pmu / "type").read_text())
+    config = 0
+    if returns:
+        config = 1 << int((pmu / "format/retprobe").read_text().split(":")[1])
+    name = ctypes.create_string_buffer(function.encode())
+    # struct perf_event_attr: type, size, config, then zeros up to config1 (the name) and config2 (the offset)
+    attr = bytearray(128)
+    struct.pack_into("<IIQ", attr, 0, kind, len(attr), config)
+    struct.pack_into("<QQ", attr, 56, ctypes.addressof(name), 0)
+    buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _PERF_EVENT_OPEN.get(platform.machine(), 241)
+    event = int(libc.syscall(number, buffer, -1, 0, -1, 8))  # PERF_FLAG_FD_CLOEXEC
+    if event < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"kprobe {function}: {os.strerror(code)}")
+    return event
+
+
+MECHANISMS: dict[Via, Mechanism] = {
+    "tcx": Mechanism(bpf.ProgType.SCHED_CLS, _tcx, bound=True),
+    "clsact": Mechanism(bpf.ProgType.SCHED_CLS, _clsact, bound=True),
+    "raw_tracepoint": Mechanism(bpf.ProgType.RAW_TRACEPOINT, _raw_tracepoint),
+    # A raw tracepoint whose arguments the verifier knows by type: fields are read by plain loads, for nothing.
+    "tp_btf": Mechanism(
+        bpf.ProgType.TRACING,
+        _tracing,
+        lambda _: bpf.AttachType.TRACE_RAW_TP,
+        _btf_id(bpf.AttachType.TRACE_RAW_TP),
+    ),
+    "netfilter": Mechanism(bpf.ProgType.NETFILTER, _netfilter, lambda _: bpf.AttachType.NETFILTER),
+    "fentry": Mechanism(
+        bpf.ProgType.TRACING,
+        _tracing,
+        lambda _: bpf.AttachType.TRACE_FENTRY,
+        _btf_id(bpf.AttachType.TRACE_FENTRY),
+    ),
+    "fexit": Mechanism(
+        bpf.ProgType.TRACING,
+        _tracing,
+        lambda _: bpf.AttachType.TRACE_FEXIT,
+        _btf_id(bpf.AttachType.TRACE_FEXIT),
+    ),
+    "kprobe": Mechanism(bpf.ProgType.KPROBE, _kprobe(False)),
+    "kretprobe": Mechanism(bpf.ProgType.KPROBE, _kprobe(True)),
+}

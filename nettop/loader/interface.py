@@ -1,0 +1,87 @@
+"""What the programs must know of the watched interface: its index, its link header, how its counters count."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import struct
+from pathlib import Path
+
+from nettop.control import Config, Counting
+from nettop.errors import ExitCode, NettopError
+from nettop.protocol import Plan
+
+_SIOCGIFHWADDR = 0x8927
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GDRVINFO = 0x03
+_ETHTOOL_GTSO = 0x1E
+_ETHTOOL_GGRO = 0x2B
+_ARPHRD_ETHER = 1
+_ARPHRD_LOOPBACK = 772
+# Drivers of virtual machines: they hand a large packet on whole, and count it as one.
+_WHOLE_SENDERS = ("virtio_net", "xen_netfront", "vif", "hv_netvsc")
+
+
+def _ethtool(name: str, request: bytes) -> bytes | None:
+    buffer = array.array("B", request)
+    address, _ = buffer.buffer_info()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP", name.encode(), address))
+        except OSError:
+            return None
+    return buffer.tobytes()
+
+
+def _feature(name: str, command: int) -> bool:
+    answer = _ethtool(name, struct.pack("II", command, 0))
+    return bool(answer and struct.unpack("II", answer)[1])
+
+
+def _driver(name: str) -> str:
+    answer = _ethtool(name, struct.pack("I", _ETHTOOL_GDRVINFO).ljust(196, b"\0"))
+    return answer[4:36].split(b"\0", 1)[0].decode(errors="replace") if answer else ""
+
+
+def link_header(name: str) -> int:
+    """Bytes of link header that an skb of this interface has at TC (include/uapi/linux/if_arp.h)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
+    return 14 if struct.unpack_from("H", answer, 16)[0] in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK) else 0
+
+
+def counting(name: str) -> tuple[Counting, Counting]:
+    """How the interface's counters count a GSO or GRO packet, received and sent.
+
+    A network card counts what is on the wire.  A virtual device (veth, lo, tun) moves a large packet as it is and
+    counts one, unless the stack has to cut it up before the driver sees it, or merges what the driver has counted.
+    """
+    virtual = not Path("/sys/class/net", name, "device").exists()
+    whole = virtual or _driver(name) in _WHOLE_SENDERS
+    received = Counting.SKB if virtual and not _feature(name, _ETHTOOL_GGRO) else Counting.WIRE
+    sent = Counting.SKB if whole and _feature(name, _ETHTOOL_GTSO) else Counting.WIRE
+    return received, sent
+
+
+def describe(plan: Plan) -> Config:
+    """The configuration for a plan's interface.  Raises NettopError (exit code 5) if it is not there."""
+    try:
+        index = socket.if_nametoindex(plan.interface)
+        l2_len = link_header(plan.interface)
+    except OSError:
+        names = ", ".join(name for _, name in socket.if_nameindex())
+        raise NettopError(
+            f"no interface {plan.interface}", f"there are: {names}", ExitCode.NO_INTERFACE
+        ) from None
+    received, sent = counting(plan.interface)
+    return Config(
+        ifindex=index,
+        netns=os.stat("/proc/self/ns/net").st_ino & 0xFFFFFFFF,
+        l2_len=l2_len,
+        count_in=received,
+        count_out=sent,
+        subnet4=plan.subnet4,
+        subnet6=plan.subnet6,
+    )

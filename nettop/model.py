@@ -1,0 +1,125 @@
+"""What is measured, as values: integers in ns and bytes, nothing formatted, nothing that can change.
+
+A Frame holds one interval of everything.  The screen, the outputs, a snapshot, a recording and a replay all speak
+Frames.  Each probe contributes one Section, whose type lives in the probe's own module; this module holds what they
+share.  Schema: docs/frame.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA = "nettop/1"
+
+# Log-linear histogram: STEPS buckets to an octave, so a bucket is at most 1/STEPS = 6.25 % wide.  The same in
+# bpf_src/hist.h: a test compiles that and compares.  The last bucket is open above.
+STEPS = 16
+SLOTS = 512
+
+State = Literal["live", "failed", "unavailable", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class HookStatus:
+    """One boundary in the kernel: by which mechanism it is watched, and what that cost in the interval.
+
+    ``runs`` and ``run_ns`` are estimates for the whole interval, scaled up from the part of it in which the kernel's
+    run statistics were on; None where none were taken.
+    """
+
+    hook: str
+    via: str
+    runs: int | None = None
+    run_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeStatus:
+    """Whether a probe works; ``detail`` says why not, and what would help, for the pane to show."""
+
+    state: State
+    detail: str = ""
+    hooks: tuple[HookStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the frame missed and what it cost, in the interval; None where it is not known."""
+
+    lost_events: int = 0
+    evicted_flows: int = 0
+    untracked_packets: int = 0
+    kernel_ns: int | None = None
+    user_ns: int = 0
+    rss_bytes: int = 0
+
+
+class Section(Protocol):
+    """One probe's part of a Frame."""
+
+    def to_json(self, top: int, sort: str) -> dict[str, Any]:
+        """The section's top-level keys of the frame; at most ``top`` rows of a long table, by column ``sort``."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The same from a whole frame; missing fields are unknown, fields that are not known are ignored."""
+
+    def trimmed(self, top: int) -> Self:
+        """The section with at most ``top`` rows: what a history can afford to keep."""
+
+    def health(self) -> Mapping[str, int]:
+        """Its contribution to Health, by field name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One interval of everything.  ``time_ns`` is its end, CLOCK_REALTIME; ``interval_ns`` by the monotonic clock."""
+
+    time_ns: int
+    interval_ns: int
+    host: str
+    interface: str
+    filter: str = ""
+    probes: Mapping[str, ProbeStatus] = field(default_factory=dict)
+    health: Health = field(default_factory=Health)
+    sections: Mapping[str, Section] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what the user should know now: "eth0 is gone, waiting for it"
+
+    @property
+    def seconds(self) -> float:
+        """The interval in seconds; never 0."""
+        return max(self.interval_ns, 1) / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Log-linear histogram of delays: ``counts`` is uint64[SLOTS], ``sum_ns`` exact."""
+
+    counts: NDArray[np.uint64]
+    sum_ns: int
+
+    @property
+    def count(self) -> int:
+        return int(self.counts.sum())
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(np.zeros(SLOTS, np.uint64), 0)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram(self.counts + other.counts, self.sum_ns + other.sum_ns)
+
+    @classmethod
+    def total(cls, parts: Sequence[Histogram]) -> Histogram:
+        """The sum of any number of histograms."""
+        return Histogram(
+            np.sum([p.counts for p in parts], axis=0, dtype=np.uint64)
+            if parts
+            else np.zeros(SLOTS, np.uint64),
+            sum(p.sum_ns for p in parts),
+        )

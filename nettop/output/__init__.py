@@ -1,0 +1,12 @@
+"""Frames as text for other programs and for people without a screen: one writer for each ``--format``."""
+
+from __future__ import annotations
+
+from nettop.output.base import Emit, Style, Writer
+from nettop.output.csv import CsvWriter
+from nettop.output.ndjson import NdjsonWriter
+from nettop.output.text import TextWriter
+
+WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "ndjson": NdjsonWriter, "csv": CsvWriter}
+
+__all__ = ["WRITERS", "Emit", "Style", "Writer"]

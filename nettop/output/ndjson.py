@@ -1,0 +1,15 @@
+"""One frame a line, as JSON: docs/frame.md."""
+
+from __future__ import annotations
+
+from nettop.model import Frame
+from nettop.output.base import Writer
+from nettop.schema import dumps, frame_to_json
+
+
+class NdjsonWriter(Writer):
+    """Newline-delimited JSON."""
+
+    def format(self, frame: Frame) -> str:
+        """The frame in one line."""
+        return dumps(frame_to_json(frame, self.style.top, self.style.sort)) + "\n"

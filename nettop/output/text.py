@@ -1,0 +1,111 @@
+"""A frame for people at a shell: the screen's panes as plain lines, one after another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nettop import units
+from nettop.model import Frame, ProbeStatus
+from nettop.output.base import Writer
+from nettop.probes.base import all_probes
+from nettop.probes.draw import cells, fit
+from nettop.probes.rows import order
+from nettop.probes.view import Canvas, Column, Pane, Table, text_of
+
+_GAP = 2
+_ASCII = str.maketrans({"µ": "u", "\N{NARROW NO-BREAK SPACE}": " ", "\N{NO-BREAK SPACE}": " ", "·": "-"})
+
+
+class TextWriter(Writer):
+    """Aligned text of the style's width; frames have an empty line between them."""
+
+    def format(self, frame: Frame) -> str:
+        """A headline, each probe's panes, and what was lost and spent."""
+        lines = [_headline(frame)]
+        lines += [f"! {units.clean(note)}" for note in frame.notes]
+        for name, status in frame.probes.items():
+            probe = all_probes().get(name)
+            if probe is None or status.state == "off":
+                continue
+            for pane in sorted(probe.panes, key=lambda p: p.number):
+                lines += self._pane(pane, name, status, frame)
+        lines.append(_footline(frame))
+        if not self.style.unicode:
+            lines = [line.translate(_ASCII).encode("ascii", "replace").decode() for line in lines]
+        return "\n".join(line.rstrip() for line in lines) + "\n\n"
+
+    def _pane(self, pane: Pane, name: str, status: ProbeStatus, frame: Frame) -> list[str]:
+        if name not in frame.sections:
+            detail = f": {units.clean(status.detail)}" if status.detail else ""
+            return [f"{pane.title}: {status.state}{detail}"]
+        height = pane.height or 12
+        canvas = Canvas(self.style.width, height, bits=self.style.bits, unicode=self.style.unicode)
+        history = (frame,)
+        if pane.table:
+            subtitle = pane.subtitle(history, canvas) if pane.subtitle else ""
+            title = f"{pane.title}  {subtitle}".rstrip()
+            return [title, *table_lines(pane.table, frame, canvas, self.style.top, self.style.sort)]
+        draw = pane.compact or pane.draw
+        return [text_of(line) for line in draw(history, canvas)] if draw else []
+
+
+def _headline(frame: Frame) -> str:
+    parts = [units.timestamp(frame.time_ns), frame.interface, frame.host, units.duration(frame.interval_ns)]
+    if frame.filter:
+        parts.append(f"filter: {frame.filter}")
+    return "  ".join(units.clean(part) for part in parts if part)
+
+
+def _footline(frame: Frame) -> str:
+    health = frame.health
+    kernel = None if health.kernel_ns is None else health.kernel_ns / max(frame.interval_ns, 1)
+    return "  ".join(
+        (
+            f"lost events {units.count(health.lost_events)}",
+            f"evicted flows {units.count(health.evicted_flows)}",
+            f"untracked packets {units.count(health.untracked_packets)}",
+            f"kernel {units.percent(kernel)}",
+            f"user {units.percent(health.user_ns / max(frame.interval_ns, 1))}",
+            units.size(health.rss_bytes),
+        )
+    )
+
+
+def fitted(columns: tuple[Column, ...], width: int) -> list[tuple[Column, int]]:
+    """The columns that fit, and their widths; those that stretch share what is left over."""
+    kept = list(columns)
+
+    def used() -> int:
+        return sum(c.width for c in kept) + _GAP * (len(kept) - 1)
+
+    while used() > width and any(c.priority for c in kept):
+        kept.remove(max(reversed(kept), key=lambda c: c.priority))
+    stretching = sum(c.stretch for c in kept)
+    share = max(width - used(), 0) // stretching if stretching else 0
+    return [(c, c.width + (share if c.stretch else 0)) for c in kept]
+
+
+def table_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str) -> list[str]:
+    """A table as aligned text, its titles first; ``sort`` is a column's key, or empty for the default."""
+    by_key = {c.key: c for c in table.columns}
+    column = by_key.get(sort) or by_key[table.default_sort]
+    rows = table.rows(frame)
+    shown = order(table, rows, column, False, np.zeros(0, np.uint64))[:top]
+    columns = fitted(table.columns, canvas.width)
+    cellular = [replace(canvas, width=width, height=1) for _, width in columns]
+    lines = [_row([c.title for c, _ in columns], columns)]
+    for row in rows[shown]:
+        texts = [c.cell(row, cell, frame).text for (c, _), cell in zip(columns, cellular, strict=True)]
+        lines.append(_row(texts, columns))
+    if len(shown) < len(rows):
+        lines.append(f"and {units.count(len(rows) - len(shown))} more")
+    return lines
+
+
+def _row(texts: list[str], columns: list[tuple[Column, int]]) -> str:
+    parts = []
+    for text, (column, width) in zip(texts, columns, strict=True):
+        parts.append(text if cells(text) == width else fit(text, width, column.align))
+    return (" " * _GAP).join(parts)

@@ -1,0 +1,494 @@
+"""How flows are shown: a table of them, and the page of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nettop import units
+from nettop.model import Frame
+from nettop.probes import draw, rtt_view
+from nettop.probes.flows_layout import METHODS, STATES, spinning
+from nettop.probes.view import (
+    ACCENT,
+    BAD,
+    DIM,
+    GOOD,
+    LABEL,
+    PLAIN,
+    RX,
+    TITLE,
+    TX,
+    VALUE,
+    WARN,
+    Canvas,
+    Column,
+    History,
+    Line,
+    Pane,
+    Role,
+    Span,
+    Table,
+    line,
+)
+
+if TYPE_CHECKING:
+    from nettop.probes.flows import Flows
+
+NAME = "flows"
+_SHORT = {"timestamp": "ts", "sequence": "seq", "handshake": "syn"}  # others are short as they are
+_WORDS = {
+    "timestamp": "TCP timestamps",
+    "sequence": "sequence and ACK",
+    "handshake": "the handshake",
+    "echo": "ICMP echo",
+    "dns": "DNS query and response",
+    "spin": "QUIC's spin bit",
+}
+_STALE_NS = 10_000_000_000  # an RTT this old is a memory
+_AXIS = 9
+
+HELP = """\
+Every connection that had packets on the interface, both directions in one row. local is this host's end (for \
+forwarded traffic the end behind the host), remote the other; process is who holds the socket.
+
+rx/s, tx/s: bytes on the wire, received and sent, in the interval. rate is their sum.
+
+RTT: the newest round trip to the remote end, measured from packets that pass: nothing is sent. min: the smallest \
+ever; an RTT is coloured when it is far above it: that much is waiting in queues. jitter: its variation (RFC 6298). \
+via: how it was measured: ts TCP timestamps, seq sequence and ACK, syn handshake, echo ICMP, dns query and response, \
+spin QUIC's bit.
+
+retr: segments sent again, both directions, since the flow was first seen. age: since then.
+
+The cursor stays on its flow while rows move; g lets it go to the top again. enter opens the flow's own page.
+"""
+
+
+# --- values of rows ----------------------------------------------------------------------------------------------
+
+
+def _section(frame: Frame) -> Flows:
+    section: Flows = frame.sections[NAME]  # type: ignore[assignment]
+    return section
+
+
+def rows(frame: Frame) -> NDArray[np.void]:
+    """The frame's flows, of dtype ROW."""
+    return _section(frame).rows
+
+
+def _since(frame: Frame, time_ns: Any) -> int:
+    """How long ago something of a row was, in ns."""
+    return max(_section(frame).now_ns - int(time_ns), 0)
+
+
+@lru_cache(maxsize=65536)
+def _address(raw: bytes) -> str:
+    return units.address(raw)
+
+
+def _endpoint(row: Any, end: str) -> str:
+    text, port = _address(bytes(row[end])), int(row[f"{end}_port"])
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
+def _named(row: Any, end: str, canvas: Canvas) -> str:
+    """The endpoint, with its host name where names are on and it has one."""
+    name = canvas.names(bytes(row[end])) if canvas.names is not None else ""
+    return f"{units.clean(name)}:{int(row[f'{end}_port'])}" if name else _endpoint(row, end)
+
+
+@lru_cache(maxsize=4096)
+def _name(raw: bytes) -> str:
+    return units.clean(raw.split(b"\0")[0].decode("utf-8", "replace"))
+
+
+def _process(row: Any) -> str:
+    pid = int(row["pid"])
+    return f"{_name(bytes(row['process']))} {pid}" if pid else ""
+
+
+# --- cells -------------------------------------------------------------------------------------------------------
+
+
+def _protocol_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    return Span(units.protocol(int(row["protocol"])), _alive(row, LABEL))
+
+
+def _local_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    text = _named(row, "local", canvas)
+    if len(text) > canvas.width:
+        text = f":{int(row['local_port'])}"
+    return Span(draw.fit(text, canvas.width), _alive(row, PLAIN))
+
+
+def _remote_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    return Span(
+        draw.fit(draw.endpoint(_named(row, "remote", canvas), canvas.width), canvas.width), _alive(row, PLAIN)
+    )
+
+
+def _process_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    text = _process(row)
+    if draw.cells(text) > canvas.width:  # the name alone, before a number that is cut
+        text = _name(bytes(row["process"]))
+    return Span(draw.fit(text or units.NONE, canvas.width), _alive(row, PLAIN if text else DIM))
+
+
+def _alive(row: Any, role: Role) -> Role:
+    """Nothing in the interval: the row steps back."""
+    return role if row["rx_packets"] or row["tx_packets"] else DIM
+
+
+def _rate_cell(*fields: str) -> Callable[[Any, Canvas, Frame], Span]:
+    def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+        value = sum(int(row[field]) for field in fields)
+        text = draw.quantity(units.rate(value / frame.seconds, canvas.bits), canvas.width, 4)
+        return Span(text, VALUE if value else DIM)
+
+    return cell
+
+
+def _total_cell(*fields: str) -> Callable[[Any, Canvas, Frame], Span]:
+    def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+        return Span(
+            draw.quantity(units.size(sum(int(row[f]) for f in fields)), canvas.width, 2), _alive(row, PLAIN)
+        )
+
+    return cell
+
+
+def _rtt_cell(field: str) -> Callable[[Any, Canvas, Frame], Span]:
+    def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+        rtt = row["rtt"]
+        if not rtt["samples_total"]:
+            return Span(draw.fit(units.NONE, canvas.width, "right"), DIM)
+        text = draw.quantity(units.duration(int(rtt[field])), canvas.width, 2)
+        return Span(text, _rtt_role(rtt, frame) if field == "last" else _alive(row, PLAIN))
+
+    return cell
+
+
+def _rtt_role(rtt: Any, frame: Frame) -> Role:
+    """Warm where the round trip is far above the flow's own smallest; dim where it is old."""
+    least, newest = int(rtt["min"]), int(rtt["last"])
+    if _since(frame, rtt["time"]) > _STALE_NS:
+        return DIM
+    if newest > 4 * least + 5_000_000:
+        return BAD
+    return WARN if newest > 2 * least + 1_000_000 else VALUE
+
+
+def _method_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    name = METHODS[int(row["rtt"]["method"])] if row["rtt"]["samples_total"] else ""
+    return Span(_SHORT.get(name, name) or units.NONE, _alive(row, LABEL) if name else DIM)
+
+
+def _retransmits_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    value = int(row["rx_retransmits"]) + int(row["tx_retransmits"])
+    if int(row["protocol"]) != 6:
+        return Span(units.NONE, DIM)
+    return Span(units.count(value), PLAIN if value else DIM)
+
+
+def _state_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    state = STATES[int(row["state"])]
+    return Span(state or units.NONE, WARN if state == "reset" else LABEL)
+
+
+def _age_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    return Span(draw.quantity(units.age(_since(frame, row["first"])), canvas.width, 1), LABEL)
+
+
+# --- order -------------------------------------------------------------------------------------------------------
+
+
+def _sum(*fields: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def key(table: NDArray[Any]) -> NDArray[Any]:
+        result: NDArray[Any] = table[fields[0]]
+        for field in fields[1:]:
+            result = result + table[field]
+        return result
+
+    return key
+
+
+def _by_end(end: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def key(table: NDArray[Any]) -> NDArray[Any]:
+        raw = np.zeros((len(table), 18), np.uint8)
+        raw[:, :16] = np.frombuffer(np.ascontiguousarray(table[end]).tobytes(), np.uint8).reshape(-1, 16)
+        raw[:, 16:] = table[f"{end}_port"].astype(">u2").view(np.uint8).reshape(-1, 2)
+        result: NDArray[Any] = raw.view("V18").reshape(-1)
+        return result
+
+    return key
+
+
+def _known(field: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Delays as floats, NaN where there is no sample."""
+
+    def key(table: NDArray[Any]) -> NDArray[Any]:
+        rtt = table["rtt"]
+        return np.where(rtt["samples_total"] > 0, rtt[field].astype(np.float64), np.nan)
+
+    return key
+
+
+COLUMNS = (
+    Column("protocol", "proto", 5, _protocol_cell, _sum("protocol"), "left", 0, ascending=True),
+    Column("local", "local", 7, _local_cell, _by_end("local"), "left", 2, ascending=True, stretch=True),
+    Column("remote", "remote", 21, _remote_cell, _by_end("remote"), "left", 0, ascending=True, stretch=True),
+    Column("process", "process", 11, _process_cell, _sum("process"), "left", 3, ascending=True, stretch=True),
+    Column("rate", "rate", 9, _rate_cell("rx_bytes", "tx_bytes"), _sum("rx_bytes", "tx_bytes"), priority=9),
+    Column("rx", "rx/s", 9, _rate_cell("rx_bytes"), _sum("rx_bytes"), priority=0),
+    Column("tx", "tx/s", 9, _rate_cell("tx_bytes"), _sum("tx_bytes"), priority=0),
+    Column("rtt", "RTT", 7, _rtt_cell("last"), _known("last"), priority=1),
+    Column("min", "min", 7, _rtt_cell("min"), _known("min"), priority=4),
+    Column("jitter", "jitter", 7, _rtt_cell("variance"), _known("variance"), priority=6),
+    Column(
+        "method", "via", 5, _method_cell, lambda t: t["rtt"]["method"], "left", priority=7, ascending=True
+    ),
+    Column("retransmits", "retr", 5, _retransmits_cell, _sum("rx_retransmits", "tx_retransmits"), priority=5),
+    Column("state", "state", 7, _state_cell, _sum("state"), "left", priority=10, ascending=True),
+    Column(
+        "total",
+        "total",
+        7,
+        _total_cell("rx_bytes_total", "tx_bytes_total"),
+        _sum("rx_bytes_total", "tx_bytes_total"),
+        priority=11,
+    ),
+    Column("age", "age", 4, _age_cell, lambda t: np.uint64(2**63) - t["first"], priority=8),
+)
+
+
+def matches(table: NDArray[np.void], word: str) -> NDArray[np.bool_]:
+    """Rows in which a plain word occurs: in an address, as a port, in a process's name, as pid, protocol or state."""
+    word = word.lower()
+    raw = word.encode("utf-8", "replace")
+    found = np.char.find(np.char.lower(table["process"]), raw) >= 0
+    for end in ("local", "remote"):
+        found |= _has_address(table[end], word)
+    if word.isdigit():
+        number = int(word)
+        found |= (table["local_port"] == number) | (table["remote_port"] == number) | (table["pid"] == number)
+    if word.startswith(":") and word[1:].isdigit():
+        found |= (table["local_port"] == int(word[1:])) | (table["remote_port"] == int(word[1:]))
+    named = [n for n in np.unique(table["protocol"]) if units.protocol(int(n)) == word]
+    found |= np.isin(table["protocol"], named)
+    if word in STATES[1:]:
+        found |= table["state"] == STATES.index(word)
+    result: NDArray[np.bool_] = found
+    return result
+
+
+def _has_address(addresses: NDArray[Any], word: str) -> NDArray[np.bool_]:
+    if not any(c in word for c in ".:") and not word.isdigit():
+        return np.zeros(len(addresses), bool)
+    raw = np.ascontiguousarray(addresses).view("V16").reshape(-1)
+    each, where = np.unique(raw, return_inverse=True)
+    hits = np.array([word in _address(bytes(a)) for a in each], bool)
+    return hits[where.reshape(-1)] if len(each) else np.zeros(0, bool)
+
+
+def copy(row: Any) -> str:
+    """One flow as a line of text, whole."""
+    words = [units.protocol(int(row["protocol"])), _endpoint(row, "local"), _endpoint(row, "remote")]
+    if _process(row):
+        words.append(_process(row))
+    words.append(f"rx {units.size(int(row['rx_bytes_total']))} tx {units.size(int(row['tx_bytes_total']))}")
+    rtt = row["rtt"]
+    if rtt["samples_total"]:
+        words.append(f"rtt {units.duration(int(rtt['last']))} min {units.duration(int(rtt['min']))}")
+    return " ".join(words)
+
+
+# --- the page of one flow ----------------------------------------------------------------------------------------
+
+
+def _find(frame: Frame, identity: int) -> Any | None:
+    """The flow's row of a frame."""
+    if NAME not in frame.sections:
+        return None
+    table = rows(frame)
+    found = np.flatnonzero(table["id"] == np.uint64(identity))
+    return table[found[0]] if found.size else None
+
+
+def detail(history: History, identity: int, canvas: Canvas) -> list[Line]:
+    """Who it is, what it did, and its rates and round trips over time."""
+    width = max(canvas.width - _AXIS, 1)
+    frames = history[-width:]
+    each = [_find(frame, identity) for frame in frames]
+    newest = next((row for row in reversed(each) if row is not None), None)
+    if newest is None:
+        return [line(("This flow is not in the frames that are kept.", DIM))]
+    gone = each[-1] is None
+    at = next(f for f, row in zip(reversed(frames), reversed(each), strict=True) if row is not None)
+    lines = [_who(newest, canvas, gone), _did(newest, at, canvas), _delay(newest, at, canvas), ()]
+    inner = replace(
+        canvas, width=width, height=max((canvas.height - len(lines) - 1) // 3 - 1, 1), cursor=None
+    )
+    for name, role in (("rx", RX), ("tx", TX)):
+        lines += _rate_graph(name, role, _values(frames, each, f"{name}_bytes"), inner)
+    lines += _rtt_graph(frames, each, inner)
+    axis = draw.time_axis([f.time_ns for f in frames], width, canvas)
+    return [*lines[: canvas.height - 1], (Span(" " * _AXIS), *axis)][: canvas.height]
+
+
+def _rtt_of(row: Any | None) -> float | None:
+    """The newest round trip, in the intervals that had one."""
+    return float(row["rtt"]["last"]) if row is not None and row["rtt"]["samples"] else None
+
+
+def _values(frames: History, each: list[Any | None], field: str) -> list[float | None]:
+    return [None if r is None else int(r[field]) / f.seconds for f, r in zip(frames, each, strict=True)]
+
+
+def _rate_graph(name: str, role: Role, values: list[float | None], canvas: Canvas) -> list[Line]:
+    """The newest and the largest value over a graph; the scale is round in what is shown, bits or bytes."""
+    per = 8 if canvas.bits else 1
+    top = draw.top_of([None if v is None else v * per for v in values]) / per
+    return _graph(
+        name, role, values, top, [units.rate(v, canvas.bits) for v in (*_ends(values), top)], canvas
+    )
+
+
+def _rtt_graph(frames: History, each: list[Any | None], canvas: Canvas) -> list[Line]:
+    """Round trips: a heat map of the samples where there are any (the flow in focus), the newest of each frame else."""
+    values = [_rtt_of(row) for row in each]
+    samples = [_samples(frame) for frame in frames]
+    texts = [units.duration(v) for v in _ends(values)]
+    if not any(samples):
+        top = draw.top_of(values)
+        return _graph("RTT", ACCENT, values, top, [*texts, units.duration(top)], canvas)
+    heaps = [rtt_view.heap(delays) for delays in samples]
+    plane = draw.Plane.of(heaps, canvas, *rtt_view.decades(heaps))
+    axis = draw.delay_axis(plane.edges, canvas, _AXIS - 1)
+    return [_head("RTT", ACCENT, texts), *((*a, *b) for a, b in zip(axis, plane.lines(canvas), strict=True))]
+
+
+def _samples(frame: Frame) -> list[int]:
+    """Outward round trips of the flow in focus, in ns."""
+    return [s.rtt_ns for s in _section(frame).samples if not s.inward] if NAME in frame.sections else []
+
+
+def _ends(values: list[float | None]) -> tuple[float | None, float | None]:
+    """The newest value that is known, and the largest."""
+    some = [v for v in values if v is not None]
+    return (some[-1], max(some)) if some else (None, None)
+
+
+def _head(name: str, role: Role, texts: list[str]) -> Line:
+    return line(
+        (draw.fit(name, 4), role), (draw.fit(texts[0], 10, "right"), VALUE), (f"   most {texts[1]}", LABEL)
+    )
+
+
+def _graph(
+    name: str, role: Role, values: list[float | None], top: float, texts: list[str], canvas: Canvas
+) -> list[Line]:
+    """``texts``: the newest value, the largest, the top of the scale."""
+    rule = "▕" if canvas.unicode else "|"
+    labels = [draw.scale(texts[2])] + [""] * (canvas.height - 1)
+    graph = draw.area(values, canvas, canvas.height, top, role)
+    body = [
+        (Span(draw.fit(label, _AXIS - 1, "right"), DIM), Span(rule, DIM), *row)
+        for label, row in zip(labels, graph, strict=True)
+    ]
+    return [_head(name, role, texts), *body]
+
+
+def _who(row: Any, canvas: Canvas, gone: bool) -> Line:
+    word = "gone" if gone else STATES[int(row["state"])]
+    return draw.parts(
+        [
+            (0, line((units.protocol(int(row["protocol"])), LABEL))),
+            (1, line((_named(row, "local", canvas), TITLE))),
+            (0, line(("⇄" if canvas.unicode else "<>", DIM))),
+            (0, line((_named(row, "remote", canvas), TITLE))),
+            (2, line((_process(row), PLAIN))),
+            (
+                3,
+                line((word, DIM if gone else GOOD if word == "open" else WARN if word == "reset" else LABEL)),
+            ),
+        ],
+        canvas.width,
+    )
+
+
+def _did(row: Any, frame: Frame, canvas: Canvas) -> Line:
+    pieces = [
+        (0, line(("age ", LABEL), (units.age(_since(frame, row["first"])), PLAIN))),
+        (1, line(("received ", LABEL), (units.size(int(row["rx_bytes_total"])), PLAIN))),
+        (1, line(("sent ", LABEL), (units.size(int(row["tx_bytes_total"])), PLAIN))),
+    ]
+    if int(row["protocol"]) == 6:
+        for way, word in (("tx", "retransmitted "), ("rx", "received again ")):
+            count = int(row[f"{way}_retransmits"])
+            pieces.append((2, line((word, LABEL), (units.count(count), WARN if count else PLAIN))))
+        late = int(row["rx_out_of_order"]) + int(row["tx_out_of_order"])
+        pieces.append((3, line(("out of order ", LABEL), (units.count(late), PLAIN))))
+    return draw.parts(pieces, canvas.width, gap=3)
+
+
+def _delay(row: Any, frame: Frame, canvas: Canvas) -> Line:
+    rtt, inward = row["rtt"], row["internal_rtt"]
+    if not rtt["samples_total"]:
+        spins = spinning(row)
+        return line(
+            ("no round trip measured yet" if spins is not False else "its spin bit does not spin", DIM)
+        )
+    pieces = [
+        (0, line(("RTT ", LABEL), (units.duration(int(rtt["last"])), VALUE))),
+        (0, line(("min ", LABEL), (units.duration(int(rtt["min"])), PLAIN))),
+        (1, line(("smoothed ", LABEL), (units.duration(int(rtt["smoothed"])), PLAIN))),
+        (2, line(("jitter ", LABEL), (units.duration(int(rtt["variance"])), PLAIN))),
+    ]
+    if row["srtt_us"]:
+        pieces.append(
+            (3, line(("the kernel's ", LABEL), (units.duration(int(row["srtt_us"]) * 1000), PLAIN)))
+        )
+    if inward["samples_total"]:
+        pieces.append((4, line(("inward ", LABEL), (units.duration(int(inward["last"])), PLAIN))))
+    how = _WORDS.get(METHODS[int(rtt["method"])], "")
+    count = units.count(int(rtt["samples_total"]))
+    pieces.append((5, line((count, PLAIN), (" samples by ", LABEL), (how, PLAIN))))
+    pieces.append((6, line(("newest ", LABEL), (f"{units.age(_since(frame, rtt['time']))} ago", PLAIN))))
+    return draw.parts(pieces, canvas.width, gap=3)
+
+
+def subtitle(history: History, canvas: Canvas) -> str:
+    """How many flows there are, and how many had to go."""
+    section = _section(history[-1])
+    evicted = section.evicted
+    text = f"{units.count(section.total)} flows"
+    return f"{text} · {units.count(evicted)} evicted" if evicted else text
+
+
+PANES = (
+    Pane(
+        name=NAME,
+        title="Flows",
+        number=3,
+        band="middle",
+        table=Table(
+            columns=COLUMNS,
+            rows=rows,
+            identity="id",
+            default_sort="rate",
+            detail=detail,
+            copy=copy,
+            matches=matches,
+        ),
+        subtitle=subtitle,
+        help=HELP,
+    ),
+    rtt_view.PANE,
+)

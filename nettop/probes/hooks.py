@@ -1,0 +1,48 @@
+"""The attach ladder as data: boundaries in the kernel, and the ways to watch each, best first.
+
+The loader reads these too, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Via = Literal["tp_btf", "raw_tracepoint", "netfilter", "fentry", "fexit", "kprobe", "kretprobe", "tcx", "clsact"]
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One program at one place.
+
+    ``target`` depends on the mechanism.
+    tcx, clsact: ``ingress`` or ``egress`` of the watched interface; raw_tracepoint, tp_btf (the same with typed
+    arguments): its name; fentry, fexit, kprobe,
+    kretprobe: the function, or several names by which kernels know it, with ``|`` between them; netfilter:
+    ``ipv4 pre_routing first`` (family, hook, and whether before or after everybody else there: ``first``, ``last``).
+    """
+
+    program: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to watch a boundary: all of its attachments hold, or the next candidate is tried."""
+
+    via: Via
+    attachments: tuple[Attachment, ...]
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A boundary and the ways to watch it, best first.  Without a required hook its probe is of no use."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    required: bool = False
+
+
+def one(via: Via, program: str, target: str) -> Candidate:
+    """The usual candidate: one program at one place."""
+    return Candidate(via, (Attachment(program, target),))

@@ -1,0 +1,220 @@
+"""What the loader and the screen say to each other: a few fixed messages over a SOCK_SEQPACKET pair.
+
+A message is one datagram of JSON with at most MAX_FDS descriptors.  Whatever does not have exactly the expected form
+is refused: the screen is not trusted by the loader, which keeps the privileges.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+MAX_BYTES = 1 << 18
+MAX_FDS = 200
+_INTERFACE = re.compile(r"^[^\s/\x00-\x1f\x7f]{1,15}\Z")
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,31}\Z")
+
+
+class ProtocolError(Exception):
+    """The other end said something that is not in the protocol."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to load: the whole of what the screen may decide."""
+
+    interface: str
+    probes: tuple[str, ...]
+    max_flows: int = 65536
+    subnet4: int = 24
+    subnet6: int = 48
+    via: str = ""  # force this mechanism where a hook has it; for tests
+
+    def __post_init__(self) -> None:
+        if not _INTERFACE.match(self.interface) or self.interface in (".", ".."):
+            raise ProtocolError(f"not an interface name: {self.interface!r}")
+        if not all(_NAME.match(name) for name in self.probes) or len(self.probes) > 32:
+            raise ProtocolError("not a list of probes")
+        if not 64 <= self.max_flows <= 1 << 24:
+            raise ProtocolError("max_flows out of range")
+        if not (0 <= self.subnet4 <= 32 and 0 <= self.subnet6 <= 128):
+            raise ProtocolError("subnet prefix out of range")
+        if self.via and not _NAME.match(self.via):
+            raise ProtocolError("not a mechanism")
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """A map as it was made; its descriptor is ``fds[fd]`` of the message."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    fd: int
+
+
+@dataclass(frozen=True)
+class HookInfo:
+    """A hook as it was attached: program and link descriptors by number (-1: none, as with clsact)."""
+
+    hook: str
+    via: str
+    programs: tuple[int, ...] = ()
+    links: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProbeInfo:
+    """One probe's outcome.  ``state`` as in the frame; ``detail`` one line for the pane, the rest is in the log."""
+
+    name: str
+    state: str
+    detail: str = ""
+    hint: str = ""
+    maps: tuple[MapInfo, ...] = ()
+    hooks: tuple[HookInfo, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()  # hook, why no candidate holds
+
+
+@dataclass(frozen=True)
+class Load:
+    """Screen to loader: compile, load and attach.  Answered by one Loaded a probe and a Done."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Reattach:
+    """Screen to loader: the interface is back, perhaps as another device.  Answered like Load; maps are kept."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Screen to loader: run statistics on or off.  Answered by Done."""
+
+    on: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Loader to screen: one probe, with its descriptors."""
+
+    probe: ProbeInfo
+    fds: tuple[int, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class Done:
+    """Loader to screen: finished; ``error`` is empty where all went well."""
+
+    error: str = ""
+    hint: str = ""
+    code: int = 0
+    config: str = ""  # struct config as hex, after Load and Reattach
+
+
+Message = Load | Reattach | Stats | Loaded | Done
+_KINDS: Mapping[str, type[Any]] = {k.__name__: k for k in (Load, Reattach, Stats, Loaded, Done)}
+
+
+def send(sock: socket.socket, message: Message) -> None:
+    """Send one message; the descriptors of a Loaded go with it (and stay open here)."""
+    fds = message.fds if isinstance(message, Loaded) else ()
+    body = asdict(message)
+    body.pop("fds", None)
+    data = json.dumps([type(message).__name__, body]).encode()
+    if len(data) > MAX_BYTES or len(fds) > MAX_FDS:
+        raise ProtocolError("message too large")
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([data], ancillary)
+
+
+def receive(sock: socket.socket) -> Message:
+    """The next message.  EOFError when the other end is gone; ProtocolError closes whatever came with it."""
+    space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+    data, ancillary, flags, _ = sock.recvmsg(MAX_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    try:
+        if not data:
+            raise EOFError("the other process is gone")
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ProtocolError("message cut short")
+        message = _decode(data, tuple(fds))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return message
+
+
+def _decode(data: bytes, fds: tuple[int, ...]) -> Message:
+    try:
+        name, body = json.loads(data)
+        kind = _KINDS[name]
+        if kind is Load:
+            return Load(_strict(Plan, body["plan"]))
+        if kind is Loaded:
+            return Loaded(_probe(body["probe"], len(fds)), fds)
+        if fds:
+            raise ProtocolError("descriptors where there should be none")
+        message: Message = _strict(kind, body)
+    except ProtocolError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {error}") from None
+    return message
+
+
+def _strict(kind: type[Any], body: Mapping[str, Any]) -> Any:
+    """A flat dataclass from JSON, every value of the declared type, no field unknown."""
+    declared = {f.name: str(f.type) for f in fields(kind)}
+    if not isinstance(body, dict) or set(body) - set(declared):
+        raise ProtocolError(f"unknown fields for {kind.__name__}")
+    values: dict[str, Any] = {}
+    for name, value in body.items():
+        expected = declared[name]
+        if expected == "bool":
+            good = isinstance(value, bool)
+        elif expected == "int":
+            good = isinstance(value, int) and not isinstance(value, bool)
+        elif expected == "str":
+            good = isinstance(value, str)
+        elif expected == "tuple[str, ...]":
+            good = isinstance(value, list) and all(isinstance(v, str) for v in value)
+            value = tuple(value) if good else value
+        elif expected == "tuple[int, ...]":
+            good = isinstance(value, list) and all(type(v) is int for v in value)
+            value = tuple(value) if good else value
+        elif expected == "tuple[tuple[str, str], ...]":
+            good = isinstance(value, list) and all(
+                isinstance(v, list) and len(v) == 2 and all(isinstance(s, str) for s in v) for v in value
+            )
+            value = tuple((v[0], v[1]) for v in value) if good else value
+        else:
+            good = False
+        if not good:
+            raise ProtocolError(f"{kind.__name__}.{name} is not {expected}")
+        values[name] = value
+    return kind(**values)
+
+
+def _probe(body: Mapping[str, Any], fds: int) -> ProbeInfo:
+    rest = {k: v for k, v in body.items() if k not in ("maps", "hooks")}
+    info: ProbeInfo = _strict(ProbeInfo, rest)
+    maps = tuple(_strict(MapInfo, m) for m in body.get("maps", ()))
+    hooks = tuple(_strict(HookInfo, h) for h in body.get("hooks", ()))
+    used = [m.fd for m in maps] + [n for h in hooks for n in (*h.programs, *h.links) if n != -1]
+    if any(not 0 <= n < fds for n in used):
+        raise ProtocolError("a descriptor that did not come")
+    return ProbeInfo(info.name, info.state, info.detail, info.hint, maps, hooks, info.missing)

@@ -1,0 +1,358 @@
+"""Recordings and snapshots: a header and then frames, as JSON documents one after another; docs/frame.md.
+
+A recording has a line for each.  A snapshot has them laid out for people.  The reader takes both, and the
+output of ``--format ndjson``, which has no header; gzip it knows by content.  Files are read where they lie,
+a frame at a time: an hour of a busy host does not fit in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from nettop import schema
+from nettop.errors import ExitCode, NettopError
+from nettop.files import Sink
+from nettop.model import SCHEMA, Frame
+from nettop.settings import Settings, version
+
+MAX_DOCUMENT = 1 << 29
+MAX_UNPACKED = 1 << 33
+_CHUNK = 1 << 16
+_TIME = re.compile(rb'"time_ns":\s*(\d{1,19})\b')
+_INTERVAL = re.compile(rb'"interval_ns":\s*(\d{1,19})\b')
+
+
+@dataclass(frozen=True)
+class View:
+    """How the frames were looked at: enough to show the same again."""
+
+    sort: str = ""
+    reverse: bool = False
+    filter: str = ""
+    focus: str = ""  # the entered flow, as "protocol local remote"
+    pane: str = ""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, before its frames."""
+
+    kind: Literal["recording", "snapshot"] = "recording"
+    version: str = ""  # of the program
+    created_ns: int = 0  # CLOCK_REALTIME
+    host: str = ""
+    interface: str = ""
+    view: View = field(default_factory=View)
+
+    def to_json(self) -> dict[str, Any]:
+        """The first document of a file."""
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "version": self.version,
+            "created_ns": self.created_ns,
+            "host": self.host,
+            "interface": self.interface,
+            "view": {name: getattr(self.view, name) for name in _VIEW},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse; what is missing or has another type is as if it had not been said."""
+
+        def known(source: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+            if not isinstance(source, dict):
+                return {}
+            return {k: source[k] for k, v in defaults.items() if k in source and type(source[k]) is type(v)}
+
+        flat = known(data, {"version": "", "created_ns": 0, "host": "", "interface": ""})
+        kind: Literal["recording", "snapshot"] = "snapshot" if data.get("kind") == "snapshot" else "recording"
+        return cls(kind=kind, view=View(**known(data.get("view"), _VIEW)), **flat)
+
+
+_VIEW: Mapping[str, Any] = {"sort": "", "reverse": False, "filter": "", "focus": "", "pane": ""}
+
+
+def file_name(frame: Frame, kind: str) -> str:
+    """A name for a new file: ``nettop-db3-eth0-20250102-030405.snapshot.json``; times are UTC."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(frame.time_ns // 1_000_000_000))
+    words = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in (frame.host, frame.interface)]
+    suffix = "snapshot.json" if kind == "snapshot" else "ndjson.gz"
+    return "-".join(["nettop", *filter(None, words), stamp]) + f".{suffix}"
+
+
+def now() -> int:
+    """CLOCK_REALTIME in ns."""
+    return time.time_ns()
+
+
+def header_of(frame: Frame, kind: Literal["recording", "snapshot"], view: View) -> Header:
+    """The header for a file that begins with this frame."""
+    return Header(kind, version(), now(), frame.host, frame.interface, view)
+
+
+class Recorder:
+    """Writes a recording, frame by frame; each is on its way to the disk when ``write`` returns.
+
+    NettopError on a full disk: the file is whole up to the frame before, and closed; go on without it.
+    """
+
+    def __init__(self, path: str, header: Header, top: int, sort: str) -> None:
+        self._sink = Sink(path)
+        self._top = top
+        self._sort = sort
+        self.frames = 0
+        self._sink.write(schema.dumps(header.to_json()) + "\n")
+
+    @property
+    def path(self) -> str:
+        """Where the file is."""
+        return self._sink.path
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._sink.size
+
+    @property
+    def closed(self) -> bool:
+        """Whether recording has ended."""
+        return self._sink.closed
+
+    def write(self, frame: Frame) -> None:
+        """Append a frame."""
+        self._sink.write(schema.dumps(schema.frame_to_json(frame, self._top, self._sort)) + "\n")
+        self.frames += 1
+
+    def close(self) -> None:
+        """End the file properly."""
+        self._sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def start_recorder(path: str, settings: Settings) -> Recorder:
+    """A recording of what these settings show."""
+    view = View(sort=settings.sort, filter=settings.filter)
+    header = Header("recording", version(), now(), platform.node(), settings.interface, view)
+    return Recorder(path, header, settings.top, settings.sort)
+
+
+def write_snapshot(path: str, frames: Sequence[Frame], header: Header, top: int, sort: str) -> None:
+    """The last frames, oldest first, with how they were looked at, into a new file."""
+    with Sink(path) as sink:
+        sink.write(schema.readable(header.to_json()) + "\n")
+        for frame in frames:
+            sink.write(schema.readable(schema.frame_to_json(frame, top, sort)) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a frame is in the file, and the times that a time line needs."""
+
+    offset: int
+    length: int
+    line: int
+    time_ns: int
+    interval_ns: int
+
+
+class Recording:
+    """A file of frames, opened: its header, the time of each frame, and any frame by number.
+
+    ``problem`` says where the file ends too early, or stops making sense; the frames before that are good.
+    """
+
+    def __init__(self, path: str, loaders: schema.Loaders | None = None) -> None:
+        """NettopError where there is no such file, and where it is none of ours, with the line and why."""
+        self.path = path
+        self.header = Header()
+        self.problem: NettopError | None = None
+        self._loaders = loaders
+        self._places: list[_Place] = []
+        try:
+            self._file, cut = _open(path)
+        except OSError as error:
+            reason = error.strerror or "cannot be read"
+            raise NettopError(f"{path}: {reason}", "name a recording or a snapshot", ExitCode.USAGE) from None
+        try:
+            self._scan(cut)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _scan(self, cut: str) -> None:
+        line = 0
+        first = True
+        for offset, line, text, why in _documents(self._file):
+            time_ns, interval_ns = _TIME.search(text, 0, 4096), _INTERVAL.search(text, 0, 4096)
+            if first:
+                data = self._parse(text, line)
+                if "kind" in data:
+                    self.header = Header.from_json(data)
+                    first = False
+                    continue
+            first = False
+            if why or not time_ns or not interval_ns:
+                self.problem = self._bad(line, why or "not a frame")
+                break
+            self._places.append(_Place(offset, len(text), line, int(time_ns[1]), int(interval_ns[1])))
+        if first:
+            raise self._bad(1, cut or "the file is empty")
+        if self.problem is None and cut:
+            self.problem = self._bad(line, cut)
+        if self.problem is None and self._places:
+            try:  # the last line is where a file was cut
+                schema.loads(self._text(self._places[-1]))
+            except schema.SchemaError as error:
+                self.problem = self._bad(self._places.pop().line, f"the file ends too early ({error})")
+        if not self._places:
+            raise self.problem or self._bad(line + 1, "there is no frame")
+
+    def _parse(self, text: bytes, line: int) -> dict[str, Any]:
+        try:
+            data = schema.loads(text)
+            schema.check_version(data)
+        except schema.SchemaError as error:
+            raise self._bad(line, f"not a recording: {error}") from None
+        assert isinstance(data, dict)
+        return data
+
+    def _bad(self, line: int, why: str) -> NettopError:
+        return NettopError(
+            f"{self.path}: line {line}: {why}",
+            "recordings are written by --record, --snapshot FILE and -b --format ndjson",
+        )
+
+    def _text(self, place: _Place) -> bytes:
+        # Not seek and read: a replay reads ahead in another thread.
+        return os.pread(self._file.fileno(), place.length, place.offset)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def times_ns(self) -> tuple[int, ...]:
+        """The end of each frame's interval, CLOCK_REALTIME."""
+        return tuple(p.time_ns for p in self._places)
+
+    def interval_ns(self, index: int) -> int:
+        """The interval of a frame: how long after the one before it came."""
+        return self._places[index].interval_ns
+
+    def frame(self, index: int) -> Frame:
+        """A frame by number.  Raises NettopError with the line where it makes no sense."""
+        place = self._places[index]
+        try:
+            return schema.frame_from_json(schema.loads(self._text(place)), self._loaders)
+        except schema.SchemaError as error:
+            raise self._bad(place.line, str(error)) from None
+
+    def frames(self) -> Iterator[Frame]:
+        """All of them in order; then ``problem`` is raised, where there is one."""
+        for index in range(len(self)):
+            yield self.frame(index)
+        if self.problem:
+            raise self.problem
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _documents(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes, str]]:
+    """Offset, line and text of each JSON document, and what is wrong with it where it is not whole.
+
+    A document is a line, or the lines from one that is ``{`` to the next that is ``}``.
+    """
+    stream.seek(0)
+    line, offset = 0, 0
+    while text := stream.readline(MAX_DOCUMENT):
+        line += 1
+        start, first = offset, line
+        offset += len(text)
+        if text.strip() == b"{":
+            parts = [text]
+            while (more := stream.readline(MAX_DOCUMENT)) and offset - start < MAX_DOCUMENT:
+                line += 1
+                offset += len(more)
+                parts.append(more)
+                if more.rstrip() == b"}":
+                    break
+            text = b"".join(parts)
+            if parts[-1].rstrip() != b"}":
+                yield start, first, text, "the file ends too early" if not more else "too long"
+                return
+        if len(text) >= MAX_DOCUMENT:
+            yield start, first, b"", "too long"
+            return
+        if text.strip():
+            yield start, first, text, ""
+
+
+def _open(path: str) -> tuple[IO[bytes], str]:
+    """The file, or an unnamed copy, unpacked, where it is gzip or a pipe; and why it ends too early."""
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(Path(path).open("rb"))
+        packed = source.peek(2)[:2] == b"\x1f\x8b"
+        if source.seekable() and not packed:
+            stack.pop_all()
+            return source, ""
+        copy = stack.enter_context(tempfile.TemporaryFile())
+        cut = _copy(source, copy, packed)
+        stack.pop_all()
+        source.close()
+        return copy, cut
+
+
+def _copy(source: IO[bytes], target: IO[bytes], packed: bool) -> str:
+    """Unpack by hand: the gzip module throws away what it had when it meets a file that ends too early."""
+    unpack = zlib.decompressobj(16 + zlib.MAX_WBITS) if packed else None
+    size = 0
+    while chunk := source.read(_CHUNK):
+        while chunk:
+            if unpack is None:
+                data, chunk = chunk, b""
+            else:
+                if unpack.eof:  # another member follows
+                    unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
+                try:
+                    data = unpack.decompress(chunk, 1 << 20)
+                except zlib.error as error:
+                    return f"the gzip file is damaged ({error})"
+                chunk = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
+            size += len(data)
+            if size > MAX_UNPACKED:
+                return "the file is too large"
+            try:
+                target.write(data)
+            except OSError as error:
+                raise NettopError(
+                    f"no room to unpack the recording: {error.strerror}", "TMPDIR names a folder with more room"
+                ) from None
+    return "" if unpack is None or unpack.eof else "the gzip file ends too early"

@@ -1,0 +1,441 @@
+"""Command line and TOML file -> one frozen Settings; the command line wins.
+
+The two are read at different times: the command line before anything else, the file only once the process has
+given its privileges up, so that the file is read as the user who is behind sudo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from nettop.errors import ExitCode, NettopError
+
+FORMATS = ("text", "ndjson", "csv")
+UNITS = ("bits", "bytes")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_T = TypeVar("_T", int, float)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the user decides at the start.  Times are in seconds."""
+
+    # What the file may hold; OPTIONS below has one entry for each.
+    delay: float = 1.0
+    probes: tuple[str, ...] = ()  # empty: all
+    max_flows: int = 65536
+    scan_interval: float = 0.0  # 0: with every frame
+    subnets: tuple[int, int] = (24, 48)
+    top: int = 1000
+    sort: str = ""  # empty: the table's own default
+    format: str = "text"
+    units: str = "bits"
+    names: bool = False
+    theme: str = ""
+    history: float = 600.0  # of the screen
+    keys: Mapping[str, str] = field(default_factory=dict)  # by action, which the screen knows
+
+    # What this run is about.
+    interface: str = ""
+    filter: str = ""
+    batch: bool = False
+    count: int | None = None
+    output: str | None = None
+    record: str | None = None
+
+    @property
+    def bits(self) -> bool:
+        """Whether rates are shown in bits."""
+        return self.units == "bits"
+
+
+@dataclass
+class Control:
+    """What may change while it runs.  The screen writes it, the engine reads it before each interval."""
+
+    delay: float = 1.0
+    filter: str = ""
+    focus: int = 0  # id of the flow in focus, 0: none
+    paused: bool = False  # what is shown stands still; collection goes on
+
+    @classmethod
+    def of(cls, settings: Settings) -> Control:
+        """The state at the start."""
+        return cls(delay=settings.delay, filter=settings.filter)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, checked, before any file was read."""
+
+    given: Mapping[str, Any]  # values for keys of the file, as fields of Settings
+    words: tuple[str, ...] = ()  # [IFACE] [FILTER ...]
+    batch: bool = False
+    count: int | None = None
+    output: str | None = None
+    snapshot: str | None = None  # "": to standard output
+    record: str | None = None
+    replay: str | None = None
+    demo: bool = False
+    list_probes: bool = False
+    check: bool = False
+    config: str | None = None
+    print_config: bool = False
+    log: str | None = None
+
+
+# --- values: each reader takes a text of the command line or a value of the file, or raises ValueError ----
+
+
+def _seconds(low: float, high: float, zero: bool = False) -> Callable[[object], float]:
+    def read(value: object) -> float:
+        number = _number(value, float)
+        if not (low <= number <= high or (zero and number == 0)):
+            raise ValueError(f"must be from {low:g} to {high:g} seconds")
+        return number
+
+    return read
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        number = _number(value, int)
+        if not low <= number <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return number
+
+    return read
+
+
+def _number(value: object, kind: type[_T]) -> _T:
+    wanted = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, str | int | kind):
+        raise ValueError(f"must be {wanted}")
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"must be {wanted}") from None
+
+
+def _choice(*words: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return str(value)
+
+    return read
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not (value.isprintable() and len(value) <= 64):
+        raise ValueError("must be a short text")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or (value and not _NAME.fullmatch(value)):
+        raise ValueError("must be a name of small letters, figures and _")
+    return value
+
+
+def _items(value: object) -> list[object]:
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",")]
+    if isinstance(value, list):
+        return value
+    raise ValueError("must be a list")
+
+
+def _probes(value: object) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(_name(item) for item in _items(value)))
+    if not all(names):
+        raise ValueError("must be names with commas between them")
+    return names
+
+
+def _subnets(value: object) -> tuple[int, int]:
+    items = _items(value)
+    if len(items) != 2:
+        raise ValueError("must be two prefix lengths, for IPv4 and IPv6")
+    return _whole(0, 32)(items[0]), _whole(0, 128)(items[1])
+
+
+def _keys(value: object) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table")
+    for action, keys in value.items():
+        if not isinstance(keys, str) or not keys:
+            raise ValueError(f"{action} must be the name of a key, or several with commas between them")
+    return value
+
+
+@dataclass(frozen=True)
+class Option:
+    """A key of the file, and how its value is read; ``help`` is its comment there and its text in --help."""
+
+    key: str
+    read: Callable[[object], Any]
+    help: str
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("delay", _seconds(0.1, 60), "seconds between frames, 0.1 to 60", ("-d", "--delay"), "SEC"),
+    Option("probes", _probes, "the probes to run; none named: all of them", ("-p", "--probes"), "LIST"),
+    Option("max_flows", _whole(64, 1 << 20), "size of the flow table, up to 1048576", ("--max-flows",), "N"),
+    Option(
+        "scan_interval",
+        _seconds(0.1, 600, zero=True),
+        "seconds between readings of the flow table; 0: the delay",
+        ("--scan-interval",),
+        "SEC",
+    ),
+    Option("subnets", _subnets, "prefix lengths for RTT by subnet, IPv4 and IPv6", ("--subnets",), "V4,V6"),
+    Option("top", _whole(1, 1_000_000), "flows in text, CSV and JSON output", ("--top",), "N"),
+    Option("sort", _name, "column that orders the flows; none: by rate", ("-s", "--sort"), "COLUMN"),
+    Option("format", _choice(*FORMATS), "format of --batch: text, ndjson or csv", ("--format",), "FORMAT"),
+    Option("units", _choice(*UNITS), "rates in bits or bytes a second"),
+    Option("names", _flag, "host names instead of addresses, by reverse DNS"),
+    Option("theme", _text, "colours of the screen; none: the built-in ones"),
+    Option("history", _seconds(10, 86400), "seconds of history that the screen keeps"),
+    Option("keys", _keys, 'keys by action, as pause = "p" or quit = "q,x"; see docs/keys.md'),
+)
+_BY_KEY: Mapping[str, Option] = {o.key: o for o in OPTIONS}
+DEFAULTS = Settings()
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _usage(message.removeprefix("argument "))
+
+
+def _usage(message: str, hint: str = "nettop --help shows the options") -> NettopError:
+    return NettopError(message, hint, ExitCode.USAGE)
+
+
+def version() -> str:
+    """The version of the installed program."""
+    try:
+        return metadata.version("nettop")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _argument(option: Option) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return option.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _count(text: str) -> int:
+    try:
+        return _whole(1, 1 << 62)(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_DESCRIPTION = "Throughput, flows, RTT and the delay of every stage of the network stack, live."
+_EPILOG = """\
+IFACE is the default route's interface if left out.  FILTER is a pcap-filter expression.
+
+exit codes: 0 done, 1 failure while running, 2 usage or configuration, 3 no privilege,
+4 this kernel or installation can't, 5 no such interface, 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar.  Its errors are NettopErrors with exit code 2."""
+    p = _Parser(
+        prog="nettop",
+        usage="nettop [OPTIONS] [IFACE] [FILTER ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_Help,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    p.add_argument("words", nargs="*", metavar="[IFACE] [FILTER ...]", help=argparse.SUPPRESS)
+
+    run = p.add_argument_group("what to do")
+    run.add_argument("-b", "--batch", action="store_true", help="no screen; frames to standard output")
+    run.add_argument("-n", "--count", type=_count, metavar="N", help="stop after N frames")
+    run.add_argument("-o", "--output", metavar="FILE", help="--batch into a new file; .gz: gzip")
+    run.add_argument("--snapshot", nargs="?", const="", metavar="FILE", help="one frame, for --replay")
+    run.add_argument("--record", metavar="FILE", help="every frame into a new file, for --replay")
+    run.add_argument("--replay", metavar="FILE", help="the same from a recording or snapshot; needs no root")
+    run.add_argument("--demo", action="store_true", help="replay the recording that comes with nettop")
+    run.add_argument("--list-probes", action="store_true", help="the probes that there are")
+    run.add_argument("--check", action="store_true", help="what this kernel offers each probe, and why not")
+
+    how = p.add_argument_group("how")
+    for option in OPTIONS:
+        if option.flags:
+            text = option.help + _default_text(option.key)
+            how.add_argument(
+                *option.flags, dest=option.key, type=_argument(option), metavar=option.metavar, help=text
+            )
+
+    rest = p.add_argument_group("the program")
+    rest.add_argument("-c", "--config", metavar="FILE", help="instead of ~/.config/nettop/nettop.toml")
+    rest.add_argument("--print-config", action="store_true", help="the settings in effect, as such a file")
+    rest.add_argument("--log", metavar="FILE", help="details of what happens, for a bug report")
+    rest.add_argument("-V", "--version", action="version", version=f"nettop {version()}")
+    rest.add_argument("-h", "--help", action="help", help="this text")
+    return p
+
+
+def _default_text(key: str) -> str:
+    value = getattr(DEFAULTS, key)
+    if value in ("", (), 0):
+        return ""
+    return f" ({','.join(map(str, value))})" if isinstance(value, tuple) else f" ({value})"
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The command line alone: reads no file.  NettopError (2); SystemExit after --help and --version."""
+    try:
+        values = vars(parser().parse_intermixed_args(list(argv)))
+    except argparse.ArgumentError as error:  # parse_intermixed_args lets some through
+        raise _usage(str(error).removeprefix("argument ")) from None
+    given = {key: values.pop(key) for key in list(values) if key in _BY_KEY}
+    values["words"] = tuple(values["words"])
+    arguments = Arguments(given={k: v for k, v in given.items() if v is not None}, **values)
+    _refuse_contradictions(arguments)
+    return arguments
+
+
+def _refuse_contradictions(a: Arguments) -> None:
+    if a.demo and a.replay is not None:
+        raise _usage("--demo and --replay exclude each other")
+    if a.words and (a.demo or a.replay is not None):
+        raise _usage("a recording has its own interface and filter", "leave IFACE and FILTER out")
+    if a.check and (a.demo or a.replay is not None):
+        raise _usage("--check asks the running kernel, not a recording", "leave --replay out")
+    if a.snapshot is not None and (a.record is not None or a.count is not None):
+        raise _usage("--snapshot is one frame", "use --batch with --record or --count")
+    if a.snapshot and a.output is not None:
+        raise _usage("--snapshot FILE and --output exclude each other", "name one file")
+    if a.output is not None and not (a.batch or a.snapshot is not None):
+        raise _usage("--output needs --batch", "add -b, or use --record FILE beside the screen")
+    for name in ("output", "record", "replay", "log", "config"):
+        if getattr(a, name) == "":
+            raise _usage(f"--{name} needs the name of a file")
+
+
+# --- the file ---------------------------------------------------------------------------------------------
+
+
+def default_path(home: Path) -> Path:
+    """Where the settings are when -c does not say: $XDG_CONFIG_HOME or ~/.config."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(base) if base.startswith("/") else home / ".config") / "nettop" / "nettop.toml"
+
+
+def read_file(path: Path, required: bool) -> dict[str, Any]:
+    """The values of a settings file by field of Settings; none where it is not there and not ``required``."""
+    try:
+        with path.open("rb") as stream:
+            data = tomllib.load(stream)
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise _config(path, "there is no such file", "nettop --print-config writes one") from None
+    except OSError as error:
+        raise _config(path, error.strerror or "cannot be read", "-c FILE names another one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _config(path, f"not TOML: {_one_line(str(error))}", "see docs/nettop.toml") from None
+    return from_data(data, path)
+
+
+def from_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Checked values from a parsed file; NettopError (2) names the key that is wrong."""
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        option = _BY_KEY.get(key)
+        if option is None:
+            near = difflib.get_close_matches(key, _BY_KEY, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(_BY_KEY)}"
+            raise _config(path, f"unknown key {key!r}", hint)
+        try:
+            values[key] = option.read(value)
+        except ValueError as error:
+            raise _config(path, f"{key} {error}", option.help) from None
+    return values
+
+
+def _config(path: Path, message: str, hint: str) -> NettopError:
+    return NettopError(f"{path}: {message}", hint, ExitCode.USAGE)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def build(arguments: Arguments, home: Path, interface: str = "", filter_text: str = "") -> Settings:
+    """The settings in effect.  Reads the file, so call it as the user and not as root."""
+    if arguments.config is not None:
+        values = read_file(Path(arguments.config), required=True)
+    else:
+        values = read_file(default_path(home), required=False)
+    values |= arguments.given
+    return Settings(
+        **values,
+        interface=interface,
+        filter=filter_text,
+        batch=arguments.batch or arguments.snapshot is not None,
+        count=1 if arguments.snapshot is not None else arguments.count,
+        output=arguments.output,
+        record=arguments.record,
+    )
+
+
+def to_toml(settings: Settings) -> str:
+    """The settings as a file that ``read_file`` takes, each with its comment."""
+    lines = ["# Settings of nettop: ~/.config/nettop/nettop.toml, or -c FILE.  The command line wins.", ""]
+    for option in OPTIONS:
+        lines += textwrap.wrap(option.help, 100, initial_indent="# ", subsequent_indent="# ")
+        value = getattr(settings, option.key)
+        if isinstance(value, Mapping):  # a table ends the top level, so it is the last of OPTIONS
+            lines.append(f"[{option.key}]")
+            lines += [f"{_toml(action)} = {_toml(keys)}" for action, keys in value.items()]
+        else:
+            lines += [f"{option.key} = {_toml(value)}", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)

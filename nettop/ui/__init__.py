@@ -1,0 +1,1 @@
+"""The screen: Frames in, keys out.  The only importer of Textual; knows no kernel and no probe by name."""

@@ -1,0 +1,106 @@
+"""What the screen asks of the rest of the program, as values: the only way back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from nettop.model import Frame
+from nettop.settings import Control, Settings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the screen takes from the settings.  ``panes`` names the probes to show (empty: all).
+
+    Times are in seconds.
+    """
+
+    interval: float = 1.0
+    sort: str = ""
+    panes: tuple[str, ...] = ()
+    theme: str = ""
+    bits: bool = True
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    names: bool = False
+    history: float = 600.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What the settings say of it.  A key may be several, with commas between them."""
+        return cls(
+            interval=settings.delay,
+            sort=settings.sort,
+            panes=settings.probes,
+            theme=settings.theme,
+            bits=settings.bits,
+            keys={
+                name: tuple(keys.split(",")) if keys != "," else (",",)
+                for name, keys in settings.keys.items()
+            },
+            names=settings.names,
+        )
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What became of a filter: ``word`` is what the screen itself is to look for in the rows it shows.
+
+    With an ``error`` nothing has changed.  Both empty: it holds where packets are counted (or there is none).
+    """
+
+    word: str = ""
+    error: str = ""
+
+
+class Commands:
+    """The other end of the screen.  A subclass serves what it can and names it in ``offers``.
+
+    The screen shows and binds only what is offered.  Every method may raise NettopError: the screen says why.
+    """
+
+    #: of interval, focus, filter, names, reset, snapshot, record
+    offers: frozenset[str] = frozenset()
+
+    def set_interval(self, seconds: float) -> None:
+        """Frames every so many seconds from now on."""
+
+    def set_focus(self, flow: int) -> None:
+        """Keep this flow's own histograms and samples; 0 for none."""
+
+    async def set_filter(self, text: str) -> Filtered:
+        """Count only what matches; an empty text clears.  Here: a plain word, for the screen to look for."""
+        return Filtered(word=text)
+
+    def name_of(self, address: bytes) -> str:
+        """The host name of a 16-byte address; "" where it is not known, or not yet.  Never waits."""
+        return ""
+
+    async def reset(self) -> None:
+        """Start totals anew."""
+
+    async def snapshot(self, frames: list[Frame]) -> str:
+        """Write the newest of the frames, with what is needed to show it again; where it was written."""
+        return ""
+
+    async def record(self, on: bool) -> str:
+        """Start or stop recording; where to."""
+        return ""
+
+
+class Live(Commands):
+    """The commands that settings.Control carries: the interval and the flow in focus."""
+
+    offers = frozenset({"interval", "focus"})
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+
+    def set_interval(self, seconds: float) -> None:
+        """For the engine, before its next interval."""
+        self.control.delay = seconds
+
+    def set_focus(self, flow: int) -> None:
+        """For the engine, before its next interval."""
+        self.control.focus = flow

@@ -1,0 +1,178 @@
+"""The one table of what the user can do: bindings, footer, help page, palette and docs/keys.md come from it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from nettop.errors import ExitCode, NettopError
+
+# Where an action is worth a place at the foot of the screen: anywhere, on a pane with a table, on one with rows to
+# enter, while paused, where there is a page or a zoom to leave.
+Scope = Literal["always", "table", "rows", "paused", "inside"]
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that the user can do.
+
+    ``keys`` are the toolkit's names, or single characters.  ``footer`` ranks the action among those shown at the foot
+    of the screen (0: not shown; the highest leave first where there is little room).  ``needs`` names what the other
+    end of the screen must offer (see control.py): an action that nobody serves is not shown and not bound.
+    """
+
+    id: str
+    keys: tuple[str, ...]
+    label: str
+    help: str
+    group: str
+    scope: Scope = "always"
+    footer: int = 0
+    needs: str = ""
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action("help", ("?", "f1"), "help", "keys, and what the pane in focus shows", "session", footer=1),
+    Action("pause", ("space",), "pause", "pause the screen; collection goes on", "time", footer=3),
+    Action("resume", ("space",), "go on", "go on with the newest frame", "time", "paused", footer=2),
+    Action("earlier", ("[",), "earlier", "one frame back in history; pauses", "time"),
+    Action("later", ("]",), "later", "one frame forward in history", "time", "paused", footer=3),
+    Action("longer", ("+", "="), "longer", "a longer interval between frames", "time", needs="interval"),
+    Action("shorter", ("-",), "shorter", "a shorter interval between frames", "time", needs="interval"),
+    Action("pane", tuple("123456789"), "pane", "focus the pane of this number; again: zoom it", "panes"),
+    Action("next_pane", ("tab",), "next pane", "focus the next pane", "panes"),
+    Action("previous_pane", ("shift+tab",), "previous pane", "focus the pane before", "panes"),
+    Action("zoom", ("z",), "zoom", "the pane in focus alone on the screen, and back", "panes", footer=4),
+    Action("enter", ("enter",), "details", "the page of the row under the cursor", "panes", "rows", footer=5),
+    Action(
+        "back",
+        ("escape",),
+        "back",
+        "leave a page, then the zoom, then the filter",
+        "panes",
+        "inside",
+        footer=2,
+    ),
+    Action("down", ("j", "down"), "down", "cursor down", "moving"),
+    Action("up", ("k", "up"), "up", "cursor up", "moving"),
+    Action("left", ("h", "left"), "left", "cursor left: earlier, in a zoomed heat map", "moving"),
+    Action("right", ("l", "right"), "right", "cursor right", "moving"),
+    Action("top", ("g", "home"), "top", "first row; the cursor then stays on top", "moving"),
+    Action("bottom", ("G", "end"), "bottom", "last row", "moving"),
+    Action("page_down", ("pagedown", "ctrl+f"), "page down", "a page of rows down", "moving"),
+    Action("page_up", ("pageup", "ctrl+b"), "page up", "a page of rows up", "moving"),
+    Action("sort", ("s",), "sort", "choose the column to sort by", "table", "table", footer=6),
+    Action("reverse", ("S",), "reverse", "reverse the order", "table", "table"),
+    Action("sort_left", ("<",), "sort left", "sort by the column on the left", "table", "table"),
+    Action("sort_right", (">",), "sort right", "sort by the column on the right", "table", "table"),
+    Action("copy", ("c",), "copy", "copy the row to the clipboard (OSC 52)", "table", "table"),
+    Action("filter", ("/",), "filter", "filter by expression or plain word; esc clears", "view", footer=2),
+    Action("units", ("u",), "bits/bytes", "rates in bits or in bytes", "view"),
+    Action("names", ("n",), "names", "host names instead of addresses, and back", "view", needs="names"),
+    Action("reset", ("r",), "reset", "forget history and start totals anew", "view", needs="reset"),
+    Action(
+        "snapshot", ("w",), "snapshot", "write what is shown to a file", "files", footer=7, needs="snapshot"
+    ),
+    Action(
+        "record",
+        ("R",),
+        "record",
+        "record every frame to a file, and stop",
+        "files",
+        footer=8,
+        needs="record",
+    ),
+    Action("screenshot", ("ctrl+s",), "screenshot", "save the screen as a picture (SVG)", "files"),
+    Action("palette", ("ctrl+p",), "palette", "find any of these by name; themes", "session"),
+    Action("suspend", ("ctrl+z",), "suspend", "back to the shell; `fg` returns", "session"),
+    Action("quit", ("q", "ctrl+c"), "quit", "leave", "session", footer=9),
+)
+
+GROUPS = ("session", "panes", "table", "view", "time", "files", "moving")
+
+_SHOWN = {
+    "space": "space",
+    "enter": "⏎",
+    "escape": "esc",
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "pagedown": "pgdn",
+    "pageup": "pgup",
+    "f1": "F1",
+}
+
+
+def shown(key: str) -> str:
+    """A key as the user reads it."""
+    return _SHOWN.get(key, key)
+
+
+def shown_keys(action: Action) -> str:
+    """All keys of an action; a run of digits as a range."""
+    if len(action.keys) > 2 and all(k.isdigit() for k in action.keys):
+        return f"{action.keys[0]}-{action.keys[-1]}"
+    return " ".join(shown(k) for k in action.keys)
+
+
+def rebound(
+    overrides: Mapping[str, Sequence[str]], offers: Iterable[str] | None = None
+) -> tuple[Action, ...]:
+    """The table with the user's own keys, without the actions that nobody serves (``offers``; None: all).
+
+    Raises NettopError for an action that does not exist and for a key that would mean two things.
+    """
+    known = {action.id for action in ACTIONS}
+    for name in overrides:
+        if name not in known:
+            hint = f"the actions are {', '.join(sorted(known))}"
+            raise NettopError(f"no action is called {name!r}", hint, ExitCode.USAGE)
+    actions = tuple(replace(a, keys=tuple(overrides[a.id])) if a.id in overrides else a for a in ACTIONS)
+    owners: dict[str, Action] = {}
+    for action in actions:
+        for key in action.keys:
+            owner = owners.setdefault(key, action)
+            if owner is not action and {owner.id, action.id} != {"pause", "resume"}:
+                raise NettopError(
+                    f"the key {key!r} would mean both {owner.id} and {action.id}",
+                    "give one of them another key under [keys]",
+                    ExitCode.USAGE,
+                )
+    if offers is None:
+        return actions
+    served = set(offers)
+    return tuple(a for a in actions if not a.needs or a.needs in served)
+
+
+def page() -> str:
+    """docs/keys.md."""
+    rows = [
+        "# Keys",
+        "",
+        "Written by `python -m nettop.ui.keys` from the table in `nettop/ui/keys.py`; a test keeps it true.",
+        'Each action can have other keys: in the settings file, `[keys]` takes `action = ["key", ...]`.',
+    ]
+    for group in GROUPS:
+        rows += ["", f"## {group.capitalize()}", "", "| keys | action | what it does |", "|---|---|---|"]
+        for action in ACTIONS:
+            if action.group == group:
+                keys = " ".join(f"`{shown(k)}`" for k in action.keys)
+                if all(k.isdigit() for k in action.keys):
+                    keys = f"`{action.keys[0]}`-`{action.keys[-1]}`"
+                rows.append(f"| {keys} | {action.id} | {action.help} |")
+    rows += [
+        "",
+        "## Mouse",
+        "",
+        "A click focuses a pane, puts the cursor on a row, and sorts by the column whose title it hits; a second one",
+        "on the same row opens its page. The wheel moves the cursor. Keys at the foot of the screen can be clicked.",
+        "",
+    ]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

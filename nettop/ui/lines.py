@@ -1,0 +1,134 @@
+"""A widget that is nothing but styled lines, and redraws only the cells that changed."""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from textual.geometry import Region, Size
+from textual.strip import Strip
+from textual.widget import Widget
+
+from nettop.probes.draw import cells, pad
+from nettop.probes.view import Line, Span
+from nettop.ui.state import State
+from nettop.ui.theme import Palette
+
+BLANK: Line = ()
+
+
+class LineWidget(Widget):
+    """Lines in, strips out.  Subclasses give ``draw``; ``redraw`` is called when what they draw has changed.
+
+    The toolkit's style cache, borders and padding are passed by: every line is as wide as the widget, and a refresh
+    names the cells that differ from the last one, so the terminal gets those and no more.
+    """
+
+    ALLOW_SELECT = False
+
+    def __init__(self, state: State, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.state = state
+        self._lines: list[Line] = []
+        self._strips: list[Strip] = []
+        self._drawn: tuple[Size, Palette] | None = None
+
+    def draw(self, width: int, height: int) -> list[Line]:
+        """At most ``height`` lines of at most ``width`` cells."""
+        raise NotImplementedError
+
+    def redraw(self) -> None:
+        """Draw anew and have the changed cells painted."""
+        if not self.size or not self.is_attached:
+            return
+        if self._drawn != (self.size, self.state.palette):
+            self._drawn = None
+            self.refresh()
+            return
+        before = self._lines
+        self._build()
+        changed = [
+            Region(left, y, right - left, 1)
+            for y, (old, new) in enumerate(zip(before, self._lines, strict=True))
+            for left, right in [_difference(old, new)]
+            if right > left
+        ]
+        if changed:
+            self.refresh(*changed)
+
+    def _build(self) -> None:
+        width, height = self.size
+        lines = [pad(line, width) for line in self.draw(width, height)[:height]]
+        lines += [pad(BLANK, width)] * (height - len(lines))
+        same = len(lines) == len(self._lines) and self._drawn == (self.size, self.state.palette)
+        style = self.state.palette.style
+        self._strips = [
+            self._strips[y]
+            if same and line == self._lines[y]
+            else Strip([Segment(s.text, style(s.role)) for s in line if s.text], width)
+            for y, line in enumerate(lines)
+        ]
+        self._lines = lines
+        self._drawn = (self.size, self.state.palette)
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The toolkit's call for cells to paint."""
+        if self._drawn != (self.size, self.state.palette):
+            self._build()
+        x1, x2 = crop.column_span
+        strips = [self._strips[y] for y in crop.line_range if 0 <= y < len(self._strips)]
+        strips += [Strip.blank(self.size.width)] * (crop.height - len(strips))
+        return strips if (x1, x2) == (0, self.size.width) else [strip.crop(x1, x2) for strip in strips]
+
+
+def _difference(old: Line, new: Line) -> tuple[int, int]:
+    """The columns between which two lines of one width differ."""
+    if old == new:
+        return 0, 0
+    left, right = _common(old, new), _common(old[::-1], new[::-1])
+    return left, sum(cells(s.text) for s in new) - right
+
+
+def _common(old: Line, new: Line) -> int:
+    """The width of what two lines begin with alike."""
+    width = 0
+    for a, b in zip(old, new, strict=False):
+        if a != b:
+            break
+        width += cells(a.text)
+    return width
+
+
+def framed(
+    inner: list[Line],
+    width: int,
+    height: int,
+    title: Line,
+    subtitle: Line,
+    role: str,
+    unicode: bool,
+    thumb: range,
+) -> list[Line]:
+    """Lines with a border round them, ``title`` and ``subtitle`` in its top edge.
+
+    ``thumb``: the inner lines beside which the right edge is drawn heavy, where there is more than fits.
+    """
+    corners, flat, tall, heavy = ("╭╮╰╯", "─", "│", "┃") if unicode else ("++++", "-", "|", "#")
+    room = width - 4 - sum(cells(s.text) for s in title)
+    right = pad(subtitle, max(room - 2, 0)) if sum(cells(s.text) for s in subtitle) > room - 2 else subtitle
+    if room < 4:
+        right = ()
+    rule = width - 3 - sum(cells(s.text) for s in (*title, *right)) - (1 if right else 0)
+    lines: list[Line] = [
+        (
+            Span(corners[0] + flat, role),
+            *title,
+            Span(flat * rule, role),
+            *right,
+            Span((flat if right else "") + corners[1], role),
+        )
+    ]
+    edge, blank = Span(tall, role), Span(" ")
+    for row in range(height - 2):
+        line = pad(inner[row] if row < len(inner) else BLANK, max(width - 4, 0))
+        lines.append((edge, blank, *line, blank, Span(heavy, "accent") if row in thumb else edge))
+    lines.append((Span(corners[2] + flat * max(width - 2, 0) + corners[3], role),))
+    return lines

@@ -1,0 +1,235 @@
+"""The widget of one pane: its frame, its state, and what its probe draws."""
+
+from __future__ import annotations
+
+import logging
+
+from textual import events
+from textual.message import Message
+
+from nettop.model import Frame, ProbeStatus
+from nettop.probes.draw import fit, wrap
+from nettop.probes.view import ACCENT, DIM, LABEL, TITLE, WARN, Canvas, Line, Span, line
+from nettop.ui.lines import BLANK, LineWidget, framed
+from nettop.ui.state import Place, State
+from nettop.units import clean
+
+log = logging.getLogger(__name__)
+
+_MARGIN = 4  # columns of a frame: edges and a blank on either side
+
+
+class PaneWidget(LineWidget):
+    """One pane.  Knows how to show any probe's Pane; the table has a class of its own."""
+
+    class Picked(Message):
+        """The user clicked on the pane; ``enter``: and wants the page of what was under the mouse."""
+
+        def __init__(self, widget: PaneWidget, enter: bool = False) -> None:
+            super().__init__()
+            self.widget = widget
+            self.enter = enter
+
+    def __init__(self, state: State, place: Place) -> None:
+        super().__init__(state, name=place.pane.name)
+        self.pane = place.pane
+        self.probe = place.probe
+        self.compact = False
+        self.cursor = (0, 0)
+        self.moved = False
+        self.selected = ""
+
+    # --- drawing
+
+    @property
+    def inside(self) -> bool:
+        """Whether the page of a row is open."""
+        return bool(self.selected)
+
+    @property
+    def focused(self) -> bool:
+        """Whether keys go to this pane."""
+        return self.state.focused == self.pane.name
+
+    def draw(self, width: int, height: int) -> list[Line]:
+        """The pane in its frame, or its compact form."""
+        if self.compact:
+            mark = Span("▎" if self.state.unicode else ">", ACCENT) if self.focused else Span(" ")
+            inner = self.guarded(width - 2, height, compact=True)
+            return [(mark, *row) for row in inner]
+        inner = self.guarded(width - _MARGIN, height - 2)
+        role = "border-focus" if self.focused else "border"
+        title = line(
+            " ", (f"{self.pane.number} ", ACCENT if self.focused else DIM), (self.heading(), TITLE), " "
+        )
+        subtitle = self.subtitle(width)
+        return framed(inner, width, height, title, subtitle, role, self.state.unicode, self.thumb(height - 2))
+
+    def heading(self) -> str:
+        """The title, and the name of what was entered."""
+        return f"{self.pane.title} › {self.selected}" if self.selected else self.pane.title
+
+    def subtitle(self, width: int) -> Line:
+        """What stands at the right end of the title."""
+        frames = self.state.frames()
+        if self.pane.subtitle is None or not frames or self.probe not in frames[-1].sections:
+            return ()
+        try:
+            text = self.pane.subtitle(frames, self.state.canvas(width - _MARGIN, 1))
+        except Exception:
+            log.exception("subtitle of pane %s", self.pane.name)
+            return ()
+        return line((f" {text} ", LABEL)) if text else ()
+
+    def thumb(self, height: int) -> range:
+        """Inner lines of the scroll mark."""
+        return range(0)
+
+    def guarded(self, width: int, height: int, compact: bool = False) -> list[Line]:
+        """What the probe draws, or calmly why not: one pane's failure is not the others'."""
+        width, height = max(width, 1), max(height, 1)
+        frame = self.state.shown
+        if frame is None:
+            return _middle([line(("waiting for the first frame", DIM))], width, height)
+        status = frame.probes.get(self.probe)
+        if status is not None and status.state != "live":
+            return trouble(self.pane.title, status, width, height)
+        if self.probe not in frame.sections:
+            return _middle([line(("nothing measured here", DIM))], width, height)
+        try:
+            return self.content(frame, width, height, compact)
+        except Exception as error:
+            log.exception("drawing pane %s", self.pane.name)
+            failed = ProbeStatus(
+                "failed", f"it can't be drawn: {error!r}\nthe log has the details; please report it"
+            )
+            return trouble(self.pane.title, failed, width, height)
+
+    def content(self, frame: Frame, width: int, height: int, compact: bool) -> list[Line]:
+        """What the probe draws."""
+        if compact and self.pane.compact is not None:
+            return self.pane.compact(self.state.frames(), self.state.canvas(width, height))
+        if self.pane.draw is None:
+            return []
+        return self.pane.draw(self.state.frames(), self.canvas(width, height))
+
+    def canvas(self, width: int, height: int) -> Canvas:
+        """The canvas with what this pane's user did."""
+        plain = self.state.canvas(width, height)
+        zoomed = self.state.zoomed and self.focused
+        cursor = self.cursor if self.focused and (self.moved or self.pane.rows is not None) else None
+        return Canvas(
+            plain.width,
+            plain.height,
+            zoomed,
+            cursor,
+            self.selected,
+            plain.bits,
+            plain.unicode,
+            plain.shades,
+            plain.names,
+        )
+
+    # --- what keys do
+
+    def names(self) -> tuple[str, ...]:
+        """The rows that can be entered."""
+        frame = self.state.shown
+        if self.pane.rows is None or frame is None or self.probe not in frame.sections:
+            return ()
+        return self.pane.rows(frame)
+
+    def move(self, x: int, y: int) -> None:
+        """Move the cursor: over rows, or over the plane when zoomed.  x counts back from the newest column."""
+        zoomed = self.state.zoomed
+        rows = self.size.height - 2 if zoomed or self.pane.rows is None else len(self.names())
+        across = self.cursor[0] + x if zoomed or self.pane.rows is None else 0
+        self.cursor = (
+            min(max(across, 0), max(self.size.width - _MARGIN - 1, 0)),
+            min(max(self.cursor[1] + y, 0), max(rows - 1, 0)),
+        )
+        self.moved = True
+        self.redraw()
+
+    def move_to(self, bottom: bool) -> None:
+        """To the first or the last row."""
+        self.move(0, 10_000 if bottom else -10_000)
+
+    def page(self) -> int:
+        """Rows of a page."""
+        return max(self.size.height - 3, 1)
+
+    def enter(self) -> bool:
+        """Enter the row under the cursor; whether there is one."""
+        names = self.names()
+        if not names or self.selected:
+            return False
+        self.selected = names[min(self.cursor[1], len(names) - 1)]
+        self.cursor, self.moved = (0, 0), False
+        return True
+
+    def leave(self) -> bool:
+        """Leave the page of a row; whether there was one."""
+        if not self.selected:
+            return False
+        names = self.names()
+        row = names.index(self.selected) if self.selected in names else 0
+        self.selected, self.cursor, self.moved = "", (0, row), False
+        return True
+
+    def rest(self) -> None:
+        """The zoom has ended: the cursor of a zoomed plane means nothing now."""
+        if self.pane.rows is None:
+            self.cursor, self.moved = (0, 0), False
+
+    def help(self) -> str:
+        """What the pane shows."""
+        return self.pane.help
+
+    # --- mouse
+
+    def on_click(self, event: events.Click) -> None:
+        """Focus; with rows, the cursor too."""
+        event.stop()
+        if self.pane.rows is not None and not self.compact and not self.selected and self.focused:
+            self.move(0, event.y - 1 - self.cursor[1])
+        self.post_message(self.Picked(self))
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """The wheel moves the cursor of the pane under it."""
+        event.stop()
+        if self.focused:
+            self.move(0, 3)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """The wheel moves the cursor of the pane under it."""
+        event.stop()
+        if self.focused:
+            self.move(0, -3)
+
+
+def trouble(title: str, status: ProbeStatus, width: int, height: int) -> list[Line]:
+    """A pane that can't work: what, why, what would help."""
+    what = {
+        "failed": (f"{title} has stopped", WARN),
+        "unavailable": (f"{title} can't be measured here", LABEL),
+        "off": (f"{title} is switched off", LABEL),
+    }.get(status.state, (title, LABEL))
+    detail = clean_lines(status.detail)
+    return _middle([line(what), *wrap(detail, max(width - 4, 10), DIM)], width, height)
+
+
+def clean_lines(text: str) -> str:
+    """A text from outside, of some lines, as data."""
+    return "\n".join(clean(row) for row in text.splitlines()[:12])
+
+
+def _middle(lines: list[Line], width: int, height: int) -> list[Line]:
+    """Lines in the middle of a pane."""
+    shown = lines[:height]
+    above = max((height - len(shown)) // 2, 0)
+    centred: list[Line] = [
+        (Span(fit("".join(s.text for s in row), width, "center"), row[0].role if row else DIM),)
+        for row in shown
+    ]
+    return [BLANK] * above + centred

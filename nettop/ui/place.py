@@ -1,0 +1,130 @@
+"""Where each pane goes: a pure function from the size of the terminal to boxes.
+
+A band is a row of panes on a wide terminal; on a narrow one each pane is a row of its own.  What doesn't fit gives way
+in this order: panes that have a compact form take it, then the others share one place, which the chosen one gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nettop.probes.view import Pane
+
+WIDE = 100  # columns from which panes stand side by side
+LEAST_WIDTH, LEAST_HEIGHT = 40, 10  # of the whole terminal
+_FRAME = 2
+_LEAST_FLEXIBLE = 4 + _FRAME  # a table's title and three rows
+_LEAST_FIXED = 3 + _FRAME
+_BANDS = {"top": 0, "middle": 1, "bottom": 2}
+
+
+@dataclass(frozen=True)
+class Box:
+    """A place on the screen in cells; ``compact`` has no frame."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    compact: bool = False
+
+
+def too_small(width: int, height: int) -> bool:
+    """Whether a terminal has no room for anything but a word about it."""
+    return width < LEAST_WIDTH or height < LEAST_HEIGHT
+
+
+def place(
+    panes: Sequence[Pane], width: int, height: int, focused: str, chosen: str, zoomed: bool
+) -> dict[str, Box]:
+    """Boxes of the panes that are visible, by name, in ``width`` x ``height`` cells."""
+    if zoomed and any(pane.name == focused for pane in panes):
+        return {focused: Box(0, 0, width, height)}
+    rows, compact = _choose(panes, width, height, focused, chosen)
+    boxes: dict[str, Box] = {}
+    y = 0
+    for pane in compact:
+        boxes[pane.name] = Box(0, y, width, 2, compact=True)
+        y += 2
+    heights = _heights(rows, height - y)
+    for row, tall in zip(rows, heights, strict=True):
+        x = 0
+        total = sum(pane.weight for pane in row)
+        before = 0
+        for pane in row:
+            before += pane.weight
+            right = width * before // total
+            boxes[pane.name] = Box(x, y, right - x, tall)
+            x = right
+        y += tall
+    return boxes
+
+
+def _choose(
+    panes: Sequence[Pane], width: int, height: int, focused: str, chosen: str
+) -> tuple[list[list[Pane]], list[Pane]]:
+    """Rows of framed panes, and the compact ones above them."""
+    ordered = sorted(panes, key=lambda p: (_BANDS[p.band], p.number))
+    rows = _rows(ordered, width)
+    if _wanted(rows) <= height:
+        return rows, []
+    compact = [pane for pane in ordered if pane.compact is not None]
+    rest = [pane for pane in ordered if pane.compact is None]
+    rows = _rows(rest, width)
+    room = height - 2 * len(compact)
+    if _wanted(rows) <= room:
+        return rows, compact
+    # Flexible panes stay; of the others, the row that holds the chosen one.
+    kept = [row for row in rows if any(p.height == 0 for p in row) or any(p.name == chosen for p in row)]
+    if _least(kept) <= room:
+        return kept, compact
+    single = [row for row in rows if any(p.name == focused for p in row)] or kept[:1]
+    if _least(single) > room:
+        compact = []
+    return single, compact
+
+
+def _rows(ordered: Sequence[Pane], width: int) -> list[list[Pane]]:
+    if width < WIDE:
+        return [[pane] for pane in ordered]
+    rows: dict[str, list[Pane]] = {}
+    for pane in ordered:
+        rows.setdefault(pane.band, []).append(pane)
+    return list(rows.values())
+
+
+def _flexible(row: Sequence[Pane]) -> bool:
+    return any(pane.height == 0 for pane in row)
+
+
+def _wanted(rows: Sequence[Sequence[Pane]]) -> int:
+    return sum(_LEAST_FLEXIBLE + 3 if _flexible(row) else max(p.height for p in row) + _FRAME for row in rows)
+
+
+def _least(rows: Sequence[Sequence[Pane]]) -> int:
+    return sum(_LEAST_FLEXIBLE if _flexible(row) else _LEAST_FIXED for row in rows)
+
+
+def _heights(rows: Sequence[Sequence[Pane]], height: int) -> list[int]:
+    """Every row its wanted height, the flexible ones the rest; where that is too little, the fixed ones shrink."""
+    if not rows:
+        return []
+    heights = [0 if _flexible(row) else max(p.height for p in row) + _FRAME for row in rows]
+    flexible = [index for index, row in enumerate(rows) if _flexible(row)]
+    rest = height - sum(heights)
+    missing = _LEAST_FLEXIBLE * len(flexible) - rest
+    for index in reversed(range(len(rows))):
+        if missing <= 0:
+            break
+        if index not in flexible:
+            give = min(missing, heights[index] - _LEAST_FIXED)
+            heights[index] -= max(give, 0)
+            missing -= max(give, 0)
+    rest = height - sum(heights)
+    if flexible:
+        for count, index in enumerate(flexible):
+            heights[index] = rest * (count + 1) // len(flexible) - rest * count // len(flexible)
+    else:
+        heights[-1] += rest
+    return heights

@@ -1,0 +1,117 @@
+"""What the screen knows besides the widgets: the history, what of it is shown, and the user's choices."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from nettop.model import Frame
+from nettop.probes.view import Canvas, Pane
+from nettop.ui.theme import Palette
+
+ROWS_KEPT = 100  # rows of a long table in frames of the past
+FRAMES_KEPT = 1200  # whatever the interval
+INTERVALS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A pane and the probe that it belongs to."""
+
+    pane: Pane
+    probe: str
+
+
+@dataclass
+class State:
+    """Mutable, owned by the app, read by its widgets."""
+
+    palette: Palette
+    span_ns: int = 600_000_000_000
+    history: deque[Frame] = field(default_factory=deque)
+    frozen: list[Frame] | None = None  # what was there when the screen was paused
+    back: int = 0  # frames back from the newest of those
+    first_ns: int = 0
+    ended: bool = False  # the source has no more frames
+    interval: float = 1.0
+    recording: str = ""
+    filter_word: str = ""
+    filter_text: str = ""
+    bits: bool = True
+    names: Callable[[bytes], str] | None = None
+    unicode: bool = True
+    focused: str = ""  # the name of the pane in focus
+    chosen: str = ""  # of those that share a place on a small screen, the one that has it
+    zoomed: bool = False
+
+    def add(self, frame: Frame) -> None:
+        """One more frame; those of the past lose what a history can't afford."""
+        if self.history:
+            newest = self.history[-1]
+            kept = {name: section.trimmed(ROWS_KEPT) for name, section in newest.sections.items()}
+            self.history[-1] = replace(newest, sections=kept)
+        else:
+            self.first_ns = frame.time_ns - frame.interval_ns
+        self.history.append(frame)
+        while len(self.history) > FRAMES_KEPT or frame.time_ns - self.history[0].time_ns > self.span_ns:
+            self.history.popleft()
+
+    def clear(self) -> None:
+        """Forget the past."""
+        self.history.clear()
+        self.frozen, self.back = None, 0
+
+    @property
+    def paused(self) -> bool:
+        """Whether what is shown stands still."""
+        return self.frozen is not None
+
+    def pause(self) -> None:
+        """Keep showing what is there now."""
+        if self.frozen is None and self.history:
+            self.frozen, self.back = list(self.history), 0
+
+    def resume(self) -> None:
+        """Show the newest again."""
+        self.frozen, self.back = None, 0
+
+    def step(self, frames: int) -> None:
+        """Move through the paused history; negative is back."""
+        if self.frozen:
+            self.back = min(max(self.back - frames, 0), len(self.frozen) - 1)
+
+    def frames(self) -> list[Frame]:
+        """What is shown: oldest first, the last is the one."""
+        if self.frozen is None:
+            return list(self.history)
+        return self.frozen[: len(self.frozen) - self.back]
+
+    @property
+    def shown(self) -> Frame | None:
+        """The frame that is shown."""
+        if self.frozen is None:
+            return self.history[-1] if self.history else None
+        return self.frozen[-1 - self.back]
+
+    @property
+    def age_ns(self) -> int:
+        """How much older what is shown is than the newest frame."""
+        return self.history[-1].time_ns - self.shown.time_ns if self.shown and self.history else 0
+
+    def canvas(self, width: int, height: int) -> Canvas:
+        """A canvas with what the user chose."""
+        return Canvas(
+            max(width, 0),
+            max(height, 0),
+            bits=self.bits,
+            unicode=self.unicode,
+            shades=self.palette.shades,
+            names=self.names,
+        )
+
+    def next_interval(self, step: int) -> float:
+        """The neighbour of the present interval on the ladder."""
+        if step > 0:
+            return next((i for i in INTERVALS if i > self.interval * 1.001), INTERVALS[-1])
+        return next((i for i in reversed(INTERVALS) if i < self.interval * 0.999), INTERVALS[0])

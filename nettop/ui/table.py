@@ -1,0 +1,271 @@
+"""A table pane: any probe's Table over a structured array, ordered at the interval, only visible rows formatted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from textual import events
+
+from nettop import units
+from nettop.model import Frame
+from nettop.probes.draw import cells, fit
+from nettop.probes.rows import MOST, order
+from nettop.probes.view import ACCENT, DIM, LABEL, PLAIN, Canvas, Column, Line, Span, line
+from nettop.ui.panes import PaneWidget
+from nettop.ui.state import Place, State
+
+_MARK = 2  # columns in front of a row, for the cursor
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A column where it stands."""
+
+    column: Column
+    x: int
+    width: int
+
+
+def place_columns(columns: tuple[Column, ...], width: int, keep: str = "") -> tuple[Placed, ...]:
+    """As many columns as fit into ``width`` cells, ``keep`` among them, widened where there is room.
+
+    Depends on nothing but these, so that nothing jumps when a value grows.
+    """
+    chosen = list(columns)
+
+    def rank(index: int) -> tuple[int, int]:
+        return (0 if chosen[index].key == keep else chosen[index].priority, index)
+
+    while len(chosen) > 1 and sum(c.width for c in chosen) + len(chosen) - 1 > width:
+        worst = max(range(len(chosen)), key=rank)
+        if rank(worst)[0] == 0:
+            break
+        del chosen[worst]
+    spare = width - sum(c.width for c in chosen) - (len(chosen) - 1)
+    gap = 1
+    if spare >= len(chosen) - 1 + 12:
+        gap, spare = 2, spare - (len(chosen) - 1)
+    # A figure that follows a word is set off from it.
+    turns = {b.key for a, b in pairwise(chosen) if (a.align, b.align) == ("left", "right")}
+    turns = turns if 0 < len(turns) <= spare else set()
+    spare -= len(turns)
+    wide = [c for c in chosen if c.stretch]
+    extra = {
+        c.key: min(max(spare, 0) * (i + 1) // len(wide) - max(spare, 0) * i // len(wide), 30)
+        for i, c in enumerate(wide)
+    }
+    placed: list[Placed] = []
+    x = 0
+    for column in chosen:
+        x += column.key in turns
+        size = min(column.width + extra.get(column.key, 0), max(width - x, 0))
+        placed.append(Placed(column, x, size))
+        x += size + gap
+    return tuple(placed)
+
+
+class TablePane(PaneWidget):
+    """The cursor stays on its row by identity while rows move; before it was moved, it stays on top."""
+
+    def __init__(self, state: State, place: Place, sort: str = "") -> None:
+        super().__init__(state, place)
+        if place.pane.table is None:
+            raise ValueError(f"pane {place.pane.name} has no table")
+        self.table = place.pane.table
+        wanted = {c.key: c for c in self.table.columns}
+        self.column = wanted.get(sort) or wanted[self.table.default_sort]
+        self.reversed = False
+        self.at = 0  # the cursor's row
+        self.first = 0  # the first visible row
+        self.pinned: int | None = None  # identity under the cursor, once the user moved it
+        self.entered: int | None = None  # identity of the row whose page is open
+        self._of: tuple[Frame, str, bool, str] | None = None
+        self._rows: NDArray[np.void] = np.zeros(0, [(self.table.identity, np.uint64)])
+        self._order: NDArray[np.intp] = np.zeros(0, np.intp)
+        self._ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._places: tuple[Placed, ...] = ()
+
+    # --- rows
+
+    def put_in_order(self, frame: Frame) -> None:
+        """Put the frame's rows in order, once a frame and choice."""
+        key = (frame, self.column.key, self.reversed, self.state.filter_word)
+        if self._of is not None and self._of[0] is frame and self._of[1:] == key[1:]:
+            return
+        rows = self.table.rows(frame)
+        if self.state.filter_word and self.table.matches is not None:
+            rows = rows[self.table.matches(rows, self.state.filter_word)]
+        self._order = order(self.table, rows, self.column, self.reversed, self._ids)
+        self._rows = rows
+        self._ids = rows[self.table.identity][self._order]
+        self._of = key
+        if self.pinned is not None:
+            found = np.flatnonzero(self._ids == np.uint64(self.pinned))
+            if found.size:
+                self.at = int(found[0])
+            else:
+                self._pin(self.at)
+        self.at = min(self.at, max(len(self._ids) - 1, 0))
+
+    def _pin(self, row: int) -> None:
+        self.at = min(max(row, 0), max(len(self._ids) - 1, 0))
+        self.pinned = int(self._ids[self.at]) if len(self._ids) else None
+
+    @property
+    def under(self) -> int | None:
+        """The identity of the row under the cursor."""
+        return int(self._ids[self.at]) if self.at < len(self._ids) else None
+
+    @property
+    def inside(self) -> bool:
+        """Whether the page of a row is open."""
+        return self.entered is not None
+
+    # --- drawing
+
+    def content(self, frame: Frame, width: int, height: int, compact: bool) -> list[Line]:
+        """Titles, then as many rows as there is room for; or the page of a row."""
+        self.put_in_order(frame)
+        if self.entered is not None and self.table.detail is not None:
+            return self.table.detail(self.state.frames(), self.entered, self.canvas(width, height))
+        self._places = place_columns(
+            self.table.columns,
+            width - _MARK,
+            "" if self.column.key == self.table.default_sort else self.column.key,
+        )
+        room = max(height - 1, 1)
+        self.first = min(self.first, self.at, max(len(self._ids) - room, 0))
+        self.first = max(self.first, self.at - room + 1)
+        lines = [self._titles()]
+        canvas = self.state.canvas(width, height)
+        canvases = [replace(canvas, width=p.width) for p in self._places]
+        for place in range(self.first, min(self.first + room, len(self._ids))):
+            lines.append(self._row(place, frame, canvases))
+        if not len(self._ids):
+            word = self.state.filter_word
+            lines.append(line((f"  nothing matches {word}" if word else "  none yet", DIM)))
+        return lines
+
+    def _titles(self) -> Line:
+        spans = [Span(" " * _MARK)]
+        down = self.column.ascending == self.reversed
+        arrow = ("▾" if down else "▴") if self.state.unicode else ("v" if down else "^")
+        x = 0
+        for p in self._places:
+            spans.append(Span(" " * (p.x - x)))
+            sorted_by = p.column.key == self.column.key
+            text = p.column.title + arrow if sorted_by else p.column.title
+            spans.append(Span(fit(text, p.width, p.column.align), ACCENT if sorted_by else LABEL))
+            x = p.x + p.width
+        return tuple(s for s in spans if s.text)
+
+    def _row(self, place: int, frame: Frame, canvases: list[Canvas]) -> Line:
+        row = self._rows[self._order[place]]
+        here = place == self.at and self.focused
+        suffix = "+row" if here else ""
+        mark = ("▸ " if self.state.unicode else "> ") if here else "  "
+        spans = [Span(mark, ACCENT + suffix)]
+        x = 0
+        for p, canvas in zip(self._places, canvases, strict=True):
+            cell = p.column.cell(row, canvas, frame)
+            text = cell.text if cells(cell.text) == p.width else fit(cell.text, p.width, p.column.align)
+            if p.x > x:
+                spans.append(Span(" " * (p.x - x), PLAIN + suffix))
+            spans.append(Span(text, cell.role + suffix))
+            x = p.x + p.width
+        if here:
+            spans.append(Span(" " * max(self.size.width - 4 - _MARK - x, 0), PLAIN + suffix))
+        return tuple(spans)
+
+    def subtitle(self, width: int) -> Line:
+        """What the probe says, and the order."""
+        said = super().subtitle(width)
+        if self.entered is not None or self.state.shown is None or not len(self._ids):
+            return said
+        text = f"by {self.column.title}{', reversed' if self.reversed else ''} "
+        if self.state.filter_word:
+            text = f"{units.count(len(self._ids))} match {self.state.filter_word} · {text}"
+        elif len(self._rows) > MOST:
+            text = f"first {units.count(len(self._ids))} {text}"
+        return (*said, Span("· " if said else " ", DIM), Span(text, LABEL))
+
+    def heading(self) -> str:
+        """The title; with a row's page open, a way back."""
+        return f"{self.pane.title} › details" if self.entered is not None else self.pane.title
+
+    def thumb(self, height: int) -> range:
+        """Where the visible rows stand among all of them."""
+        room, total = height - 1, len(self._ids)
+        if self.entered is not None or total <= room or room < 2:
+            return range(0)
+        size = max(room * room // total, 1)
+        top = 1 + (room - size) * self.first // max(total - room, 1)
+        return range(top, top + size)
+
+    # --- what keys do
+
+    def move(self, x: int, y: int) -> None:
+        """The cursor, to another row; from now on it follows that row."""
+        if self.entered is None and y:
+            self._pin(self.at + y)
+            self.redraw()
+
+    def move_to(self, bottom: bool) -> None:
+        """To the last row, or to the top and not pinned to a row."""
+        if self.entered is None:
+            self._pin(len(self._ids) - 1 if bottom else 0)
+            if not bottom:
+                self.pinned = None
+            self.redraw()
+
+    def enter(self) -> bool:
+        """Open the page of the row under the cursor."""
+        if self.entered is not None or self.under is None or self.table.detail is None:
+            return False
+        self.entered = self.under
+        self._pin(self.at)
+        return True
+
+    def leave(self) -> bool:
+        """Close it."""
+        was, self.entered = self.entered, None
+        return was is not None
+
+    def sort_by(self, column: Column) -> None:
+        """Order by a column, in its own direction; by the same one again: the other way round."""
+        self.reversed = not self.reversed if column.key == self.column.key else False
+        self.column = column
+        self.redraw()
+
+    def sort_neighbour(self, step: int) -> None:
+        """Order by the next visible column to the right (1) or left (-1)."""
+        keys = [p.column.key for p in self._places] or [c.key for c in self.table.columns]
+        at = keys.index(self.column.key) if self.column.key in keys else 0
+        wanted = keys[(at + step) % len(keys)]
+        self.sort_by(next(c for c in self.table.columns if c.key == wanted))
+
+    def row_text(self) -> str:
+        """The row under the cursor for the clipboard."""
+        if self.under is None or self.table.copy is None:
+            return ""
+        return self.table.copy(self._rows[self._order[self.at]])
+
+    # --- mouse
+
+    def on_click(self, event: events.Click) -> None:
+        """A title sorts; a row gets the cursor, and is entered by a second click."""
+        event.stop()
+        row, x = event.y - 2, event.x - 2 - _MARK
+        again = False
+        if self.entered is None and event.y == 1:
+            for p in self._places:
+                if p.x <= x < p.x + p.width:
+                    self.sort_by(p.column)
+        elif self.entered is None and 0 <= row < len(self._ids) - self.first and row < self.size.height - 3:
+            again = self.focused and self.first + row == self.at
+            self._pin(self.first + row)
+            self.redraw()
+        self.post_message(self.Picked(self, enter=again))

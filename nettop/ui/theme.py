@@ -1,0 +1,207 @@
+"""Colours: what each role of a pane's text looks like, in every theme and on every terminal.
+
+One hue carries heat, one stands for sending; warm colours are kept for what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from rich.color import Color as RichColor
+from rich.style import Style
+from textual.color import Color
+from textual.theme import Theme
+
+from nettop.probes.view import Role
+
+Depth = Literal["full", "sixteen", "none"]
+
+NETTOP = Theme(
+    name="nettop",
+    primary="#45b0bd",
+    secondary="#8c9be6",
+    accent="#63cdd4",
+    warning="#e5a84f",
+    error="#ee6c60",
+    success="#84b97c",
+    foreground="#c3ccd6",
+    background="#0d1117",
+    surface="#12171e",
+    panel="#1a212b",
+    dark=True,
+    variables={
+        "block-cursor-background": "#24303d",
+        "block-cursor-foreground": "#eef3f8",
+        "input-cursor-background": "#63cdd4",
+        "input-selection-background": "#45b0bd 35%",
+        "footer-key-foreground": "#63cdd4",
+    },
+)
+
+SIXTEEN = Theme(
+    name="nettop-16",
+    ansi=True,
+    primary="ansi_cyan",
+    secondary="ansi_blue",
+    accent="ansi_bright_cyan",
+    warning="ansi_yellow",
+    error="ansi_red",
+    success="ansi_green",
+    foreground="ansi_default",
+    background="ansi_default",
+    surface="ansi_default",
+    panel="ansi_default",
+    boost="ansi_default",
+    dark=True,
+    variables={
+        "ansi-background": "ansi_black",
+        "ansi-foreground": "ansi_white",
+        "border-blurred": "ansi_black",
+        "block-cursor-foreground": "ansi_black",
+        "block-cursor-background": "ansi_white",
+        "input-cursor-background": "ansi_white",
+        "input-cursor-foreground": "ansi_black",
+        "input-cursor-text-style": "none",
+        "input-selection-background": "ansi_blue",
+        "input-selection-foreground": "ansi_white",
+    },
+)
+
+_ROW = "+row"
+
+
+class Palette:
+    """Styles by role.  ``shades`` says whether heats differ by colour at all."""
+
+    def __init__(self, variables: Mapping[str, str], depth: Depth) -> None:
+        self.depth = depth
+        self.shades = depth == "full"
+        self._styles = _full(variables) if depth == "full" else _sixteen() if depth == "sixteen" else _none()
+        self._row = self._styles.pop("row")
+
+    def style(self, role: Role) -> Style:
+        """The style of a role; an unknown one is plain.  ``role+row`` is the same under the table's cursor."""
+        found = self._styles.get(role)
+        if found is None:
+            found = self._styles[role] = self._make(role)
+        return found
+
+    def _make(self, role: Role) -> Style:
+        if role.endswith(_ROW):
+            return self.style(role.removesuffix(_ROW)) + self._row
+        if role.endswith("-fill"):
+            edge = self.style(role.removesuffix("-fill"))
+            return edge if self.depth != "full" else edge + Style(color=_between(edge, 0.5))
+        if role.startswith("heat:"):
+            shade, _, ground = role.removeprefix("heat:").partition(":")
+            if ground and f"heat:{ground}" in self._styles and f"heat:{shade}" in self._styles:
+                return self._styles[f"heat:{shade}"] + Style(bgcolor=self._styles[f"heat:{ground}"].color)
+        return self._styles["plain"]
+
+
+def _between(style: Style, share: float) -> RichColor:
+    """A colour on the way from a style's ground to its text."""
+    assert style.color is not None
+    assert style.bgcolor is not None
+    ground, text = (Color(*c.get_truecolor()) for c in (style.bgcolor, style.color))
+    return RichColor.from_rgb(*ground.blend(text, share).rgb)
+
+
+def _full(variables: Mapping[str, str]) -> dict[Role, Style]:
+    """Shades made from a theme's own colours."""
+
+    def colour(name: str) -> Color:
+        return Color.parse(variables[name])
+
+    ground, text, hue = colour("background"), colour("foreground"), colour("primary")
+    bright = text.blend(_far(ground), 0.55)
+
+    def on_ground(fore: Color, **more: bool) -> Style:
+        return Style(
+            color=RichColor.from_rgb(*fore.rgb),
+            bgcolor=RichColor.from_rgb(*ground.rgb),
+            **more,  # type: ignore[arg-type]
+        )
+
+    styles = {
+        "plain": on_ground(text),
+        "title": on_ground(bright, bold=True),
+        "label": on_ground(ground.blend(text, 0.66)),
+        "value": on_ground(bright),
+        "dim": on_ground(ground.blend(text, 0.42)),
+        "good": on_ground(colour("success")),
+        "warn": on_ground(colour("warning")),
+        "bad": on_ground(colour("error"), bold=True),
+        "rx": on_ground(hue),
+        "tx": on_ground(colour("secondary")),
+        "accent": on_ground(colour("accent")),
+        "cursor": on_ground(bright, reverse=True),
+        "border": on_ground(ground.blend(text, 0.22)),
+        "border-focus": on_ground(ground.blend(colour("accent"), 0.7)),
+        "key": on_ground(colour("accent"), bold=True),
+        "row": Style(bgcolor=RichColor.from_rgb(*ground.blend(hue, 0.2).rgb), bold=True),
+    }
+    # Even steps of brightness: from the ground through the hue to nearly the text's bright end.
+    for heat in range(10):
+        share = 0.16 + 0.84 * heat / 9
+        shade = (
+            ground.blend(hue, share / 0.7) if share < 0.7 else hue.blend(bright, (share - 0.7) / 0.3 * 0.8)
+        )
+        styles[f"heat:{heat}"] = on_ground(shade)
+    return styles
+
+
+def _far(ground: Color) -> Color:
+    """The end of the scale that stands out from the ground."""
+    return Color(255, 255, 255) if ground.brightness < 0.5 else Color(0, 0, 0)
+
+
+def _sixteen() -> dict[Role, Style]:
+    """The terminal's own colours: whatever the user made of them."""
+
+    def named(name: str, **more: bool) -> Style:
+        return Style(color=name, **more)  # type: ignore[arg-type]
+
+    styles = {
+        "plain": Style(),
+        "title": Style(bold=True),
+        "label": Style(),
+        "value": Style(bold=True),
+        "dim": named("bright_black"),
+        "good": named("green"),
+        "warn": named("yellow"),
+        "bad": named("red", bold=True),
+        "rx": named("cyan"),
+        "tx": named("blue"),
+        "accent": named("bright_cyan"),
+        "cursor": Style(reverse=True),
+        "border": named("bright_black"),
+        "border-focus": named("cyan"),
+        "key": named("cyan", bold=True),
+        "row": Style(color="white", bgcolor="blue", bold=True),
+    }
+    for heat in range(10):
+        styles[f"heat:{heat}"] = named("cyan" if heat < 6 else "bright_cyan" if heat < 8 else "bright_white")
+    return styles
+
+
+def _none() -> dict[Role, Style]:
+    """No colour at all: weight and reversal."""
+    styles = {
+        role: Style()
+        for role in (
+            "plain",
+            "label",
+            "value",
+            "good",
+            "rx",
+            "tx",
+            "accent",
+            "border",
+            *(f"heat:{h}" for h in range(10)),
+        )
+    }
+    styles |= {role: Style(bold=True) for role in ("title", "bad", "warn", "key", "border-focus")}
+    styles |= {"dim": Style(dim=True), "cursor": Style(reverse=True), "row": Style(reverse=True)}
+    return styles

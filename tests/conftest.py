@@ -1,0 +1,89 @@
+"""What all tests share: the lab on the import path, and the rule for live tests.
+
+Everything in tests/live is marked `live`: it needs root, BPF and network namespaces. Where one of these is
+missing such a test is skipped and says why; with NETTOP_REQUIRE_LIVE=1, as in CI, a live test that skips has
+failed.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+sys.path[:0] = [path for path in (str(TESTS), str(TESTS.parent)) if path not in sys.path]
+
+from lab import bpf, names  # noqa: E402  (the path above makes it importable)
+
+REQUIRED = os.environ.get("NETTOP_REQUIRE_LIVE", "") not in ("", "0")
+LIVE = TESTS / "live"
+
+
+# Kernel: include/uapi/linux/capability.h. A container's root often lacks these.
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
+
+
+def effective_capabilities() -> int:
+    """This process's CapEff, as a bit mask."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def missing_for_live() -> str:
+    """Why live tests cannot run here, in one line, or an empty string."""
+    if os.geteuid() != 0:
+        return "needs root"
+    for command in ("ip", "tc", "ss", "ping", "iperf3", "tcpdump", "dnsmasq", "gcc"):
+        if shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+            return f"needs the command {command}"
+    if not Path("/dev/net/tun").exists():
+        return "needs /dev/net/tun"
+    missing = [name for name, bit in CAPABILITIES.items() if not effective_capabilities() >> bit & 1]
+    if missing:
+        return f"needs {', '.join(missing)}"
+    reason = bpf.available()
+    return f"needs BPF: {reason}" if reason else ""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "time_limit(seconds): the longest that a live test may take (120)")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if os.geteuid() == 0 and not session.config.option.collectonly:
+        names.sweep()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    live = [item for item in items if item.path.is_relative_to(LIVE)]
+    reason = missing_for_live() if live else ""
+    for item in live:
+        item.add_marker(pytest.mark.live)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if REQUIRED and item.get_closest_marker("live") and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"NETTOP_REQUIRE_LIVE is set, and this live test was skipped: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if REQUIRED and collector.path.is_relative_to(LIVE) and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"NETTOP_REQUIRE_LIVE is set, and this live module was skipped: {report.longrepr}"
+    return report

@@ -1,0 +1,218 @@
+"""Independent witnesses: what the kernel and its own tools say about the same traffic."""
+
+import functools
+import json
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import bpf
+from lab.errors import LabError
+from lab.namespace import Endpoint, Namespace
+from lab.shell import eventually
+
+
+def sysfs(end: Endpoint) -> dict[str, int]:
+    """/sys/class/net/IFACE/statistics as seen inside the namespace: `rx_bytes`, `tx_packets`, ..."""
+    directory = f"/sys/class/net/{end.name}/statistics"
+    lines = end.ns.run("grep", "-r", "", directory).stdout.splitlines()
+    return {path.rpartition("/")[2]: int(value) for path, value in (line.split(":") for line in lines)}
+
+
+def difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """Per counter, `after` minus `before`."""
+    return {key: value - before.get(key, 0) for key, value in after.items()}
+
+
+@dataclass(frozen=True)
+class Socket:
+    """One TCP socket as `ss -tino` shows it.
+
+    Times in ns; None where ss says nothing. `info` has the words `key:value`, `options` the others (`ts`).
+    """
+
+    state: str
+    local: str
+    remote: str
+    rtt_ns: int | None
+    rttvar_ns: int | None
+    minrtt_ns: int | None
+    rcv_rtt_ns: int | None
+    bytes_sent: int
+    bytes_acked: int
+    bytes_received: int
+    segs_out: int
+    segs_in: int
+    retransmits: int
+    info: dict[str, str]
+    options: frozenset[str]
+
+
+def sockets(ns: Namespace, *expression: str) -> list[Socket]:
+    """TCP sockets inside, by an `ss` filter such as `"dport", "=", ":5201"`."""
+    lines = ns.run("ss", "-tinoHO", *expression).stdout.splitlines()
+    return [_socket(line) for line in lines if line.strip()]
+
+
+def _socket(line: str) -> Socket:
+    words = line.split()
+    info = dict(word.split(":", 1) for word in words[5:] if ":" in word)
+    rtt, _, variance = info.get("rtt", "").partition("/")
+    return Socket(
+        state=words[0],
+        local=words[3],
+        remote=words[4],
+        rtt_ns=_milliseconds(rtt),
+        rttvar_ns=_milliseconds(variance),
+        minrtt_ns=_milliseconds(info.get("minrtt", "")),
+        rcv_rtt_ns=_milliseconds(info.get("rcv_rtt", "")),
+        bytes_sent=int(info.get("bytes_sent", 0)),
+        bytes_acked=int(info.get("bytes_acked", 0)),
+        bytes_received=int(info.get("bytes_received", 0)),
+        segs_out=int(info.get("segs_out", 0)),
+        segs_in=int(info.get("segs_in", 0)),
+        # In flight now, and ever since the start.
+        retransmits=int(info.get("retrans", "0/0").rpartition("/")[2]),
+        info=info,
+        options=frozenset(word for word in words[5:] if ":" not in word),
+    )
+
+
+def _milliseconds(text: str) -> int | None:
+    return round(float(text) * 1e6) if text else None
+
+
+@contextmanager
+def capture(end: Endpoint, *expression: str) -> Iterator[list[str]]:
+    """Run tcpdump at an endpoint, in a `with`: its lines (link header, checksums, no names) come live."""
+    # Immediate mode reserves a slot of the snapshot length for each frame: at 256 kB, ten would fill its
+    # ring.
+    argv = (
+        "tcpdump",
+        "-i",
+        end.name,
+        "-s",
+        "2048",
+        "-nn",
+        "-e",
+        "-vv",
+        "-l",
+        "--immediate-mode",
+        *expression,
+    )
+    process = end.ns.spawn(*argv)
+    try:
+        if not eventually(lambda: "listening on" in process.stderr):
+            raise LabError(f"tcpdump: {process.stderr}")
+        yield process.lines
+    finally:
+        process.stop(signal.SIGINT)
+
+
+def netstat(ns: Namespace) -> dict[str, int]:
+    """SNMP and extended counters of a namespace, `TcpRetransSegs`, `IpReasmOKs`, `TcpExtTCPTimeouts`, ..."""
+    counters: dict[str, int] = {}
+    for path in ("/proc/thread-self/net/snmp", "/proc/thread-self/net/netstat"):
+        lines = ns.read(path).splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            group, _, keys = names.partition(":")
+            numbers = values.partition(":")[2].split()
+            counters |= {group + key: int(value) for key, value in zip(keys.split(), numbers, strict=True)}
+    for line in ns.read("/proc/thread-self/net/snmp6").splitlines():
+        key, value = line.split()
+        counters[key] = int(value)
+    return counters
+
+
+def softirqs() -> dict[str, list[int]]:
+    """/proc/softirqs: runs of each vector, one number a CPU."""
+    lines = Path("/proc/softirqs").read_text().splitlines()[1:]
+    return {line.split(":")[0].strip(): [int(word) for word in line.split(":")[1].split()] for line in lines}
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """One line of /proc/interrupts: the count on each CPU, and the words after it (chip, pin, device)."""
+
+    counts: list[int]
+    name: str
+
+
+def interrupts() -> dict[str, Interrupt]:
+    """/proc/interrupts by its first column: `24`, `LOC`, ..."""
+    lines = Path("/proc/interrupts").read_text().splitlines()
+    cpus = len(lines[0].split())
+    table = {}
+    for line in lines[1:]:
+        number, _, rest = line.partition(":")
+        words = rest.split()
+        counts = [int(word) for word in words[:cpus] if word.isdigit()]
+        table[number.strip()] = Interrupt(counts, " ".join(words[len(counts) :]))
+    return table
+
+
+@dataclass(frozen=True)
+class Softnet:
+    """One CPU's line of /proc/net/softnet_stat."""
+
+    cpu: int
+    processed: int
+    dropped: int
+    time_squeeze: int
+
+
+def softnet() -> list[Softnet]:
+    """/proc/net/softnet_stat, one entry a CPU."""
+    entries = []
+    for index, line in enumerate(Path("/proc/net/softnet_stat").read_text().splitlines()):
+        fields = [int(word, 16) for word in line.split()]
+        # Since 5.10 the 13th column says which CPU it is: offline ones have no line.
+        entries.append(Softnet(fields[12] if len(fields) > 12 else index, *fields[:3]))
+    return entries
+
+
+def qdiscs(end: Endpoint) -> list[dict[str, Any]]:
+    """`tc -s -j qdisc` of an interface: `kind`, `bytes`, `packets`, `drops`, `backlog`, `qlen`, ..."""
+    output = end.ns.run("tc", "-s", "-j", "qdisc", "show", "dev", end.name).stdout
+    return [dict(entry) for entry in json.loads(output or "[]")]
+
+
+def filters(end: Endpoint) -> list[dict[str, Any]]:
+    """Every tc filter on an interface's clsact hooks. Empty where there is no clsact."""
+    found: list[dict[str, Any]] = []
+    for hook in ("ingress", "egress"):
+        result = end.ns.run("tc", "-j", "filter", "show", "dev", end.name, hook, check=False)
+        # tc 6.1 writes some filters' JSON with a stray line before it; one that shows nothing prints nothing.
+        start = result.stdout.find("[")
+        if start >= 0:
+            found += [{"hook": hook, **entry} for entry in json.loads(result.stdout[start:])]
+    return found
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What is attached to an interface: qdiscs and tc filters as text, TCX and XDP programs by id."""
+
+    qdiscs: frozenset[str]
+    filters: frozenset[str]
+    programs: frozenset[tuple[str, int]]
+
+
+def attached(end: Endpoint) -> Attached:
+    """Everything attached to an interface. Compare before and after: the two must be equal."""
+    qdisc_lines = end.ns.run("tc", "qdisc", "show", "dev", end.name).stdout.splitlines()
+    link = json.loads(end.ns.run("ip", "-j", "link", "show", "dev", end.name).stdout)[0]
+    programs = {("xdp", int(link["xdp"]["prog"]["id"]))} if "xdp" in link else set()
+    index = int(link["ifindex"])
+    for hook, kind in bpf.TCX_HOOKS.items():
+        # By bpf(2) itself: Debian 12's bpftool is older than TCX.
+        programs |= {(hook, program) for program in end.ns.call(functools.partial(bpf.query, index, kind))}
+    return Attached(
+        frozenset(re.sub(r" refcnt \d+", "", line.strip()) for line in qdisc_lines),
+        frozenset(json.dumps(entry, sort_keys=True) for entry in filters(end)),
+        frozenset(programs),
+    )

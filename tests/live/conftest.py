@@ -1,0 +1,56 @@
+"""Fixtures of the lab, and a limit on the time that any live test may take."""
+
+import signal
+import types
+from collections.abc import Generator, Iterator
+
+import pytest
+from lab import Lab, Link, Router
+
+TIME_LIMIT_S = 120.0
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """An empty lab, gone with everything in it when the test is over.
+
+    `lab.wire(...)` makes wires of known delay.
+    """
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+def veth(lab: Lab) -> Link:
+    """Two namespaces joined by a veth pair; nettop runs at `a`."""
+    return lab.veth()
+
+
+@pytest.fixture
+def host_veth(lab: Lab) -> Link:
+    """As a container seen from its host: `a` is in the machine's own namespace, `b` in one of ours."""
+    return lab.veth(host=True)
+
+
+@pytest.fixture
+def router(lab: Lab) -> Router:
+    """Client - router - server, over veth."""
+    return lab.router()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that hangs, so that its fixtures still clean up."""
+    marker = item.get_closest_marker("time_limit")
+    limit = float(marker.args[0]) if marker else TIME_LIMIT_S
+
+    def expire(number: int, frame: types.FrameType | None) -> None:
+        raise TimeoutError(f"the test took longer than {limit:g} s")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

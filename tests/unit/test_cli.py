@@ -1,0 +1,398 @@
+"""The program as the shell sees it: exit codes, two-line errors, signals, and nothing read while privileged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import types
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nettop import cli, interfaces, privilege, settings
+from nettop.errors import ExitCode, NettopError
+from nettop.model import Frame
+from nettop.recording import Header, Recorder, Recording
+from standins import frame, traffic
+
+ROOT = Path(__file__).parents[2]
+ALL_CAPABILITIES = (1 << 41) - 1
+
+
+@pytest.fixture(autouse=True)
+def keep_privileges(monkeypatch) -> list[str]:
+    """The process of the tests keeps its rights; what would have happened, in order."""
+    events: list[str] = []
+    monkeypatch.setattr(privilege, "drop", lambda environment: events.append("drop"))
+    monkeypatch.setattr(privilege, "effective", lambda: ALL_CAPABILITIES)
+    monkeypatch.setattr(privilege, "home", lambda environment: "/nonexistent")
+    monkeypatch.setattr(interfaces, "names", lambda: ("lo", "eth0"))
+    monkeypatch.setattr(interfaces, "current_default", lambda: "eth0")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    read = settings.read_file
+
+    def reading(path: Path, required: bool) -> dict[str, Any]:
+        events.append("read")
+        return read(path, required)
+
+    monkeypatch.setattr(settings, "read_file", reading)
+    return events
+
+
+class FakeLive(types.ModuleType):
+    """Stands where nettop.live does: no kernel is touched in these tests."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__("nettop.live")
+        self.events = events
+        self.frames_made: list[Frame] = [traffic(i) for i in range(5)]
+        self.settings: settings.Settings | None = None
+        self.failure: Exception | None = None
+        self.found = [("throughput", "tc_ingress", "tcx", True), ("stages", "-", "no such\nthing", False)]
+
+    def start_loader(self) -> FakeLive:
+        self.events.append("loader")
+        return self
+
+    def close(self) -> None:
+        self.events.append("close")
+
+    async def frames(self, handle: Any, chosen: settings.Settings, control: Any) -> AsyncIterator[Frame]:
+        self.settings = chosen
+        for one in self.frames_made:
+            yield one
+        if self.failure:
+            raise self.failure
+
+    def check(self, handle: Any, chosen: settings.Settings) -> Iterator[tuple[str, str, str, bool]]:
+        yield from self.found
+
+
+@pytest.fixture
+def live(monkeypatch, keep_privileges) -> FakeLive:
+    fake = FakeLive(keep_privileges)
+    monkeypatch.setitem(sys.modules, "nettop.live", fake)
+    monkeypatch.setattr("nettop.live", fake, raising=False)
+    return fake
+
+
+def two_lines(capfd) -> tuple[str, str]:
+    out, err = capfd.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert first.startswith("nettop: ")
+    assert second.startswith("hint: ")
+    return first, second
+
+
+# --- the order of the start ---------------------------------------------------------------------------------
+
+
+def test_no_file_is_read_before_privileges_are_gone(live, capfd):
+    assert cli.main(["eth0", "-b", "-n", "1"]) == ExitCode.OK
+    assert live.events == ["loader", "read", "close"]
+
+
+def test_a_replay_gives_privileges_up_before_it_reads(keep_privileges, tmp_path, capfd):
+    assert cli.main(["-b", "--replay", str(recorded(tmp_path))]) == 0
+    assert keep_privileges == ["drop", "read"]
+
+
+def test_printing_the_settings_gives_privileges_up_before_it_reads(keep_privileges, capfd):
+    assert cli.main(["--print-config", "--top", "7"]) == 0
+    assert keep_privileges == ["drop", "read"]
+    assert "top = 7\n" in capfd.readouterr().out
+
+
+def test_a_bad_settings_file_lets_the_loader_go(live, tmp_path, capfd):
+    (tmp_path / "x.toml").write_text("dealy = 1")
+    assert cli.main(["eth0", "-b", "-c", str(tmp_path / "x.toml")]) == ExitCode.USAGE
+    assert live.events == ["loader", "read", "close"]
+    first, second = two_lines(capfd)
+    assert "dealy" in first
+    assert "delay" in second
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------
+
+
+def test_no_privilege_is_3_before_anything_else(live, monkeypatch, capfd):
+    monkeypatch.setattr(privilege, "effective", lambda: 0)
+    assert cli.main(["nosuch0"]) == ExitCode.PRIVILEGE
+    assert "sudo nettop nosuch0" in two_lines(capfd)[1]
+    assert live.events == []
+
+
+@pytest.mark.parametrize(
+    ("bits", "enough"),
+    [((12, 21), True), ((12, 38, 39), True), ((12,), False), ((21,), False), ((12, 39), False), ((38, 39), False)],
+)
+def test_what_it_takes_to_load(bits, enough):
+    assert privilege.may_load(sum(1 << b for b in bits)) is enough
+
+
+def test_no_terminal_and_no_batch_is_2(live, capfd):
+    assert cli.main(["eth0"]) == ExitCode.USAGE
+    assert "-b" in two_lines(capfd)[1]
+    assert live.events == []
+
+
+def test_no_such_interface_is_5_and_names_those_there_are(live, capfd):
+    assert cli.main(["eth7", "-b"]) == ExitCode.NO_INTERFACE
+    first, second = two_lines(capfd)
+    assert "eth7" in first
+    assert "lo, eth0" in second
+    assert live.events == []
+
+
+def test_a_loader_that_cannot_is_4(live, monkeypatch, capfd):
+    def start() -> None:
+        raise NettopError("the bcc package is missing", "apt install python3-bpfcc", ExitCode.UNSUPPORTED)
+
+    monkeypatch.setattr(live, "start_loader", start)
+    assert cli.main(["eth0", "-b"]) == ExitCode.UNSUPPORTED
+    two_lines(capfd)
+
+
+def test_a_failure_while_running_is_1(live, capfd):
+    live.failure = NettopError("the loader is gone", "start again")
+    assert cli.main(["eth0", "-b", "--format", "csv"]) == ExitCode.FAILURE
+    assert capfd.readouterr().err == "nettop: the loader is gone\nhint: start again\n"
+    assert live.events[-1] == "close"
+
+
+def test_a_bug_is_1_in_two_lines_and_the_log_has_the_rest(live, tmp_path, capfd):
+    live.failure = ZeroDivisionError("by\nzero")
+    log = tmp_path / "log"
+    assert cli.main(["eth0", "-b", "-n", "9", "-o", str(tmp_path / "o"), "--log", str(log)]) == ExitCode.FAILURE
+    assert "ZeroDivisionError: by zero" in two_lines(capfd)[0]
+    assert "Traceback" in log.read_text()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_usage_is_2(capfd):
+    assert cli.main(["--nonsense"]) == ExitCode.USAGE
+    two_lines(capfd)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_are_0(flag, capfd):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([flag])
+    assert caught.value.code == 0
+    assert capfd.readouterr().out.startswith(("usage: nettop", "nettop "))
+
+
+def test_what_is_not_there_yet_says_so(live, tmp_path, monkeypatch, capfd):
+    assert cli.main(["eth0", "-b", "tcp", "port", "443"]) == ExitCode.USAGE
+    assert "tcp port 443" in two_lines(capfd)[0]
+    monkeypatch.setattr(cli, "DEMO", tmp_path / "none")
+    assert cli.main(["--demo", "-b"]) == ExitCode.USAGE
+    two_lines(capfd)
+
+
+@pytest.mark.parametrize(
+    ("argv", "word", "near"),
+    [(["-p", "throughputs"], "throughputs", "throughput"), (["-s", "retransmit"], "retransmit", "retransmits")],
+)
+def test_unknown_names_are_2_with_the_near_ones(live, capfd, argv, word, near):
+    assert cli.main(["eth0", "-b", *argv]) == ExitCode.USAGE
+    first, second = two_lines(capfd)
+    assert word in first
+    assert near in second
+
+
+# --- what it writes -----------------------------------------------------------------------------------------
+
+
+def test_it_stops_after_as_many_frames_as_asked_for(live, capfd):
+    assert cli.main(["eth0", "-b", "-n", "2", "--format", "ndjson", "--top", "5", "-d", "0.5"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(one)["time_ns"] for one in lines] == [traffic(0).time_ns, traffic(1).time_ns]
+    assert live.settings is not None
+    assert (live.settings.interface, live.settings.delay, live.settings.top) == ("eth0", 0.5, 5)
+
+
+def test_the_default_routes_interface_where_none_is_named(live, capfd):
+    assert cli.main(["-b", "-n", "1"]) == 0
+    assert live.settings is not None
+    assert live.settings.interface == "eth0"
+
+
+def test_into_a_file(live, tmp_path, capfd):
+    path = tmp_path / "x.csv"
+    assert cli.main(["eth0", "-b", "--format", "csv", "-o", str(path)]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert path.read_bytes().startswith(b"time,time_ns,")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("option", [["-b", "-o"], ["-b", "--record"], ["--snapshot"]])
+def test_never_over_an_existing_file(live, tmp_path, capfd, option):
+    path = tmp_path / "x"
+    path.write_text("precious")
+    assert cli.main(["eth0", *option, str(path)]) == ExitCode.USAGE
+    assert "already" in two_lines(capfd)[0]
+    assert path.read_text() == "precious"
+
+
+def test_a_snapshot_is_one_frame_that_replays(live, tmp_path, capfd):
+    path = tmp_path / "x.json"
+    assert cli.main(["eth0", "--snapshot", str(path)]) == 0
+    assert capfd.readouterr() == ("", "")
+    with Recording(str(path)) as recording:
+        assert list(recording.frames()) == [traffic(0)]
+        assert recording.header.kind == "snapshot"
+        assert recording.header.interface == "eth0"
+
+
+def test_a_snapshot_without_a_file_goes_to_standard_output(live, capfd):
+    assert cli.main(["eth0", "--snapshot", "--format", "ndjson"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 1
+
+
+def test_recording_beside_the_output(live, tmp_path, capfd):
+    path = tmp_path / "x.ndjson.gz"
+    assert cli.main(["eth0", "-b", "-n", "3", "--record", str(path)]) == 0
+    assert capfd.readouterr().out.count("eth0") == 3
+    with Recording(str(path)) as recording:
+        assert list(recording.frames()) == [traffic(i) for i in range(3)]
+
+
+def test_a_recording_that_fails_is_given_up_and_the_rest_goes_on(live, tmp_path, monkeypatch, capfd):
+    write = Recorder.write
+
+    def full(self: Recorder, one: Frame) -> None:
+        if self.frames == 2:
+            self.close()
+            raise NettopError("x: No space left on device; writing has stopped", "make room")
+        write(self, one)
+
+    monkeypatch.setattr(Recorder, "write", full)
+    path = tmp_path / "x"
+    assert cli.main(["eth0", "-b", "--format", "ndjson", "--record", str(path)]) == ExitCode.FAILURE
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 5
+    assert err == "nettop: x: No space left on device; writing has stopped\nhint: make room\n"
+    with Recording(str(path)) as recording:
+        assert len(recording) == 2
+
+
+def test_check_says_what_the_kernel_offers(live, capfd):
+    assert cli.main(["eth0", "--check"]) == 0
+    rows = [line.split(maxsplit=3) for line in capfd.readouterr().out.splitlines()[1:]]
+    assert rows == [["throughput", "tc_ingress", "yes", "tcx"], ["stages", "-", "no", "no such thing"]]
+    live.found = live.found[1:]
+    assert cli.main(["eth0", "--check"]) == ExitCode.UNSUPPORTED
+
+
+def test_probes_are_listed_without_privileges(monkeypatch, capfd):
+    monkeypatch.setattr(privilege, "effective", lambda: 0)
+    assert cli.main(["--list-probes"]) == 0
+    assert "throughput" in capfd.readouterr().out
+
+
+# --- replay -------------------------------------------------------------------------------------------------
+
+
+def recorded(folder: Path, count: int = 3) -> Path:
+    path = folder / "recorded.ndjson"
+    with Recorder(str(path), Header(), 1000, "") as recorder:
+        for index in range(count):
+            recorder.write(traffic(index))
+    return path
+
+
+def test_a_replay_writes_what_was_recorded(tmp_path, capfd):
+    path = recorded(tmp_path)
+    assert cli.main(["-b", "--replay", str(path), "--format", "ndjson"]) == 0
+    assert capfd.readouterr().out.splitlines() == path.read_text().splitlines()[1:]
+
+
+def test_a_replay_that_was_cut_writes_what_is_whole_and_fails_with_the_line(tmp_path, capfd):
+    path = recorded(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert cli.main(["-b", "--replay", str(path), "--format", "ndjson"]) == ExitCode.FAILURE
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "line 4" in err.splitlines()[0]
+    assert len(err.splitlines()) == 2
+
+
+def test_a_foreign_file_is_two_lines(capfd):
+    assert cli.main(["-b", "--replay", str(ROOT / "LICENSE")]) == ExitCode.FAILURE
+    assert "line 1" in two_lines(capfd)[0]
+
+
+def test_no_such_recording_is_2(tmp_path, capfd):
+    assert cli.main(["-b", "--replay", str(tmp_path / "none")]) == ExitCode.USAGE
+    two_lines(capfd)
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+
+def start(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "nettop", *argv], stderr=subprocess.PIPE, env=environment, **options
+    )
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    """A recording whose output does not fit into a pipe."""
+    return recorded(tmp_path, 2000)
+
+
+def blocked(path: Path) -> subprocess.Popen[bytes]:
+    """A batch run in the middle of its output, whose reader does not read on."""
+    process = start("-b", "--replay", str(path), "--format", "ndjson", stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    time.sleep(0.3)
+    assert process.poll() is None
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
+def test_a_signal_ends_it_cleanly_even_while_nobody_reads(long, number, code):
+    with blocked(long) as process:
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(long):
+    with blocked(long) as process:
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(20) == 0
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+def test_a_full_standard_output_is_an_error(long):
+    with Path("/dev/full").open("wb") as full, start("-b", "--replay", str(long), stdout=full) as process:
+        assert process.stderr
+        err = process.stderr.read().decode()
+        assert process.wait(20) == ExitCode.FAILURE
+    assert "No space left" in err
+    assert len(err.splitlines()) == 2
+
+
+def test_python_m_nettop_says_its_version():
+    with start("--version", stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.read().startswith(b"nettop ")
+        assert process.wait(20) == 0

@@ -1,0 +1,222 @@
+"""What --batch writes: JSON, CSV and text from the same frames."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nettop.model import Frame, ProbeStatus
+from nettop.output import WRITERS, Style
+from nettop.output import text as text_module
+from nettop.output.csv import COLUMNS
+from nettop.output.text import fitted, table_lines
+from nettop.probes.base import Probe
+from nettop.probes.view import Canvas, Column, Pane, Span, Table, line
+from standins import Numbers, frame, traffic
+
+
+class Collected:
+    """What a writer gave away, a text a frame."""
+
+    def __init__(self, kind: str, **style: Any) -> None:
+        self.texts: list[str] = []
+        self._writer = WRITERS[kind](self.texts.append, Style(**style))
+
+    def write(self, *frames: Frame) -> str:
+        for one in frames:
+            self._writer.write(one)
+        return "".join(self.texts)
+
+
+def test_json_is_one_frame_a_line():
+    out = Collected("ndjson")
+    text = out.write(frame(1, 5), frame(2, 6))
+    assert text.endswith("\n")
+    assert [json.loads(one)["numbers"] for one in text.splitlines()] == [[5], [6]]
+    assert len(out.texts) == 2
+
+
+def test_json_takes_top_and_sort():
+    text = Collected("ndjson", top=1, sort="ascending").write(frame(1, 5, 3))
+    assert json.loads(text)["numbers"] == [3]
+
+
+# --- CSV ----------------------------------------------------------------------------------------------------
+
+
+class Flows(Numbers):
+    """A section with rows like those of flows."""
+
+    def to_json(self, top: int, sort: str) -> dict[str, Any]:
+        name = 'a "b",\nc\x1b[2J'
+        rows = [
+            {"protocol": "tcp", "local": "10.0.0.1:1", "remote": "[::1]:2", "process": {"pid": 7, "name": name},
+             "rx_bytes": n, "rtt": {"min_ns": 9, "method": "timestamp"}, "internal_rtt": None, "vlan": None,
+             "kernel_rtt": {"smoothed_ns": 5, "cwnd": 10}}
+            for n in self.numbers
+        ]  # fmt: skip
+        return {"flows_total": len(rows), "flows": [*rows, {"process": None}][:top]}
+
+
+def flows(index: int, *numbers: int) -> Frame:
+    return frame(index, sections={"numbers": Flows(numbers)})
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+
+
+def test_csv_has_a_header_once_and_a_row_a_flow():
+    rows = rows_of(Collected("csv").write(flows(1, 10, 11), flows(2, 12)))
+    assert [r["rx_bytes"] for r in rows] == ["10", "11", "", "12", ""]
+    assert rows[0]["time"] == "2025-01-01T00:00:01.000Z"
+    assert rows[3]["time_ns"] == str(flows(2).time_ns)
+    assert {r["interval_ns"] for r in rows} == {"1000000000"}
+    assert tuple(rows[0]) == COLUMNS
+
+
+def test_csv_reaches_into_what_json_nests_and_leaves_the_unknown_empty():
+    known, unknown = rows_of(Collected("csv").write(flows(1, 10)))
+    assert (known["pid"], known["rtt_min_ns"], known["rtt_method"], known["kernel_rtt_ns"]) == (
+        "7",
+        "9",
+        "timestamp",
+        "5",
+    )
+    assert known["internal_rtt_min_ns"] == known["vlan"] == known["rtt_last_ns"] == ""
+    assert unknown["pid"] == unknown["process"] == unknown["protocol"] == ""
+
+
+def test_csv_is_rfc_4180_whatever_a_process_calls_itself():
+    text = Collected("csv").write(flows(1, 10))
+    assert text.count("\r\n") == text.count("\n") == 3
+    assert "\x1b" not in text
+    assert rows_of(text)[0]["process"] == 'a "b",�c�[2J'
+
+
+def test_a_frame_without_flows_has_a_header_and_no_rows():
+    assert Collected("csv").write(frame(1)) == ",".join(COLUMNS) + "\r\n"
+
+
+def test_columns_are_unique():
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+ROW = np.dtype([("id", "u8"), ("size", "u8"), ("name", "U20")])
+
+
+def rows(shown: Frame) -> Any:
+    section = shown.sections["numbers"]
+    assert isinstance(section, Numbers)
+    return np.array([(i, n, f"flow {i}") for i, n in enumerate(section.numbers)], ROW)
+
+
+TABLE = Table(
+    columns=(
+        Column("name", "name", 8, lambda r, c, f: Span(str(r["name"])), lambda r: r["name"], "left", ascending=True,
+               stretch=True),
+        Column("size", "size", 6, lambda r, c, f: Span(str(r["size"])), lambda r: r["size"]),
+        Column("share", "share", 6, lambda r, c, f: Span(f"{r['size'] / 100:.0%}"), lambda r: r["size"], priority=2),
+        Column("wide", "wide", 9, lambda r, c, f: Span("w" * c.width), lambda r: r["size"], priority=1),
+    ),
+    rows=rows,
+    identity="id",
+    default_sort="size",
+)  # fmt: skip
+PANES = (
+    Pane("graph", "Graph", 1, "top", draw=lambda h, c: [line("drawn")], compact=lambda h, c: [line(("compact µ", "rx"))]),
+    Pane("numbers", "Numbers", 2, "middle", table=TABLE, subtitle=lambda h, c: "3 rows · by size"),
+)
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    probe = Probe("numbers", "", (), (), lambda s: None, Numbers.from_json, PANES)  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr(text_module, "all_probes", lambda: {"numbers": probe})
+
+
+def test_text_says_everything_a_person_wants():
+    text = Collected("text", width=34).write(frame(1, 5, 70, 6, filter="tcp port 443"))
+    assert text.splitlines() == [
+        "2025-01-01T00:00:01.000Z  eth0  db-3  1.00 s  filter: tcp port 443",
+        "compact µ",
+        "Numbers  3 rows · by size",
+        "name               size       wide",
+        "flow 1               70  wwwwwwwww",
+        "flow 2                6  wwwwwwwww",
+        "flow 0                5  wwwwwwwww",
+        "lost events 1  evicted flows 2  untracked packets 3  kernel -  user 0.0 %  5 B",
+        "",
+    ]
+
+
+def test_frames_have_an_empty_line_between_them():
+    out = Collected("text")
+    out.write(frame(1), frame(2))
+    assert all(t.endswith("\n\n") for t in out.texts)
+
+
+def test_without_unicode_text_is_ascii():
+    text = Collected("text", unicode=False).write(frame(1, 5))
+    assert text.isascii()
+    assert "compact u" in text
+
+
+def test_notes_are_shown_and_harmless():
+    text = Collected("text").write(frame(1, notes=("eth0 is gone\x1b[2J",)))
+    assert "! eth0 is gone�[2J" in text
+
+
+def test_a_probe_that_failed_says_why_and_one_that_is_off_is_silent():
+    failed = frame(1, probes={"numbers": ProbeStatus("failed", "no BTF\x07")}, sections={})
+    text = Collected("text").write(failed)
+    assert "Numbers: failed: no BTF�" in text
+    off = frame(1, probes={"numbers": ProbeStatus("off", "")}, sections={})
+    assert "Numbers" not in Collected("text").write(off)
+
+
+def table(shown: Frame, width: int = 60, top: int = 1000, sort: str = "") -> list[str]:
+    return table_lines(TABLE, shown, Canvas(width, 10), top, sort)
+
+
+def test_the_table_is_sorted_by_the_column_asked_for():
+    assert [t.split()[1] for t in table(frame(0, 5, 70, 6), sort="name")[1:]] == ["0", "1", "2"]
+    assert [t.split()[1] for t in table(frame(0, 5, 70, 6), sort="nosuch")[1:]] == ["1", "2", "0"]
+
+
+def test_rows_that_tie_keep_their_order():
+    assert [t.split()[1] for t in table(frame(0, 5, 5, 9, 5))[1:]] == ["2", "0", "1", "3"]
+
+
+def test_what_is_left_out_is_counted():
+    lines = table(frame(0, *range(10)), top=4)
+    assert len(lines) == 6
+    assert lines[-1] == "and 6 more"
+
+
+@pytest.mark.parametrize("width", [16, 24, 33, 60, 200])
+def test_lines_fit_and_columns_of_high_priority_number_leave_first(width):
+    kept = [c.key for c, _ in fitted(TABLE.columns, width)]
+    assert kept[:2] == ["name", "size"]
+    if "share" in kept:
+        assert "wide" in kept
+    assert all(len(t) <= width for t in table(frame(0, 5, 10**12), width))
+
+
+def test_a_cell_that_is_too_long_does_not_push_the_others():
+    lines = table(frame(0, 5, 10**12), 60)
+    assert len({len(t) for t in lines}) == 1
+
+
+def test_the_real_throughput_pane_prints(monkeypatch):
+    monkeypatch.undo()
+    text = Collected("text").write(traffic(1, rx_bytes=125_000))
+    assert "1.00 Mb/s" in text
+    assert "2.00 Mb/s" in text  # the peak

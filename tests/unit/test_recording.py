@@ -1,0 +1,344 @@
+"""Recordings and snapshots: what was written is read, and what is damaged is named by line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import standins
+from nettop import schema
+from nettop.errors import ExitCode, NettopError
+from nettop.files import Sink
+from nettop.recording import Header, Recorder, Recording, View, file_name, header_of, write_snapshot
+from standins import LOADERS, frame
+
+HEADER = Header("recording", "0.1.0", 5, "db-3", "eth0", View("rtt", True, "tcp", "tcp a b", "flows"))
+SUFFIXES = pytest.mark.parametrize("name", ["x.ndjson", "x.ndjson.gz"])
+
+
+def record(path: Path, frames, header: Header = HEADER) -> Path:
+    with Recorder(str(path), header, 1000, "") as recorder:
+        for made in frames:
+            recorder.write(made)
+    return path
+
+
+def opened(path: Path) -> Recording:
+    return Recording(str(path), LOADERS)
+
+
+def text_of(*frames) -> str:
+    return "".join(schema.dumps(schema.frame_to_json(f, 1000, "")) + "\n" for f in frames)
+
+
+@SUFFIXES
+def test_what_was_recorded_is_read(tmp_path, name):
+    made = [frame(i, i, i * i) for i in range(7)]
+    with opened(record(tmp_path / name, made)) as recording:
+        assert list(recording.frames()) == made
+        assert recording.header == HEADER
+        assert recording.problem is None
+        assert recording.times_ns == tuple(f.time_ns for f in made)
+        assert recording.frame(3) == made[3]
+        assert recording.frame(1) == made[1]
+        assert recording.interval_ns(2) == 10**9
+
+
+@SUFFIXES
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(made=st.lists(standins.frames, min_size=1, max_size=4))
+def test_any_frames_survive(tmp_path, name, made):
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    with opened(record(path, made)) as recording:
+        assert list(recording.frames()) == made
+
+
+@SUFFIXES
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(made=st.lists(standins.frames, min_size=1, max_size=4))
+def test_any_snapshot_survives(tmp_path, name, made):
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    header = header_of(made[-1], "snapshot", View("rtt"))
+    write_snapshot(str(path), made, header, 1000, "")
+    with opened(path) as recording:
+        assert list(recording.frames()) == made
+        assert recording.header == header
+
+
+def test_gzip_is_by_name_and_a_snapshot_is_for_people(tmp_path):
+    record(tmp_path / "a.gz", [frame()])
+    write_snapshot(str(tmp_path / "b.json"), [frame(0, 1, 2)], HEADER, 1000, "")
+    assert gzip.open(tmp_path / "a.gz").read().startswith(b'{"schema":"nettop/1","kind"')
+    text = (tmp_path / "b.json").read_text()
+    assert ' "interface": "eth0",\n' in text
+    assert max(map(len, text.splitlines())) < 200
+
+
+def test_gzip_is_known_by_content(tmp_path):
+    path = tmp_path / "renamed"
+    path.write_bytes(gzip.compress(text_of(frame(1)).encode()) + gzip.compress(text_of(frame(2)).encode()))
+    with opened(path) as recording:
+        assert list(recording.frames()) == [frame(1), frame(2)]
+
+
+def test_the_output_of_batch_has_no_header_and_opens(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(text_of(frame(1), frame(2)))
+    with opened(path) as recording:
+        assert list(recording.frames()) == [frame(1), frame(2)]
+        assert recording.header == Header()
+
+
+def test_a_pipe_opens(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(text_of(frame(1), frame(2)),))
+    writer.start()
+    with opened(path) as recording:
+        writer.join()
+        assert list(recording.frames()) == [frame(1), frame(2)]
+
+
+def test_a_recording_of_an_older_schema_opens(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(text_of(frame(1)).replace("nettop/1", "nettop/0"))
+    with opened(path) as recording:
+        assert len(recording) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "why"),
+    [
+        (b"", 1, "empty"),
+        (b"hello\nthere\n", 1, "not a recording"),
+        (b"\x7fELF\x02\x01\x01\x00" + bytes(100), 1, "not a recording"),
+        (b'{"a": 1}\n', 1, "not a frame of nettop"),
+        (b"[]\n", 1, "not a frame of nettop"),
+        (b'{"schema": "nettop/99", "kind": "recording"}\n', 1, "newer"),
+        (b'\n\n{"schema": "nettop/1"\n', 3, "not a recording"),
+        (b'{\n "schema": "nettop/1"\n', 1, "not a recording"),
+        (b'{"schema": "nettop/1", "kind": "recording"}\n', 2, "no frame"),
+        (b'{"schema": "nettop/1", "kind": "recording"}\nnonsense\n', 2, "not a frame"),
+        (b"\x1f\x8b\x08\x00nonsense and more of it", 1, "gzip"),
+        (b"\x1f\x8b", 1, "gzip"),
+    ],
+)
+def test_a_foreign_file_says_at_which_line_and_why(tmp_path, data, line, why):
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    with pytest.raises(NettopError, match=why) as caught:
+        opened(path)
+    assert f"line {line}:" in caught.value.message
+    assert caught.value.code == ExitCode.FAILURE
+    assert caught.value.hint
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(NettopError, match="No such file") as caught:
+        opened(tmp_path / "none")
+    assert caught.value.code == ExitCode.USAGE
+
+
+def test_a_directory_is_no_recording(tmp_path):
+    with pytest.raises(NettopError, match="directory"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [1, 40, 200, 300])
+def test_a_recording_that_was_cut_gives_what_is_whole_and_says_where_it_ends(tmp_path, keep):
+    path = record(tmp_path / "x", [frame(i) for i in range(3)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:keep])
+    with opened(path) as recording:
+        assert len(recording) == 2
+        got = []
+        with pytest.raises(NettopError, match="line 4") as caught:
+            got.extend(recording.frames())
+        del got
+        assert recording.problem is caught.value
+
+
+def test_a_whole_last_line_without_its_end_is_whole(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(text_of(frame(1), frame(2)).rstrip("\n"))
+    with opened(path) as recording:
+        assert recording.problem is None
+        assert len(recording) == 2
+
+
+def test_a_cut_snapshot_says_where(tmp_path):
+    path = tmp_path / "x"
+    write_snapshot(str(path), [frame(1), frame(2)], HEADER, 1000, "")
+    path.write_text(path.read_text()[:-3])
+    with opened(path) as recording:
+        assert len(recording) == 1
+        assert recording.problem is not None
+        assert "ends too early" in recording.problem.message
+
+
+@pytest.mark.parametrize("cut", [1, 8, 30])
+def test_a_cut_gzip_gives_what_is_whole(tmp_path, cut):
+    path = record(tmp_path / "x.gz", [frame(i, *range(i * 50)) for i in range(20)])
+    path.write_bytes(path.read_bytes()[:-cut])
+    with opened(path) as recording:
+        assert len(recording) >= 18
+        assert recording.frame(17) == frame(17, *range(17 * 50))
+        assert recording.problem is not None
+        assert "gzip" in recording.problem.message or "early" in recording.problem.message
+
+
+def test_damage_in_the_middle_is_named_and_what_is_before_is_shown(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(text_of(frame(1)) + "garbage\n" + text_of(frame(2)))
+    with opened(path) as recording:
+        assert list(recording.times_ns) == [frame(1).time_ns]
+        assert recording.problem is not None
+        assert "line 2" in recording.problem.message
+
+
+def test_a_frame_that_makes_no_sense_is_named_when_it_is_reached(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(text_of(frame(1)) + text_of(frame(2)).replace('"host":"db-3"', '"host":3') + text_of(frame(3)))
+    with opened(path) as recording, pytest.raises(NettopError, match="line 2: host"):
+        list(recording.frames())
+
+
+def test_a_name_inside_the_data_cannot_pass_for_a_time(tmp_path):
+    made = frame(1, host='x","time_ns":7,"interval_ns":9,"')
+    with opened(record(tmp_path / "x", [made])) as recording:
+        assert recording.times_ns == (made.time_ns,)
+
+
+@given(st.binary(max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_file_raises_anything_else(tmp_path, data):
+    path = tmp_path / "x"
+    for prefix in (b"", b"\x1f\x8b\x08\x00", text_of(frame(1)).encode()):
+        path.write_bytes(prefix + data)
+        try:
+            with opened(path) as recording:
+                list(recording.frames())
+        except NettopError as error:
+            assert "line " in error.message
+
+
+def test_a_header_with_strange_values_is_read_as_far_as_it_makes_sense():
+    data = {"kind": "else", "version": 3, "created_ns": True, "host": "h", "view": {"sort": "rtt", "reverse": "no"}}
+    assert Header.from_json(data) == Header(host="h", view=View(sort="rtt"))
+    assert Header.from_json({"view": 7}) == Header()
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@SUFFIXES
+def test_files_are_the_owners_alone(tmp_path, name):
+    old = os.umask(0)
+    try:
+        path = record(tmp_path / name, [frame()])
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_never_over_an_existing_file(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("precious")
+    with pytest.raises(NettopError, match="already") as caught:
+        record(path, [])
+    assert caught.value.code == ExitCode.USAGE
+    with pytest.raises(NettopError):
+        write_snapshot(str(path), [frame()], HEADER, 1, "")
+    assert path.read_text() == "precious"
+
+
+def test_never_through_a_symbolic_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(NettopError, match="already"):
+        record(tmp_path / "link", [])
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "nul\0l"])
+def test_where_no_file_can_be(tmp_path, name):
+    with pytest.raises(NettopError) as caught:
+        Sink(str(tmp_path / name))
+    assert caught.value.code == ExitCode.USAGE
+
+
+@pytest.fixture
+def small_disk() -> Iterator[int]:
+    """No file grows beyond this: the kernel refuses, as it does on a full disk."""
+    limit = 4000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    yield limit
+    allow_all()
+
+
+def allow_all() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_no_room_to_unpack_is_said_as_it_is(tmp_path, small_disk):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(text_of(*(frame(i) for i in range(100))).encode()))
+    with pytest.raises(NettopError, match="no room to unpack"):
+        opened(path)
+
+
+@SUFFIXES
+def test_a_full_disk_stops_the_recording_and_keeps_what_is_whole(tmp_path, name, small_disk):
+    path = tmp_path / name
+    recorder = Recorder(str(path), HEADER, 1000, "")
+    made = [frame(i, *(hash((i, j)) % 2**60 for j in range(9))) for i in range(500)]
+    written = 0
+    with pytest.raises(NettopError, match="stopped") as caught:
+        for one in made:
+            recorder.write(one)
+            written += 1
+    assert caught.value.hint
+    assert recorder.closed
+    assert recorder.frames == written > 3
+    assert path.stat().st_size <= small_disk
+    allow_all()
+    with opened(path) as recording:
+        assert list(recording.frames()) == made[:written]
+        assert recording.problem is None
+    with pytest.raises(NettopError, match="closed"):
+        recorder.write(made[0])
+
+
+def test_a_frame_is_in_the_file_as_soon_as_it_is_written(tmp_path):
+    for name in ("x", "x.gz"):
+        recorder = Recorder(str(tmp_path / name), HEADER, 1000, "")
+        recorder.write(frame(1))
+        with opened(tmp_path / name) as recording:
+            assert recording.frame(0) == frame(1)
+        recorder.close()
+        recorder.close()
+
+
+def test_what_is_recorded_is_the_top(tmp_path):
+    with Recorder(str(tmp_path / "x"), HEADER, 2, "ascending") as recorder:
+        recorder.write(frame(0, 9, 8, 7))
+    assert json.loads((tmp_path / "x").read_text().splitlines()[1])["numbers"] == [7, 8]
+
+
+def test_names_of_new_files():
+    assert file_name(frame(1), "snapshot") == "nettop-db-3-eth0-20250101-000001.snapshot.json"
+    hostile = frame(1, host="../../etc/\x1b", interface="")
+    assert file_name(hostile, "recording") == "nettop-etc-20250101-000001.ndjson.gz"

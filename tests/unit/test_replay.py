@@ -1,0 +1,172 @@
+"""A replay gives the same frames with the same time between them, and obeys the hand on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from nettop.errors import NettopError
+from nettop.model import Frame
+from nettop.recording import Header, Recorder, Recording
+from nettop.sources import Replay
+from standins import LOADERS, frame
+
+TICK = 20_000_000  # ns between frames in these recordings
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Recording:
+    return made(tmp_path, 10)
+
+
+def made(folder: Path, count: int, interval_ns: int = TICK) -> Recording:
+    path = folder / f"{count}.ndjson"
+    with Recorder(str(path), Header(), 1000, "") as recorder:
+        for index in range(count):
+            recorder.write(frame(index, interval_ns=interval_ns))
+    return Recording(str(path), LOADERS)
+
+
+def number(shown: Frame) -> int:
+    return shown.sections["numbers"].numbers[0]  # type: ignore[attr-defined]
+
+
+async def collect(
+    frames: AsyncIterator[Frame], limit: int = 1000, then: Callable[[int], None] = lambda n: None
+) -> list[int]:
+    shown: list[int] = []
+    async for one in frames:
+        shown.append(number(one))
+        then(shown[-1])
+        if len(shown) >= limit:
+            break
+    return shown
+
+
+async def nothing_comes(frames: AsyncIterator[Frame], seconds: float = 0.2) -> asyncio.Task[Frame]:
+    task: asyncio.Task[Frame] = asyncio.ensure_future(anext(frames))  # type: ignore[arg-type]
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    assert not done
+    return task
+
+
+async def test_all_frames_in_order(recording):
+    assert await collect(Replay(recording, float("inf")).frames()) == list(range(10))
+
+
+@pytest.mark.parametrize(("speed", "seconds"), [(1.0, 0.18), (4.0, 0.045)])
+async def test_the_time_between_frames_is_that_of_the_recording(recording, speed, seconds):
+    start = time.monotonic()
+    await collect(Replay(recording, speed).frames())
+    took = time.monotonic() - start
+    assert took >= seconds * 0.99
+    assert took < seconds + 0.5  # a busy machine is late, never early
+
+
+async def test_infinite_speed_does_not_wait(tmp_path):
+    start = time.monotonic()
+    await collect(Replay(made(tmp_path, 20, 10**10), float("inf")).frames())
+    assert time.monotonic() - start < 5
+
+
+async def test_pause_and_go_on(recording):
+    replay = Replay(recording)
+    frames = replay.frames()
+    assert number(await anext(frames)) == 0
+    replay.paused = True
+    waiting = await nothing_comes(frames)
+    replay.paused = False
+    assert number(await waiting) == 1
+
+
+async def test_steps_while_paused(recording):
+    replay = Replay(recording)
+    frames = replay.frames()
+    await anext(frames)
+    replay.step(3)
+    assert replay.paused
+    assert number(await anext(frames)) == 3
+    replay.step(-2)
+    assert number(await anext(frames)) == 1
+    replay.step(-5)
+    assert number(await anext(frames)) == 0
+    (await nothing_comes(frames)).cancel()
+
+
+async def test_steps_add_up_before_they_are_shown(recording):
+    replay = Replay(recording)
+    frames = replay.frames()
+    await anext(frames)
+    replay.step(1)
+    replay.step(1)
+    assert replay.position == 2
+    assert number(await anext(frames)) == 2
+
+
+async def test_seek_by_number_and_by_time_and_play_on(recording):
+    replay = Replay(recording)
+    frames = replay.frames()
+    await anext(frames)
+    replay.seek(8)
+    assert await collect(frames) == [8, 9]
+    replay = Replay(recording, float("inf"))
+    replay.seek_time(frame(6, interval_ns=TICK).time_ns + 5)
+    frames = replay.frames()
+    await anext(frames)
+    assert number(await anext(frames)) == 6
+    replay.seek_time(0)
+    assert number(await anext(frames)) == 0
+
+
+async def test_at_the_end_it_holds_if_told_to_and_goes_back(recording):
+    replay = Replay(recording, float("inf"), hold=True)
+    frames = replay.frames()
+    assert await collect(frames_until(frames, 9)) == list(range(10))
+    waiting = await nothing_comes(frames)
+    replay.seek(4)
+    assert number(await waiting) == 4
+
+
+async def frames_until(frames: AsyncIterator[Frame], last: int) -> AsyncIterator[Frame]:
+    while True:
+        one = await anext(frames)
+        yield one
+        if number(one) == last:
+            return
+
+
+async def test_speed_can_change_while_it_waits(tmp_path):
+    replay = Replay(made(tmp_path, 3, 60 * 10**9))
+    frames = replay.frames()
+    await anext(frames)
+    waiting = await nothing_comes(frames)
+    replay.speed = float("inf")
+    assert number(await asyncio.wait_for(waiting, 5)) == 1
+
+
+@pytest.mark.parametrize("speed", [0, -1, float("nan")])
+def test_no_such_speed(recording, speed):
+    with pytest.raises(ValueError, match="speed"):
+        Replay(recording, speed)
+
+
+async def test_history_is_what_a_graph_needs_after_a_seek(recording):
+    replay = Replay(recording)
+    replay.seek(5)
+    assert [number(f) for f in replay.history(3)] == [3, 4, 5]
+    assert [number(f) for f in replay.history(100)] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_recording_that_was_cut_plays_up_to_there_and_then_says_so(tmp_path):
+    whole = made(tmp_path, 3)
+    path = tmp_path / "cut"
+    path.write_bytes(Path(whole.path).read_bytes()[:-9])
+    cut = Recording(str(path), LOADERS)
+    shown: list[int] = []
+    with pytest.raises(NettopError, match="line 4"):
+        await collect(Replay(cut, float("inf")).frames(), then=shown.append)
+    assert shown == [0, 1]

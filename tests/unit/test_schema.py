@@ -1,0 +1,264 @@
+"""A frame as JSON and back; the schema in docs/ describes exactly what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, ValidationError
+
+import standins
+from nettop import schema
+from nettop.model import SCHEMA, Frame, Histogram
+from nettop.probes.base import all_probes
+from nettop.schema import SchemaError, dumps, frame_from_json, frame_to_json, loads, readable
+from nettop.stats import histogram_json
+from standins import LOADERS, frame, traffic
+
+DOCS = Path(__file__).parents[2] / "docs"
+SCHEMA_FILE = json.loads((DOCS / "frame.schema.json").read_text(encoding="utf-8"))
+
+
+def strict(node: Any) -> Any:
+    """The schema with no field allowed that it does not name: readers ignore those, we must not write them."""
+    if isinstance(node, list):
+        return [strict(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    closed = {key: strict(value) for key, value in node.items()}
+    if "properties" in node:
+        closed["additionalProperties"] = False
+    return closed
+
+
+STRICT = Draft202012Validator(strict(SCHEMA_FILE))
+OPEN = Draft202012Validator(SCHEMA_FILE)
+
+
+def as_written(made: Frame, top: int = 1000, sort: str = "") -> Any:
+    return json.loads(dumps(frame_to_json(made, top, sort)))
+
+
+def empty(name: str) -> Frame:
+    """A frame with the empty section of a real probe."""
+    probe = all_probes()[name]
+    return replace(traffic(), sections={name: probe.load({})})
+
+
+def test_the_schema_is_a_schema():
+    Draft202012Validator.check_schema(SCHEMA_FILE)
+
+
+def test_a_frame_is_what_the_schema_says():
+    STRICT.validate(as_written(traffic(notes=("eth0 is gone",))))
+
+
+@pytest.mark.parametrize("name", list(all_probes()))
+def test_every_probe_writes_what_the_schema_says(name):
+    STRICT.validate(as_written(empty(name)))
+
+
+FULL_FLOW = {
+    "protocol": "tcp", "local": "10.0.0.1:5201", "remote": "[2001:db8::2]:40000", "process": {"pid": 7, "name": "nginx"},
+    "rx_bytes": 1, "tx_bytes": 2, "rx_packets": 3, "tx_packets": 4, "rx_bytes_total": 5, "tx_bytes_total": 6,
+    "first_ns": 7, "last_ns": 8, "state": "open", "retransmits_total": 9,
+    "rtt": {"last_ns": 1, "min_ns": 1, "smoothed_ns": 1, "jitter_ns": 1, "samples": 1, "samples_total": 1,
+            "method": "timestamp"},
+    "internal_rtt": None,
+}  # fmt: skip
+
+
+def test_a_full_flow_is_read_and_written_as_the_schema_says():
+    data = {**as_written(traffic()), "flows_total": 1, "flows": [FULL_FLOW]}
+    OPEN.validate(data)
+    section = all_probes()["flows"].load(data)
+    written = json.loads(dumps(section.to_json(10, "")))
+    STRICT.validate({**as_written(traffic()), **written})
+    flow = written["flows"][0]
+    assert {key: flow[key] for key in ("local", "remote", "process", "rtt", "state") if key != "rtt"} == {
+        key: FULL_FLOW[key] for key in ("local", "remote", "process", "state")
+    }
+    assert flow["rtt"]["method"] == "timestamp"
+
+
+def test_histograms_are_what_the_schema_says():
+    counts = np.zeros(512, np.uint64)
+    counts[[3, 200, 511]] = 5
+    hist = Draft202012Validator(strict({"$ref": "#/$defs/histogram", "$defs": SCHEMA_FILE["$defs"]}))
+    hist.validate(histogram_json(Histogram(counts, 10**15)))
+    hist.validate(histogram_json(Histogram.empty()))
+
+
+@pytest.mark.parametrize("damage", ["schema", "time_ns", "interval_ns", "host", "interface", "filter", "probes", "health"])
+def test_the_schema_misses_what_is_missing(damage):
+    data = as_written(traffic())
+    del data[damage]
+    with pytest.raises(ValidationError):
+        OPEN.validate(data)
+
+
+def test_the_schema_lets_new_fields_in_and_the_strict_one_does_not():
+    data = {**as_written(traffic()), "later": 1}
+    OPEN.validate(data)
+    with pytest.raises(ValidationError):
+        STRICT.validate(data)
+
+
+def properties(node: Any) -> set[str]:
+    if isinstance(node, list):
+        return set().union(*map(properties, node))
+    if not isinstance(node, dict):
+        return set()
+    own = set(node["properties"]) if isinstance(node.get("properties"), dict) else set()
+    return own.union(*(properties(v) for v in node.values()))
+
+
+def test_every_field_is_explained():
+    text = (DOCS / "frame.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", text)))) | set(re.findall(r"(?m)^## (\w+)$", text))
+    assert properties(SCHEMA_FILE) - words == set()
+
+
+# --- round trips --------------------------------------------------------------------------------------------
+
+
+@given(standins.frames)
+def test_a_frame_is_read_back_as_it_was(made):
+    assert frame_from_json(loads(dumps(frame_to_json(made, 1000, ""))), LOADERS) == made
+
+
+@given(standins.frames)
+def test_the_form_for_people_holds_the_same(made):
+    data = frame_to_json(made, 1000, "")
+    text = readable(data)
+    assert json.loads(text) == json.loads(dumps(data))
+    lines = text.split("\n")
+    assert (lines[0], lines[-1]) == ("{", "}")
+    assert not {"{", "}"} & {line.rstrip() for line in lines[1:-1]}
+
+
+def test_the_real_probes_survive_too():
+    made = traffic()
+    assert frame_from_json(loads(dumps(frame_to_json(made, 1000, "")))) == made
+
+
+def test_top_and_sort_reach_the_section():
+    data = frame_to_json(frame(0, 3, 1, 2), 2, "ascending")
+    assert data["numbers"] == [1, 2]
+    assert data["numbers_total"] == 3
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = frame(0, np.uint64(2**63), np.int32(7))
+    assert loads(dumps(frame_to_json(made, 9, "")))["numbers"] == [2**63, 7]
+
+
+def test_what_is_no_number_is_not_written():
+    with pytest.raises(ValueError, match="JSON"):
+        dumps({"x": float("nan")})
+    with pytest.raises(TypeError):
+        dumps({"x": {1, 2}})
+
+
+def test_notes_are_left_out_where_there_are_none():
+    assert "notes" not in frame_to_json(frame(), 1, "")
+
+
+def test_the_output_is_ascii():
+    assert dumps({"host": "h\x9b2J\u202e漢"}).isascii()
+
+
+# --- strange data -------------------------------------------------------------------------------------------
+
+
+def test_strings_from_a_file_are_data():
+    text = dumps(frame_to_json(frame(0, host="a\x1b[2Jb", notes=("\u202eevil\ud800",)), 1, ""))
+    read = frame_from_json(loads(text), LOADERS)
+    assert read.host == "a�[2Jb"
+    assert read.notes == ("�evil�",)
+
+
+def test_fields_that_are_not_known_are_ignored_and_missing_ones_are_unknown():
+    data = as_written(frame())
+    data |= {"later": {"x": 1}}
+    del data["health"], data["host"], data["filter"]
+    read = frame_from_json(data, LOADERS)
+    assert (read.host, read.filter) == ("", "")
+    assert read.health.kernel_ns is None
+
+
+def test_a_probe_that_is_not_live_has_no_section():
+    data = as_written(frame())
+    data["probes"]["numbers"]["state"] = "failed"
+    assert frame_from_json(data, LOADERS).sections == {}
+
+
+def test_a_probe_that_we_do_not_have_is_left_alone():
+    data = as_written(frame())
+    assert frame_from_json(data, {}).probes["numbers"].state == "live"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"schema": "nettop/2"}, "newer"),
+        ({"schema": "other/1"}, "not a frame"),
+        ({"schema": 1}, "not a frame"),
+        ({"time_ns": "soon"}, "time_ns"),
+        ({"time_ns": -1}, "time_ns"),
+        ({"time_ns": 2**63}, "time_ns"),
+        ({"interval_ns": True}, "interval_ns"),
+        ({"interval_ns": None}, "interval_ns"),
+        ({"host": 5}, "host"),
+        ({"probes": []}, "probes"),
+        ({"probes": {"numbers": {"state": "dead"}}}, "dead"),
+        ({"probes": {"numbers": {}}}, "state"),
+        ({"probes": {"numbers": 3}}, None),
+        ({"probes": {"numbers": {"state": "live", "hooks": [1]}}}, None),
+        ({"health": {"lost_events": "x"}}, "lost_events"),
+        ({"numbers": ["x"]}, "numbers"),
+        ({"numbers": 5}, "numbers"),
+        ({"notes": 5}, None),
+    ],
+)
+def test_malformed_data_says_what_is_wrong(change, why):
+    with pytest.raises(SchemaError, match=why) as caught:
+        frame_from_json({**as_written(frame()), **change}, LOADERS)
+    assert str(caught.value)
+
+
+def test_an_older_schema_is_read():
+    assert frame_from_json({**as_written(frame()), "schema": "nettop/0"}, LOADERS).host == "db-3"
+    assert SCHEMA == f"nettop/{schema.VERSION}"
+
+
+@pytest.mark.parametrize("text", ["", "{", "nope", "[" * 100_000, '{"x": NaN}', '{"x": 1e999', b"\xff\xfe\x00x", "1" * 5000])
+def test_what_is_no_json_is_a_schema_error(text):
+    with pytest.raises(SchemaError):
+        loads(text)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.sampled_from([*frame_to_json(frame(), 1, ""), "notes", "throughput", "flows", "rtt", "samples", "flows_total"])
+
+
+@given(st.dictionaries(keys, json_values, max_size=4))
+def test_no_data_raises_anything_else_than_a_schema_error(changes):
+    """Whatever stands where: real probes read it, or refuse it in one way."""
+    live = {"state": "live", "detail": "", "hooks": []}
+    data = {**as_written(frame()), "probes": dict.fromkeys(all_probes(), live), **changes}
+    try:
+        frame_from_json(loads(json.dumps(data)))
+    except SchemaError as error:
+        assert str(error).isprintable()

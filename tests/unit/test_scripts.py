@@ -1,0 +1,351 @@
+"""The set-up scripts, with stand-ins for what they would install: no root, no network, no package manager."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+from shlex import quote
+
+import pytest
+
+from nettop.errors import ExitCode
+
+ROOT = Path(__file__).resolve().parents[2]
+MANAGERS = ("apt", "dnf", "pacman", "zypper", "apk")
+
+
+def bash(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of Bash after scripts/lib.sh of the checkout in ``cwd``."""
+    return subprocess.run(
+        ["bash", "-c", f". scripts/lib.sh\n{script}"],
+        cwd=cwd,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Scripts and pyproject.toml in a place of their own."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ready(checkout: Path) -> Path:
+    """A checkout whose set-up is done; its nettop tells its arguments, and its Python refuses to work."""
+    binaries = checkout / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "nettop").write_text('#!/bin/sh\necho "nettop $*"\n')
+    (binaries / "nettop").chmod(0o755)
+    (binaries / "python").symlink_to("/bin/false")
+    (checkout / "bcc.py").touch()
+    done = bash('have() { true; }; { stamp_key; echo "$root/bcc.py"; } >"$venv/.nettop-run"', checkout)
+    assert done.returncode == 0, done.stderr
+    return checkout
+
+
+def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [checkout / "scripts" / "run", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_every_need_has_a_package_in_every_distribution(checkout: Path, manager: str) -> None:
+    found = bash(
+        'for need in setpriv "${needs_run[@]}" "${needs_test[@]}"; do'
+        f' package_of {manager} "$need" || echo "no $need"; done',
+        checkout,
+    ).stdout.splitlines()
+    assert len(found) >= 10
+    assert [name for name in found if name.startswith(("no ", "-")) or not name] == []
+
+
+@pytest.mark.parametrize(
+    ("release", "manager"),
+    [
+        ("ID=debian", "apt"),
+        ("ID=ubuntu\nID_LIKE=debian", "apt"),
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"', "apt"),
+        ("ID=fedora", "dnf"),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"', "dnf"),
+        ("ID=arch", "pacman"),
+        ("ID=manjaro\nID_LIKE=arch", "pacman"),
+        ('ID="opensuse-tumbleweed"\nID_LIKE="opensuse suse"', "zypper"),
+        ('ID="sles"\nID_LIKE="suse"', "zypper"),
+        ("ID=alpine", "apk"),
+        ("ID=plan9", ""),
+    ],
+)
+def test_package_manager_by_os_release(checkout: Path, release: str, manager: str) -> None:
+    (checkout / "os-release").write_text(release + "\n")
+    assert bash("package_manager", checkout, NETTOP_OS_RELEASE="os-release").stdout.strip() == manager
+
+
+MISSING = "have() { [[ $1 != bcc && $1 != ip && $1 != ss ]]; }; NETTOP_OS_RELEASE=os-release\n"
+
+
+def test_missing_packages_without_root_are_named_with_the_command(checkout: Path) -> None:
+    (checkout / "os-release").write_text("ID=debian\n")
+    result = bash(MISSING + "is_root() { false; }; install_packages bcc pcap ip ss", checkout)
+    assert result.returncode == 3
+    wrong, hint = result.stderr.splitlines()
+    assert wrong == "nettop: these packages are missing: python3-bpfcc iproute2"
+    assert hint.startswith("hint: sudo ")
+    assert hint.endswith("apt-get install -y --no-install-recommends python3-bpfcc iproute2")
+
+
+def test_only_what_is_missing_is_installed_and_said_on_one_line(checkout: Path) -> None:
+    (checkout / "os-release").write_text("ID=debian\n")
+    stub = 'is_root() { true; }; apt-get() { [[ $1 != install ]] || echo "$@" >calls; }\n'
+    result = bash(MISSING + stub + "install_packages bcc pcap ip ss", checkout)
+    assert result.returncode == 0
+    assert result.stderr == "nettop: installing python3-bpfcc iproute2 (by apt)\n"
+    calls = (checkout / "calls").read_text().split()
+    assert [word for word in calls if word.startswith(("python3", "libpcap", "iproute"))] == [
+        "python3-bpfcc",
+        "iproute2",
+    ]
+
+
+def test_a_package_manager_that_was_never_tried_says_so(checkout: Path) -> None:
+    (checkout / "os-release").write_text("ID=arch\n")
+    stub = 'is_root() { true; }; pacman() { echo "$@" >calls; }\n'
+    result = bash(MISSING + stub + "install_packages bcc", checkout)
+    assert (checkout / "calls").read_text().split()[-1] == "python-bcc"
+    assert "untested" in result.stderr
+
+
+def test_failed_installation_shows_the_manager_s_words_and_ends_with_4(checkout: Path) -> None:
+    (checkout / "os-release").write_text("ID=debian\n")
+    stub = "is_root() { true; }; apt-get() { echo 'E: disk full'; false; }\n"
+    result = bash(MISSING + stub + "install_packages bcc; echo went on", checkout)
+    assert result.returncode == 4
+    assert "E: disk full" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("hint: ")
+    assert "went on" not in result.stdout
+
+
+def test_unknown_distribution_ends_with_4(checkout: Path) -> None:
+    (checkout / "os-release").write_text("ID=plan9\n")
+    result = bash(MISSING + "install_packages bcc", checkout)
+    assert result.returncode == 4
+    assert result.stderr.splitlines()[1].startswith("hint: install BCC")
+
+
+@pytest.mark.parametrize(("module", "owns"), [("BPF = object", True), ("lattice = 1", False)])
+def test_the_python_taken_is_one_whose_bcc_has_bpf(checkout: Path, module: str, owns: bool) -> None:
+    (checkout / "bcc.py").write_text(f"{module}\n")
+    python = checkout / "python"
+    python.write_text(
+        f'#!/bin/sh\nshift\nPYTHONPATH={quote(str(checkout))} exec {quote(sys.executable)} "$@"\n'
+    )  # all but its -I
+    python.chmod(0o755)
+    found = bash("find_python", checkout, NETTOP_PYTHON=str(python)).stdout.strip()
+    assert (found == str(python)) is owns
+
+
+def test_second_run_starts_nettop_with_its_arguments_and_calls_no_pip(ready: Path) -> None:
+    result = run(ready, "lo", "-b", "tcp port 80")
+    assert (result.stdout, result.stderr) == ("nettop lo -b tcp port 80\n", "")
+
+
+def test_second_run_is_instant(ready: Path) -> None:
+    def seconds() -> float:
+        start = time.monotonic()
+        run(ready)
+        return time.monotonic() - start
+
+    # The least of five: a busy machine may slow some of them.  0.2 s is what a user does not notice.
+    assert min(seconds() for _ in range(5)) < 0.2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        'echo "# new" >>pyproject.toml',
+        "rm bcc.py",  # the distribution's package was removed
+        "touch .venv.unfinished",
+        "rm .venv/.nettop-run",
+        "ln -sf /nonexistent/python3.99 .venv/bin/python",  # the distribution has another Python now
+    ],
+)
+def test_set_up_is_due_again_after(ready: Path, change: str) -> None:
+    assert bash("stamped run", ready).returncode == 0
+    assert bash(f"{change}\nstamped run", ready).returncode == 1
+
+
+def test_set_up_of_the_tests_is_enough_to_run_but_not_the_other_way_round(ready: Path) -> None:
+    assert bash("stamped test", ready).returncode == 1
+    (ready / ".venv" / ".nettop-run").rename(ready / ".venv" / ".nettop-test")
+    assert bash("stamped test && stamped run", ready).returncode == 0
+
+
+def test_set_up_is_due_again_where_the_checkout_was_moved_to(ready: Path) -> None:
+    moved = ready.with_name("moved")
+    ready.rename(moved)
+    ready.mkdir()
+    (ready / "bcc.py").touch()
+    assert bash("stamped run", moved).returncode == 1
+
+
+def test_an_environment_is_kept_only_if_whole_and_ours(checkout: Path) -> None:
+    """venv_fits, with an environment whose Python says yes to everything."""
+    binaries = checkout / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python").symlink_to("/bin/true")
+    config = checkout / ".venv" / "pyvenv.cfg"
+    good = (
+        f"include-system-site-packages = true\nexecutable = {Path('/bin/sh').resolve()}\n"
+        f"command = /bin/sh -m venv --system-site-packages {checkout}/.venv\n"
+    )
+
+    def fits() -> bool:
+        return bash("venv_fits /bin/sh", checkout).returncode == 0
+
+    config.write_text(good)
+    assert fits()
+    for wrong in (
+        good.replace("= true", "= false"),
+        good.replace("executable = ", "executable = /opt"),
+        good.replace(f"{checkout}/.venv", "/elsewhere/.venv"),
+        good.replace("/.venv", "/.venv2"),
+        "",
+    ):
+        config.write_text(wrong)
+        assert not fits(), wrong
+    config.write_text(good)
+    (checkout / ".venv.unfinished").touch()
+    assert not fits(), "interrupted"
+
+
+def test_pip_s_failure_leaves_the_environment_and_ends_with_4(ready: Path) -> None:
+    stubs = (
+        'need_python() { echo /bin/true; }; venv_fits() { true; }; as_owner() { [[ $2 != -I ]] && "$@"; }\n'
+    )
+    result = bash(stubs + "set_up_venv run", ready)
+    assert result.returncode == 4
+    assert "network" in result.stderr.splitlines()[-1]
+    assert (ready / ".venv" / "bin" / "nettop").exists()
+    assert not (ready / ".venv.unfinished").exists()
+
+
+def test_help_of_the_tests_sets_nothing_up(checkout: Path) -> None:
+    before = sorted(checkout.rglob("*"))
+    result = subprocess.run(
+        [checkout / "scripts" / "test", "--help"], capture_output=True, text=True, check=False
+    )
+    assert "--vm" in result.stdout
+    assert sorted(checkout.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("lint", "tests", "status"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (0, 5, 5)])
+def test_ci_runs_all_even_after_a_failure_and_tells_it(
+    checkout: Path, lint: int, tests: int, status: int
+) -> None:
+    shutil.copytree(ROOT / ".ci", checkout / ".ci")
+    (checkout / "scripts" / "test").write_text(
+        f'#!/bin/sh\nif [ "$1" = --lint ]; then echo linted; exit {lint}; fi\n'
+        f'echo "live=$NETTOP_REQUIRE_LIVE"; echo "7 passed"; exit {tests}\n'
+    )
+    sudo = checkout / "sudo"  # for those who run the unit tests without root
+    sudo.write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    sudo.chmod(0o755)
+    result = subprocess.run(
+        [checkout / ".ci" / "run"],
+        env=os.environ | {"PATH": f"{checkout}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.splitlines() == ["linted", "live=1", "7 passed"]
+    assert result.returncode == status
+
+
+def install(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    places = {name: str(checkout / name) for name in ("NETTOP_PREFIX", "NETTOP_BIN", "NETTOP_CACHE")}
+    (checkout / "NETTOP_BIN").mkdir(exist_ok=True)
+    return subprocess.run(
+        [checkout / "scripts" / "install", *arguments],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_undo_removes_what_install_made(checkout: Path) -> None:
+    launcher = checkout / "NETTOP_BIN" / "nettop"
+    install(checkout, "--undo")  # makes the directory
+    launcher.write_text("#!/bin/sh\n# made by scripts/install of nettop\nexec true\n")
+    for name in ("NETTOP_PREFIX", "NETTOP_CACHE"):
+        (checkout / name).mkdir()
+    (checkout / "NETTOP_PREFIX" / ".nettop").touch()
+    (checkout / "NETTOP_PREFIX" / "packages").write_text("python3-bpfcc\n")
+    result = install(checkout, "--undo")
+    assert result.returncode == 0
+    assert "python3-bpfcc" in result.stderr
+    assert not launcher.exists()
+    assert not (checkout / "NETTOP_PREFIX").exists()
+    assert not (checkout / "NETTOP_CACHE").exists()
+
+
+@pytest.mark.parametrize("place", ["NETTOP_BIN/nettop", "NETTOP_PREFIX/file"])
+def test_what_is_somebody_else_s_is_neither_replaced_nor_removed(checkout: Path, place: str) -> None:
+    theirs = checkout / place
+    theirs.parent.mkdir()
+    theirs.write_text("theirs\n")
+    installed = install(checkout)
+    assert installed.returncode == 1
+    assert len(installed.stderr.splitlines()) == 2
+    assert install(checkout, "--undo").returncode == 0
+    assert theirs.read_text() == "theirs\n"
+
+
+def test_install_refuses_an_unknown_option(checkout: Path) -> None:
+    assert install(checkout, "--undoo").returncode == 2
+
+
+def test_the_wheel_carries_every_program_and_no_test(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    programs = {f"nettop/bpf_src/{path.name}" for path in (ROOT / "bpf_src").glob("*.[ch]")}
+    assert len(programs) >= 3
+    assert programs <= names
+    assert "nettop/errors.py" in names
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"nettop"}
+
+
+def test_bcc_is_no_dependency_since_pypi_s_is_another_program() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [
+        r for group in project["optional-dependencies"].values() for r in group
+    ]
+    assert [r for r in wanted if r.startswith("bcc")] == []
+
+
+def test_the_changelog_knows_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_knows_every_exit_code() -> None:
+    rows = re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [int(row) for row in rows] == [code.value for code in ExitCode]

@@ -1,0 +1,117 @@
+"""What the screen asks for: snapshots and recordings in the current directory, values for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from nettop.errors import NettopError
+from nettop.model import Frame
+from nettop.recording import Recorder, Recording
+from nettop.session import Session
+from nettop.settings import Control, Settings
+from standins import traffic
+
+
+class Frames:
+    """A source of a few frames, which may fail in the end."""
+
+    def __init__(self, count: int, failure: NettopError | None = None) -> None:
+        self.made = [traffic(i) for i in range(count)]
+        self.failure = failure
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        for one in self.made:
+            yield one
+        if self.failure:
+            raise self.failure
+
+
+async def test_frames_pass_through_unchanged(tmp_path):
+    source = Frames(3)
+    assert [f async for f in Session(Settings(), folder=tmp_path).watched(source)] == source.made
+
+
+async def test_a_recording_holds_the_frames_from_its_start_to_its_end(tmp_path):
+    source, session = Frames(5), Session(Settings(), folder=tmp_path)
+    path = ""
+    async for one in session.watched(source):
+        if one == source.made[1]:
+            path = await session.record(True)
+            assert session.recording == path
+        if one == source.made[3]:
+            assert await session.record(False) == path
+            assert session.recording == ""
+    with Recording(path) as recording:
+        assert list(recording.frames()) == source.made[2:4]
+
+
+async def test_a_recording_that_fails_is_said_and_frames_go_on(tmp_path, monkeypatch):
+    def full(self: Recorder, one: Frame) -> None:
+        raise NettopError("No space left on device")
+
+    monkeypatch.setattr(Recorder, "write", full)
+    source, session = Frames(3), Session(Settings(), folder=tmp_path)
+    session.start_recording(str(tmp_path / "x"))
+    shown = [f async for f in session.watched(source)]
+    assert len(shown) == 3
+    assert all("No space left" in f.notes[0] for f in shown)
+    assert session.recording == ""
+
+
+async def test_a_snapshot_holds_the_history(tmp_path):
+    session, frames = Session(Settings(sort="rtt"), folder=tmp_path), Frames(4).made
+    path = Path(await session.snapshot(frames))
+    assert path.parent == tmp_path
+    with Recording(str(path)) as recording:
+        assert list(recording.frames()) == frames
+        assert recording.header.view.sort == "rtt"
+
+
+async def test_a_second_file_in_the_same_second_gets_a_number(tmp_path):
+    session, frames = Session(Settings(), folder=tmp_path), Frames(1).made
+    names = [Path(await session.snapshot(frames)).name for _ in range(3)]
+    assert len(set(names)) == 3
+    assert names[1].endswith("-2.snapshot.json")
+
+
+async def test_nothing_to_write_yet_is_said(tmp_path):
+    session = Session(Settings(), folder=tmp_path)
+    for asked in (session.snapshot([]), session.record(True)):
+        with pytest.raises(NettopError, match="no frame yet"):
+            await asked
+
+
+async def test_a_known_problem_is_shown_and_does_not_end_the_screen(tmp_path):
+    problem = NettopError("line 4: the file ends too early")
+    session = Session(Settings(), problem=problem, folder=tmp_path)
+    shown = [f async for f in session.watched(Frames(2, problem))]
+    assert [f.notes for f in shown] == [("line 4: the file ends too early",)] * 2
+
+
+async def test_another_problem_does(tmp_path):
+    with pytest.raises(NettopError, match="gone"):
+        [f async for f in Session(Settings(), folder=tmp_path).watched(Frames(2, NettopError("gone")))]
+
+
+def test_only_a_running_kernel_has_an_interval_and_a_focus():
+    control = Control()
+    session = Session(Settings(), control)
+    assert {"interval", "focus"} <= session.offers
+    session.set_interval(0.5)
+    session.set_focus(7)
+    assert (control.delay, control.focus) == (0.5, 7)
+    assert not {"interval", "focus"} & Session(Settings()).offers
+
+
+def test_options_come_from_the_settings():
+    options = Session(Settings(delay=2.0, sort="rx", units="bytes", history=60.0, theme="x")).options()
+    assert (options.interval, options.sort, options.bits, options.history, options.theme) == (
+        2.0,
+        "rx",
+        False,
+        60.0,
+        "x",
+    )
