@@ -39,7 +39,8 @@ struct flow_key {
 	u32 remote[4];
 	u16 local_port;
 	u16 remote_port;
-	u32 protocol; /* IP protocol in bits 0-7, outer VID in 8-19, inner VID in 20-31 */
+	/* IP protocol in bits 0-7, outer VID in 8-19, inner VID in 20-31; of a socket: its namespace's inode in 8-31 */
+	u32 protocol;
 };
 
 /* Something that was sent and whose answer will give a round trip. */

@@ -11,6 +11,7 @@
  */
 #include "nettop.h"
 #include "parse.h"
+#include "filter.h"
 #include "hist.h"
 #include "flow.h"
 
@@ -23,6 +24,7 @@
 #define DNS_PORT 53
 
 #define EXPIRY (10 * 1000 * NSEC_PER_MSEC) /* an answer that takes longer is not waited for */
+#define LOST (2 * 1000 * NSEC_PER_MSEC) /* a question to which no answer came: room for another */
 #define TICK_SHIFT 24 /* at most one probe in 16.8 ms: sixty samples a second and direction are plenty */
 #define FRAGMENT_SLOTS 1024
 #define SOCKET_SLOTS 8192
@@ -71,45 +73,40 @@ static __always_inline u64 mix(u64 a, u64 b)
 	return a ^ a >> 29;
 }
 
-/* Options other than the usual NOP NOP TS: walk them. RFC 9293, 3.1; RFC 7323, 3.2. */
-static __always_inline void find_stamp(struct __sk_buff *skb, u32 offset, u32 length, struct segment *s)
+/*
+ * Options other than the usual NOP NOP TS: walk them. RFC 9293, 3.1; RFC 7323, 3.2.
+ *
+ * The forty bytes before the header's end are read, whatever the length of the options: a constant size,
+ * which all verifiers can follow, and a start that varies, which lets them see the eight steps as alike.
+ * There always are forty: the options are 12 bytes at least, and stand behind two headers of 20.
+ */
+static __always_inline void find_stamp(struct __sk_buff *skb, u32 end, u32 length, struct segment *s)
 {
-	u8 options[40] = {};
-	u32 at = 0;
+	u8 options[80] = {}; /* and room for what the mask lets through */
+	u32 at = 40 - length;
 	int i;
 
-	if (length < 10 || length > 40)
-		return;
-	if (bpf_skb_load_bytes(skb, offset, options, length) < 0)
+	if (bpf_skb_load_bytes(skb, end - 40, options, 40))
 		return;
 #pragma unroll
 	for (i = 0; i < 8; i++) {
-		u32 kind, size;
+		u8 *option = &options[at & 63]; /* the mask is for the verifier */
 
-		if (at > 30 || at + 10 > length)
+		if (at > 30 || option[0] == 0)
 			return;
-		kind = options[at];
-		if (kind == 0)
-			return;
-		if (kind == 1) {
+		if (option[0] == 1) {
 			at++;
 			continue;
 		}
-		size = options[at + 1];
-		if (kind == 8 && size == 10) {
-			u32 value;
-
-			s->tsval = options[at + 2] << 24 | options[at + 3] << 16 |
-				   options[at + 4] << 8 | options[at + 5];
-			value = options[at + 6] << 24 | options[at + 7] << 16 |
-				options[at + 8] << 8 | options[at + 9];
-			s->tsecr = value;
+		if (option[0] == 8 && option[1] == 10) {
+			s->tsval = option[2] << 24 | option[3] << 16 | option[4] << 8 | option[5];
+			s->tsecr = option[6] << 24 | option[7] << 16 | option[8] << 8 | option[9];
 			s->has_stamp = 1;
 			return;
 		}
-		if (size < 2)
+		if (option[1] < 2)
 			return;
-		at += size;
+		at += option[1];
 	}
 }
 
@@ -146,7 +143,7 @@ static __always_inline bool read_tcp(struct __sk_buff *skb, const struct packet 
 		s->tsecr = swap32(stamp[2]);
 		s->has_stamp = 1;
 	} else {
-		find_stamp(skb, p->l4 + 20, length - 20, s);
+		find_stamp(skb, p->l4 + length, length - 20, s);
 	}
 	return true;
 }
@@ -197,7 +194,13 @@ static __always_inline void read_other(struct __sk_buff *skb, const struct packe
 
 /*
  * Whether this packet answers something that the other direction has outstanding:
- * the time at which that was sent, or 0. What it makes obsolete is forgotten.
+ * the time at which that was sent, or 0. What it makes obsolete is forgotten:
+ *
+ * - a TSval when a newer one is echoed, and when all data is acknowledged. The echo
+ *   of data that is acknowledged already can only come with some later packet, at
+ *   any time: a receiver that delays its ACKs echoes the first of two (RFC 7323, 4.3).
+ * - a SYN-ACK when data comes: its ACK was lost, and the data waited for the sender.
+ * - an echo request when a later one is answered. Else two lost ones stand in the way.
  */
 static __always_inline u64 answered(struct flow_dir *other, const struct segment *s, u32 *method)
 {
@@ -213,12 +216,18 @@ static __always_inline u64 answered(struct flow_dir *other, const struct segment
 			continue;
 		if (o->method == METHOD_TIMESTAMP) {
 			match = s->has_stamp && s->tsecr && s->tsecr == o->value;
-			obsolete = s->has_stamp && s->tsecr && before(o->value, s->tsecr);
-		} else if (o->method == METHOD_SEQUENCE || o->method == METHOD_HANDSHAKE) {
+			obsolete = s->has_stamp && s->tsecr &&
+				   (before(o->value, s->tsecr) || s->ack == other->sequence);
+		} else if (o->method == METHOD_SEQUENCE) {
 			/* cumulative: of two that are covered, the later one caused the ACK */
 			match = !before(s->ack, o->value);
+		} else if (o->method == METHOD_HANDSHAKE) {
+			obsolete = s->payload && !(s->flags & SYN);
+			match = !obsolete && !before(s->ack, o->value);
 		} else {
 			match = s->sequence == o->value;
+			obsolete = o->method == METHOD_ECHO &&
+				   (short)(swap16(o->value) - swap16(s->sequence)) < 0;
 		}
 		if (match && o->time > sent) {
 			sent = o->time;
@@ -246,6 +255,32 @@ static __always_inline void remember(struct flow_dir *dir, u32 value, u32 method
 	o->time = bpf_ktime_get_ns();
 }
 
+/*
+ * The same for a question with an id. Asked again, its answer may be to either
+ * (Karn). One that has had no answer for LOST makes room.
+ */
+static __always_inline void remember_question(struct flow_dir *dir, u32 id, u32 method, u64 coarse)
+{
+	bool again = false;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		struct outstanding *o = &dir->sent[i];
+
+		if (!o->time)
+			continue;
+		if (o->value == id) {
+			again = coarse < o->time + EXPIRY;
+			o->time = 0;
+		} else if (coarse > o->time + LOST) {
+			o->time = 0;
+		}
+	}
+	if (!again)
+		remember(dir, id, method, coarse);
+}
+
 static __always_inline void forget(struct flow_dir *dir)
 {
 	dir->sent[0].time = 0;
@@ -258,7 +293,8 @@ static __always_inline void sent_segment(struct flow *flow, int direction, const
 {
 	struct flow_dir *dir = &flow->dir[direction];
 	u32 end = s->sequence + s->payload + !!(s->flags & (SYN | FIN));
-	bool fresh = false, contiguous, old;
+	/* not "sequence is not 0": it is after every 4 GB */
+	bool known = dir->packets > size->segments, fresh = false, contiguous, old;
 	u8 tick = coarse >> TICK_SHIFT;
 
 	if (s->has_stamp) {
@@ -271,13 +307,13 @@ static __always_inline void sent_segment(struct flow *flow, int direction, const
 		old = false;
 	}
 	if (end == s->sequence) {
-		if (!dir->sequence && !(s->flags & RST))
+		if (!known)
 			dir->sequence = end; /* the first that we see of it is a pure ACK */
 		return; /* a pure ACK is not acknowledged, so it measures nothing */
 	}
 
-	contiguous = !dir->sequence || s->sequence == dir->sequence;
-	if (dir->sequence && before(s->sequence, dir->sequence)) {
+	contiguous = !known || s->sequence == dir->sequence;
+	if (known && before(s->sequence, dir->sequence)) {
 		/*
 		 * Sent again, or late. A retransmission has a newer timestamp. Either
 		 * way an ACK may now answer one or the other (Karn), or cover data
@@ -285,7 +321,8 @@ static __always_inline void sent_segment(struct flow *flow, int direction, const
 		 */
 		if (old)
 			ADD(dir->out_of_order, size->segments);
-		else if (!(s->payload <= 1 && end == dir->sequence && s->payload)) /* not a keep-alive's byte */
+		else if (!(s->payload <= 1 && end == dir->sequence &&
+			   s->payload)) /* not a keep-alive's byte */
 			ADD(dir->retransmits, size->segments);
 		forget(dir);
 		if (before(dir->sequence, end))
@@ -307,29 +344,47 @@ static __always_inline void sent_segment(struct flow *flow, int direction, const
 	}
 }
 
-/*
- * QUIC's spin bit: an edge passes once a round trip. Kept in the direction's own
- * entry: sent[0] is the last edge and its value, sent[1] counts packets and edges.
- * Endpoints that do not take part send a constant, or a random bit each packet,
- * which shows as edges in about half of the packets: no sample then.
- */
-static __always_inline u64 spin_edge(struct flow_dir *dir, const struct segment *s, u64 *now)
+/* Whether `count` of `total` is what tossing a coin gives, within four standard deviations. */
+static __always_inline bool by_chance(u32 count, u32 total)
 {
-	u32 value = s->sequence + 1, packets = ++dir->sent[1].value, edges;
-	u64 last = dir->sent[0].time;
+	s64 difference = 2 * (s64)count - total;
 
-	if (dir->sent[0].value == value)
+	return difference * difference <= 16 * (s64)total;
+}
+
+/*
+ * QUIC's spin bit: an edge passes once a round trip. There are no sequence numbers
+ * and no echoes here, so a direction's fields hold instead: sent[0] the last edge
+ * and its bit, and in `method` the last packet's bit; sent[1] counts packets and
+ * edges; `sequence` is the packet of the last edge, `stamp` counts runs of one packet.
+ *
+ * Endpoints that do not take part send a constant, or a random bit in each packet
+ * (RFC 9000, 17.4). Then half of the packets are edges, and half of the runs have
+ * one packet; a bit that spins has never both. No sample while that may be so.
+ */
+static __always_inline u64 spin_edge(struct flow_dir *dir, const struct rtt *rtt, const struct segment *s,
+				     u64 *now)
+{
+	struct outstanding *edge = &dir->sent[0], *counts = &dir->sent[1];
+	u32 bit = s->sequence + 1, packets = ++counts->value;
+	u64 last = edge->time;
+
+	if (edge->method != bit && edge->method) {
+		if (counts->method++ && packets - dir->sequence == 1)
+			dir->stamp++;
+		dir->sequence = packets;
+	}
+	edge->method = bit;
+	if (edge->value == bit)
 		return 0;
 	*now = bpf_ktime_get_ns();
-	dir->sent[0].time = *now;
-	dir->sent[0].method = METHOD_SPIN;
-	if (!dir->sent[0].value) {
-		dir->sent[0].value = value;
+	/* too soon for a round trip: a packet that was overtaken by the edge */
+	if (last && *now - last < rtt->min / 4)
 		return 0;
-	}
-	dir->sent[0].value = value;
-	edges = ++dir->sent[1].method;
-	if (packets < 8 || (3 * edges >= packets && 4 * edges <= 3 * packets))
+	if (edge->value)
+		edge->time = *now;
+	edge->value = bit;
+	if (!last || (by_chance(counts->method, packets) && by_chance(dir->stamp, counts->method)))
 		return 0;
 	return *now - last < EXPIRY ? last : 0;
 }
@@ -370,17 +425,21 @@ static __always_inline void subnet_of(const struct flow_key *key, u8 version, co
 	subnet->length = version == 4 ? c->subnet4 : c->subnet6;
 	subnet->version = version;
 	/* with short prefixes these would drown in their neighbours: kept apart */
-	if (version == 6 && subnet->length < 10 && (key->remote[0] & swap32(0xffc00000)) == swap32(0xfe800000))
+	if (version == 6 && subnet->length < 10 &&
+	    (key->remote[0] & swap32(0xffc00000)) == swap32(0xfe800000))
 		subnet->length = 10, subnet->prefix[0] = swap32(0xfe800000);
 	if (version == 6 && subnet->length < 7 && (key->remote[0] & swap32(0xfe000000)) == swap32(0xfc000000))
 		subnet->length = 7, subnet->prefix[0] = swap32(0xfc000000);
 	if (version == 4 && subnet->length < 8 && (key->remote[3] & swap32(0xff000000)) == swap32(0x0a000000))
 		subnet->length = 8, subnet->prefix[3] = swap32(0x0a000000);
-	if (version == 4 && subnet->length < 12 && (key->remote[3] & swap32(0xfff00000)) == swap32(0xac100000))
+	if (version == 4 && subnet->length < 12 &&
+	    (key->remote[3] & swap32(0xfff00000)) == swap32(0xac100000))
 		subnet->length = 12, subnet->prefix[3] = swap32(0xac100000);
-	if (version == 4 && subnet->length < 16 && (key->remote[3] & swap32(0xffff0000)) == swap32(0xc0a80000))
+	if (version == 4 && subnet->length < 16 &&
+	    (key->remote[3] & swap32(0xffff0000)) == swap32(0xc0a80000))
 		subnet->length = 16, subnet->prefix[3] = swap32(0xc0a80000);
-	if (version == 4 && subnet->length < 16 && (key->remote[3] & swap32(0xffff0000)) == swap32(0xa9fe0000))
+	if (version == 4 && subnet->length < 16 &&
+	    (key->remote[3] & swap32(0xffff0000)) == swap32(0xa9fe0000))
 		subnet->length = 16, subnet->prefix[3] = swap32(0xa9fe0000);
 }
 
@@ -411,11 +470,14 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 	u32 method = METHOD_NONE;
 	u64 coarse, now = 0, sent = 0;
 	u8 opening = 0, closing = 0;
+	bool replacing = false, putting = false;
 	int zero = 0, side;
 	struct config *c = config.lookup(&zero);
 
+	if (!c || !c->ifindex || !filter_accepts(skb, c->l2_len, direction))
+		return TC_ACT_UNSPEC;
 	n = counters.lookup(&zero);
-	if (!c || !c->ifindex || !n)
+	if (!n)
 		return TC_ACT_UNSPEC;
 	parse_packet(skb, c->l2_len, &packet);
 	if (!packet.version) {
@@ -462,13 +524,25 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 	/* the same ports again: another connection */
 	if (flow && packet.protocol == IPPROTO_TCP && (s.flags & (SYN | ACK)) == SYN &&
 	    (flow->state >= STATE_CLOSED ||
-	     (flow->dir[direction].sequence && s.sequence + 1 != flow->dir[direction].sequence))) {
+	     (flow->dir[direction].packets && s.sequence + 1 != flow->dir[direction].sequence))) {
 		if (flow->state < STATE_CLOSED) {
 			n->closed++;
 			closing = 1;
 		}
 		n->replaced++;
+		replacing = true;
 		flow = NULL;
+	}
+	/* half open: taken out, and put back by the end of this packet, as a new one is put in */
+	if (flow && flow->state == STATE_SYN && packet.protocol == IPPROTO_TCP && s.flags & (SYN | RST)) {
+		struct flow *half = fresh.lookup(&zero);
+
+		if (half) {
+			*half = *flow;
+			flows.delete(&key);
+			flow = half;
+			putting = true;
+		}
 	}
 	if (!flow) {
 		struct flow *new = fresh.lookup(&zero);
@@ -488,14 +562,10 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 			else
 				new->flags = FLOW_MIDWAY;
 		}
-		flows.update(&key, new);
-		flow = flows.lookup(&key);
-		if (!flow) {
-			n->untracked++;
-			return TC_ACT_UNSPEC;
-		}
+		flow = new;
 		n->opened++;
 		opening = 1;
+		putting = true;
 		closing = 0;
 	}
 
@@ -532,10 +602,10 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 		}
 	} else if (method == METHOD_SPIN) {
 		if (direction == OUT)
-			sent = spin_edge(dir, &s, &now);
+			sent = spin_edge(dir, &flow->rtt[OUTWARD], &s, &now);
 	} else if (method) {
 		if (s.flags & SYN)
-			remember(dir, s.sequence, method, coarse);
+			remember_question(dir, s.sequence, method, coarse);
 		else
 			sent = answered(other, &s, &method);
 	}
@@ -595,6 +665,25 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 	}
 
 events:
+	/*
+	 * An LRU map gives up first what was not looked up since it was put in. So a new
+	 * flow goes in when this packet is in it already, and one that is half open goes
+	 * in anew with each packet: a flood of SYNs, answered or not, drives out itself
+	 * and no connection that is quiet for a moment.
+	 */
+	if (putting && (replacing ? flows.update(&key, flow) : flows.insert(&key, flow))) {
+		/* another CPU was first, or there is no room */
+		flow = flows.lookup(&key);
+		n->created--;
+		n->opened--;
+		opening = 0;
+		if (!flow) {
+			n->untracked++;
+			return TC_ACT_UNSPEC;
+		}
+		ADD(flow->dir[direction].bytes, size.bytes);
+		ADD(flow->dir[direction].packets, size.segments);
+	}
 	if (closing && !opening)
 		n->closed++;
 	if (opening || closing) {
@@ -661,12 +750,13 @@ static __always_inline int own(u64 sk)
 	key.remote_port = swap16(common.skc_dport);
 	READ_FIELD(protocol, sk, struct sock, sk_protocol);
 	READ_FIELD(owner.netns, common.skc_net.net, struct net, ns.inum);
-	key.protocol = protocol & 0xff;
+	/* the same addresses and ports may be in use in another namespace */
+	key.protocol = (protocol & 0xff) | owner.netns << 8;
 	owner.time = bpf_ktime_get_ns(); /* tracing programs have no coarse clock */
 	owner.pid = pid;
 	owner.uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(owner.comm, sizeof(owner.comm));
-	if (key.protocol == IPPROTO_TCP) {
+	if (protocol == IPPROTO_TCP) {
 		READ_FIELD(owner.srtt_us, sk, struct tcp_sock, srtt_us);
 		owner.srtt_us >>= 3; /* the kernel keeps eight times the value */
 		READ_FIELD(owner.cwnd, sk, struct tcp_sock, snd_cwnd);
@@ -678,7 +768,11 @@ static __always_inline int own(u64 sk)
 /* Raw tracepoint or fentry: the socket is the first argument. */
 int flows_owner(struct bpf_raw_tracepoint_args *ctx)
 {
-	return own(ctx->args[0]);
+	u64 sk = ctx->args[0];
+
+	/* to fentry's verifier a socket, with which no arithmetic is allowed, until it has been negated */
+	asm volatile("%0 = -%0; %0 = -%0" : "+r"(sk));
+	return own(sk);
 }
 
 int flows_owner_kprobe(struct pt_regs *ctx)

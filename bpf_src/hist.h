@@ -19,7 +19,10 @@ struct hist {
 /* 1 if any bit is set, without a branch: branches double what the verifier has to walk through. */
 static __always_inline u64 hist_any(u64 v)
 {
-	return (v | -v) >> 63;
+	u64 negative = -v;
+
+	asm volatile("" : "+r"(negative)); /* or the compiler makes the branch that this avoids */
+	return (v | negative) >> 63;
 }
 
 /* floor(log2(v)): BPF has no instruction for it. */
@@ -37,10 +40,8 @@ static __always_inline u32 hist_log2(u64 v)
 	r += step;
 	step = hist_any(v >> 4) << 2;
 	v >>= step;
-	r += step;
-	step = hist_any(v >> 2) << 1;
-	v >>= step;
-	return r + step + (v >> 1);
+	/* The last four bits from a table of two bits each: 0 0 1 1 2 2 2 2 3 3 3 3 3 3 3 3. */
+	return r + step + ((0xFFFFAA50U >> (v << 1)) & 3);
 }
 
 /* The bucket of a delay; the last one is open above. */

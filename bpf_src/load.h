@@ -13,27 +13,27 @@
 #define TYPED 1
 
 /* Assembly, because BCC rewrites every -> on a kernel pointer into the helper call. */
-#define LOAD_AS(to, pointer, offset, size)                                                                   \
-	do {                                                                                                 \
-		u64 loaded_;                                                                                 \
-		asm volatile("%0 = *(" size " *)(%1 + %2)"                                                   \
-			     : "=r"(loaded_)                                                                 \
-			     : "r"((const void *)(pointer)), "i"(offset));                                   \
-		(to) = (typeof(to))loaded_;                                                                  \
+#define LOAD_AS(to, pointer, offset, size)                                 \
+	do {                                                               \
+		u64 loaded_;                                               \
+		asm volatile("%0 = *(" size " *)(%1 + %2)"                 \
+			     : "=r"(loaded_)                               \
+			     : "r"((const void *)(pointer)), "i"(offset)); \
+		(to) = (typeof(to))loaded_;                                \
 	} while (0)
 
-#define LOAD_AT(typed, to, pointer, offset)                                                                  \
-	do {                                                                                                 \
-		if (!(typed))                                                                                \
-			bpf_probe_read_kernel(&(to), sizeof(to), (const char *)(pointer) + (offset));        \
-		else if (sizeof(to) == 8)                                                                    \
-			LOAD_AS(to, pointer, offset, "u64");                                                 \
-		else if (sizeof(to) == 4)                                                                    \
-			LOAD_AS(to, pointer, offset, "u32");                                                 \
-		else if (sizeof(to) == 2)                                                                    \
-			LOAD_AS(to, pointer, offset, "u16");                                                 \
-		else                                                                                         \
-			LOAD_AS(to, pointer, offset, "u8");                                                  \
+#define LOAD_AT(typed, to, pointer, offset)                                                           \
+	do {                                                                                          \
+		if (!(typed))                                                                         \
+			bpf_probe_read_kernel(&(to), sizeof(to), (const char *)(pointer) + (offset)); \
+		else if (sizeof(to) == 8)                                                             \
+			LOAD_AS(to, pointer, offset, "u64");                                          \
+		else if (sizeof(to) == 4)                                                             \
+			LOAD_AS(to, pointer, offset, "u32");                                          \
+		else if (sizeof(to) == 2)                                                             \
+			LOAD_AS(to, pointer, offset, "u16");                                          \
+		else                                                                                  \
+			LOAD_AS(to, pointer, offset, "u8");                                           \
 	} while (0)
 
 /* One field; `to` has its size and is set beforehand, for where the read fails. */

@@ -6,9 +6,13 @@
 #ifndef NETTOP_H
 #define NETTOP_H
 
-/* How an interface's own counters count a GSO or GRO packet. */
-#define COUNT_SKB 0  /* as the one skb that the driver was given */
+/* How an interface's own counters count a packet. */
+#define COUNT_SKB 0 /* a GSO or GRO packet as the one skb that the driver was given */
 #define COUNT_WIRE 1 /* as the segments that it stands for, headers and all */
+#define COUNT_BARE 2 /* without the link header: loopback, and veth where NAPI receives */
+#define COUNT_NAPI 4 /* the above holds for what came by NAPI; the rest as the skb: veth with GRO */
+
+#define ETH_HLEN 14
 
 #define IN 0  /* received: TC ingress */
 #define OUT 1 /* sent: TC egress */
@@ -25,7 +29,7 @@ struct config {
 	u32 ifindex; /* 0: not yet; do nothing */
 	u32 netns; /* inode of the interface's network namespace */
 	u16 l2_len; /* of the link header that an skb has at TC: 14, or 0 on tun, wg, ppp */
-	u8 count_in; /* COUNT_* */
+	u8 count_in; /* COUNT_*, together */
 	u8 count_out;
 	u8 subnet4; /* prefix lengths for RTT by subnet */
 	u8 subnet6;

@@ -36,6 +36,8 @@
 /* Far beyond any real header chain; lets the verifier bound packet pointers. */
 #define MAX_OFFSET 1024
 
+#define GSO_MAX_SIZE 65536
+
 #define TC_ACT_UNSPEC -1 /* "next": the packet goes on as if we were not there */
 
 #define swap16(v) __builtin_bswap16(v)
@@ -161,6 +163,13 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	}
 }
 
+/*
+ * Make the verifier forget what it knows of a number but its highest bits, for two negations' worth of time. Kernels
+ * before 6.8 or so otherwise follow each way through the parser to the program's end by itself, and give up at a
+ * million instructions.
+ */
+#define BLUR(number, mask) asm volatile("%0 = -%0; %0 = -%0; %0 &= %1" : "+r"(number) : "i"(mask))
+
 static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)
 {
 	u16 type_copy, *type, ethertype = skb->protocol;
@@ -200,6 +209,12 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 		p->protocol = PROTO_ARP;
 	if (p->fragment == FRAGMENT_LATER)
 		p->l4 = 0;
+	BLUR(p->l4, 0x3fff); /* the longest chain of extension headers ends before 12400 */
+	BLUR(p->end, 0x7fffffff);
+	BLUR(p->vlans, 0xffffff);
+	BLUR(p->protocol, 0x1ff);
+	BLUR(p->version, 7);
+	BLUR(p->fragment, 3);
 }
 
 /* Bytes of the transport header; 0 where there is none of a kind that segments. */
@@ -228,13 +243,16 @@ struct size {
 static __always_inline void packet_size(struct __sk_buff *skb, const struct packet *p, u8 counting,
 					struct size *s)
 {
-	u32 segments = skb->gso_segs, gso_size = skb->gso_size, headers;
+	u32 segments = skb->gso_segs, gso_size = skb->gso_size, headers, bare;
 
+	if (counting & COUNT_NAPI && !skb->napi_id)
+		counting = COUNT_SKB;
+	bare = counting & COUNT_BARE ? ETH_HLEN : 0;
 	/* a tag that was lifted out of the frame has crossed the interface all the same */
-	s->bytes = skb->len + (skb->vlan_present ? 4 : 0);
+	s->segment_bytes = skb->len + (skb->vlan_present ? 4 : 0);
+	s->bytes = s->segment_bytes - bare;
 	s->packets = 1;
 	s->segments = 1;
-	s->segment_bytes = s->bytes;
 	if (!gso_size)
 		return;
 	headers = p->l4 + transport_header_len(skb, p);
@@ -244,8 +262,9 @@ static __always_inline void packet_size(struct __sk_buff *skb, const struct pack
 		return;
 	s->segments = segments;
 	s->segment_bytes = headers + gso_size;
-	if (counting == COUNT_WIRE) {
-		s->bytes += (segments - 1) * headers;
+	/* the stack cuts up what is longer than the device says (netif_get_gso_max_size); only loopback sees it */
+	if (counting & COUNT_WIRE || (bare && skb->len >= GSO_MAX_SIZE)) {
+		s->bytes += (segments - 1) * (headers - bare);
 		s->packets = segments;
 	}
 }

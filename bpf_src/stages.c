@@ -52,7 +52,9 @@
 #define SOCKETS (1 << SOCKET_BITS)
 #define DELTAS 4
 #define OLD (30ULL * 1000 * NSEC_PER_MSEC) /* nothing waits so long inside a host: another packet's slot */
-#define IDLE (1000 * NSEC_PER_MSEC) /* after which a socket's entry may be taken by another */
+#define FRESH (2 * NSEC_PER_MSEC) /* within which the segments of a packet are sent */
+#define SOON 50000 /* ns after a write in which no other data of its socket comes out */
+#define IDLE (200 * NSEC_PER_MSEC) /* after which a socket's entry may be taken by another */
 
 #define ETH_P_IP_BE __builtin_bswap16(0x0800)
 #define ETH_P_IPV6_BE __builtin_bswap16(0x86dd)
@@ -79,16 +81,20 @@ struct slot {
 	u32 pad;
 };
 
-/*
- * One stage on one CPU.  `path` sums the stage over packets that went the whole way from a known start: those sums
- * add up to the whole path's, which the histograms' do not, as not every packet goes all the way.
- */
+/* One stage on one CPU. */
 struct stage {
 	struct hist delay;
 	u64 missed; /* packets at the stage's end whose beginning was not seen */
 	u64 dropped; /* packets that ended in the stage: kfree_skb */
-	u64 path;
-	u64 paths;
+};
+
+/*
+ * The stages of packets that go the whole way from a known start: these sums add up to the whole path's, which the
+ * histograms' do not, as not every packet goes all the way.  By stage, close together.
+ */
+struct paths {
+	u64 ns[STAGES];
+	u64 packets[STAGES];
 };
 
 /* The packet that this CPU is delivering: UDP's way to its socket shows no skb. */
@@ -98,6 +104,19 @@ struct delivery {
 	u64 net;
 };
 
+/*
+ * A packet that the stack has just cut into segments for a device that cannot do it itself: new skbs, which follow at
+ * once on the same CPU with the old one's flow hash, and whose wait in the queue was the old one's.
+ */
+struct cut {
+	u64 cut_at;
+	u64 at;
+	u64 start;
+	u32 deltas[DELTAS];
+	u32 flow;
+	u32 pad;
+};
+
 /* A socket that receives. */
 struct reader {
 	u64 sock;
@@ -105,13 +124,14 @@ struct reader {
 	u64 pending; /* when the packet in hand reached TCP, 0: none */
 	u64 pending_start;
 	u64 held_sum; /* out of order, or below SO_RCVLOWAT: the sum of their times */
-	u64 held_start;
+	u64 held_starts;
+	u32 held_unknown; /* one of their starts is not known */
 	u32 held;
 	u32 held_end;
+	u32 pending_end;
 	u32 not_sampled;
 	u32 in; /* UDP: datagrams queued, and read */
 	u32 out;
-	u32 pad;
 	struct fifo queue;
 };
 
@@ -121,7 +141,8 @@ struct writer {
 	u64 used;
 	u64 sending; /* UDP: when the call in hand began */
 	u32 sent_end; /* highest sequence number that went out */
-	u32 sent;
+	u16 sent; /* one did */
+	u16 next; /* all before the newest write is sent: what comes out next begins with it */
 	struct fifo queue;
 };
 
@@ -131,7 +152,9 @@ BPF_ARRAY(tx_slots, struct slot, SLOTS);
 BPF_ARRAY(readers, struct reader, SOCKETS);
 BPF_ARRAY(writers, struct writer, SOCKETS);
 BPF_PERCPU_ARRAY(stages, struct stage, STAGES);
+BPF_PERCPU_ARRAY(paths, struct paths, 1);
 BPF_PERCPU_ARRAY(deliveries, struct delivery, 1);
+BPF_PERCPU_ARRAY(cuts, struct cut, 1);
 BPF_PERCPU_ARRAY(addresses, u64, 32);
 
 static __always_inline struct config *settings(void)
@@ -191,35 +214,40 @@ static __always_inline u64 since(u64 then, u64 now)
 	return ns & ~(ns >> 63);
 }
 
-/* `start`: when the packet's whole path began, 0 if it is not known and the stage does not count for the path. */
-static __always_inline void record(int index, u64 ns, u32 packets, u64 start)
-{
-	struct stage *s = stage_of(index);
-	u32 in_path = packets & -(u32)hist_any(start);
-
-	if (!s)
-		return;
-	hist_add_many(&s->delay, ns, packets);
-	s->path += ns * in_path;
-	s->paths += in_path;
-}
-
-static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets)
+static __always_inline void record(int index, u64 ns, u32 packets)
 {
 	struct stage *s = stage_of(index);
 
 	if (s)
-		hist_add_many(&s->delay, since(start, now), packets & -(u32)hist_any(start));
+		hist_add_many(&s->delay, ns, packets);
 }
 
-static __always_inline void add_path(int index, u64 ns)
+static __always_inline struct paths *this_paths(void)
 {
-	struct stage *s = stage_of(index);
+	int zero = 0;
 
-	if (s) {
-		s->path += ns;
-		s->paths++;
-	}
+	return paths.lookup(&zero);
+}
+
+static __always_inline void add_path(struct paths *p, int index, u64 ns, u32 packets)
+{
+	p->ns[index] += ns * packets;
+	p->packets[index] += packets;
+}
+
+/* As record(), for packets whose path began at `start`; 0: not known, and none of a path. */
+static __always_inline void record_path(int index, u64 ns, u32 packets, u64 start)
+{
+	struct paths *p = this_paths();
+
+	record(index, ns, packets);
+	if (p)
+		add_path(p, index, ns, packets & -(u32)hist_any(start));
+}
+
+static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets)
+{
+	record(index, since(start, now), packets & -(u32)hist_any(start));
 }
 
 static __always_inline void miss(int index, u32 packets)
@@ -304,7 +332,7 @@ static __always_inline int rx_stack(const void *skb, int typed)
 	if (s->skb == key && s->passed == AT_DRIVER && since(s->at, now) < OLD) {
 		ns = since(s->at, now);
 		s->deltas[0] = short_ns(ns);
-		record(RX_STACK, ns, 1, 0);
+		record(RX_STACK, ns, 1);
 	} else {
 		s->skb = key;
 		s->start = 0;
@@ -339,7 +367,7 @@ static __always_inline int rx_ip(u64 key, bool ours)
 		now = bpf_ktime_get_ns();
 		ns = since(s->at, now);
 		s->deltas[1] = short_ns(ns);
-		record(RX_IP, ns, 1, 0);
+		record(RX_IP, ns, 1);
 	}
 	s->at = now;
 	s->passed = AT_DRIVER | AT_STACK | AT_IP;
@@ -373,7 +401,7 @@ static __always_inline int rx_local(u64 key, bool ours, u64 net)
 		now = bpf_ktime_get_ns();
 		ns = since(s->at, now);
 		s->deltas[2] = short_ns(ns);
-		record(RX_LOCAL, ns, 1, 0);
+		record(RX_LOCAL, ns, 1);
 	}
 	s->at = now;
 	s->passed |= AT_LOCAL;
@@ -394,7 +422,7 @@ static __always_inline int forward(u64 key, bool ours, bool leaving)
 		return 0;
 	if (s->skb == key && !(s->passed & (AT_LOCAL | NOT_SAMPLED))) {
 		now = bpf_ktime_get_ns();
-		record(RX_FORWARD, since(s->at, now), 1, 0);
+		record(RX_FORWARD, since(s->at, now), 1);
 	} else if (s->skb != key && ours) {
 		miss(RX_FORWARD, 1);
 	}
@@ -471,31 +499,16 @@ static __always_inline void taken(struct reader *r, u32 position)
 		w = fifo_oldest(&r->queue);
 		if (before(position, w->position))
 			break;
-		record(RX_APPLICATION, since(w->at, now), w->packets, w->start);
+		record_path(RX_APPLICATION, since(w->at, now), w->packets, w->start);
 		record_whole(RX_WHOLE, w->start, now, w->packets);
 		r->queue.tail++;
 	}
 }
 
-struct stream {
-	u32 received; /* rcv_nxt */
-	u32 copied; /* copied_seq */
-	u32 written; /* write_seq */
-	u32 sent; /* snd_nxt */
-};
-
-static __always_inline bool read_stream(void *sock, int typed, struct stream *stream)
+/* The socket as TCP sees it.  `sock` if the verifier need not know, NULL if it is none of TCP's. */
+static __always_inline void *tcp_of(void *sock, int typed)
 {
-	if (typed) {
-		sock = bpf_skc_to_tcp_sock(sock);
-		if (!sock)
-			return false;
-	}
-	LOAD(typed, stream->received, sock, struct tcp_sock, rcv_nxt);
-	LOAD(typed, stream->copied, sock, struct tcp_sock, copied_seq);
-	LOAD(typed, stream->written, sock, struct tcp_sock, write_seq);
-	LOAD(typed, stream->sent, sock, struct tcp_sock, snd_nxt);
-	return true;
+	return typed ? bpf_skc_to_tcp_sock(sock) : sock;
 }
 
 static __always_inline bool sock_watched(const struct config *c, const void *sock, int typed)
@@ -508,38 +521,74 @@ static __always_inline bool sock_watched(const struct config *c, const void *soc
 	return inode == c->netns;
 }
 
-/* Fold what is in hand into what is held back: nobody was told of it. */
+/* Keep what nobody was told of: it came before its turn, or is less than the reader asked for. */
 static __always_inline void hold(struct reader *r, u64 at, u64 start, u32 end)
 {
-	if (!r->held || before(r->held_end, end))
+	if (!r->held) {
+		r->held_sum = 0;
+		r->held_starts = 0;
+		r->held_unknown = 0;
 		r->held_end = end;
-	r->held_sum = (r->held ? r->held_sum : 0) + at;
-	r->held_start = r->held ? r->held_start : start;
+	}
+	if (before(r->held_end, end))
+		r->held_end = end;
+	r->held_sum += at;
+	r->held_starts += start;
+	r->held_unknown |= !start;
 	r->held++;
+}
+
+#define KNOWN 0 /* all of it is there already */
+#define NEXT 1
+#define LATER 2 /* behind a gap */
+
+/* The place of a segment that does not begin where the last one ended. */
+static __always_inline int order_of(struct reader *r, void *sock, int typed, u32 first, u32 end, u64 now)
+{
+	void *tcp = tcp_of(sock, typed);
+	u32 received = 0, copied = 0;
+
+	if (!tcp)
+		return KNOWN;
+	LOAD(typed, received, tcp, struct tcp_sock, rcv_nxt);
+	LOAD(typed, copied, tcp, struct tcp_sock, copied_seq);
+	if (!before(received, end))
+		return KNOWN;
+	if (before(received, first))
+		return LATER;
+	if (r->pending)
+		hold(r, r->pending, r->pending_start, received);
+	if (received == copied)
+		fifo_clear(&r->queue); /* nothing is unread: what is left there is another connection's */
+	return NEXT;
 }
 
 /* TCP has the packet: tcp_rcv_established, out of the backlog if the socket was in use. */
 static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 {
-	u64 key = address(skb, typed, 2), id = address(sock, typed, 3), now, ns, start = 0;
+	u64 key = address(skb, typed, 2), now, ns, start = 0;
 	const u32 cb = offsetof(struct sk_buff, cb);
-	struct config *c = settings();
 	struct slot *s = rx_slot(key);
-	struct stream stream = {};
 	u32 first = 0, end = 0, index = 0;
 	struct reader *r;
+	struct paths *p;
+	struct config *c;
 	bool fresh = false;
 	u8 flags = 0;
+	int order;
 
-	if (!c || !s)
+	if (!s)
 		return 0;
 	LOAD_AT(typed, first, skb, cb + offsetof(struct tcp_skb_cb, seq));
 	LOAD_AT(typed, end, skb, cb + offsetof(struct tcp_skb_cb, end_seq));
 	if (s->skb != key) {
 		LOAD(typed, index, skb, struct sk_buff, skb_iif);
+		c = settings();
+		if (!c)
+			return 0;
 		if (index != c->ifindex || !sock_watched(c, sock, typed)) {
 			/* Not ours, though its socket, or one at this address before, had packets of ours. */
-			r = reader_of(id);
+			r = reader_of(address(sock, typed, 3));
 			if (r)
 				r->not_sampled = 1;
 			return 0;
@@ -551,14 +600,14 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 	} else {
 		s->skb = 0;
 		if (s->passed & NOT_SAMPLED) {
-			r = reader_of(id);
+			r = reader_of(address(sock, typed, 3));
 			if (r)
 				r->not_sampled = 1;
 			return 0;
 		}
 		now = bpf_ktime_get_ns();
 		ns = since(s->at, now);
-		record(RX_TRANSPORT, ns, 1, 0);
+		record(RX_TRANSPORT, ns, 1);
 		if (first == end)
 			return 0;
 		start = s->start;
@@ -566,31 +615,32 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 	LOAD_AT(typed, flags, skb, cb + offsetof(struct tcp_skb_cb, tcp_flags));
 	if (end - first == 1 && flags & TCP_FIN)
 		return 0;
-	if (!read_stream(sock, typed, &stream) || !before(stream.received, end))
-		return 0; /* all of it is there already */
-	if (start) {
-		add_path(RX_STACK, s->deltas[0]);
-		add_path(RX_IP, s->deltas[1]);
-		add_path(RX_LOCAL, s->deltas[2]);
-		add_path(RX_TRANSPORT, ns);
-	}
-	r = reader_for(id, now, &fresh);
+	r = reader_for(address(sock, typed, 3), now, &fresh);
 	if (!r) {
 		miss(RX_SOCKET, 1);
 		miss(RX_APPLICATION, 1);
 		return 0;
 	}
 	r->not_sampled = 0;
-	if (before(stream.received, first)) {
-		hold(r, now, start, end);
+	/* Where the last one ended this one begins: in order, and no need to ask the socket. */
+	order = NEXT;
+	if (fresh || r->pending || r->pending_end != first)
+		order = order_of(r, sock, typed, first, end, now);
+	if (order == KNOWN)
 		return 0;
+	if (order == LATER) {
+		hold(r, now, start, end);
+	} else {
+		r->pending = now;
+		r->pending_start = start;
+		r->pending_end = end;
 	}
-	if (r->pending)
-		hold(r, r->pending, r->pending_start, stream.received);
-	else if (stream.received == stream.copied)
-		fifo_clear(&r->queue); /* nothing is unread: what is left there is another connection's */
-	r->pending = now;
-	r->pending_start = start;
+	if (start && (p = this_paths())) {
+		add_path(p, RX_STACK, s->deltas[0], 1);
+		add_path(p, RX_IP, s->deltas[1], 1);
+		add_path(p, RX_LOCAL, s->deltas[2], 1);
+		add_path(p, RX_TRANSPORT, ns, 1);
+	}
 	return 0;
 }
 
@@ -598,9 +648,9 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 static __always_inline int rx_ready_stream(void *sock, int typed, u64 id)
 {
 	struct reader *r = reader_of(id);
-	struct stream stream = {};
-	u64 now, start;
-	u32 packets = 0;
+	u64 now, start, held_start;
+	u32 received;
+	void *tcp;
 
 	if (!r)
 		return 0;
@@ -609,24 +659,28 @@ static __always_inline int rx_ready_stream(void *sock, int typed, u64 id)
 			miss(RX_SOCKET, 1);
 		return 0;
 	}
-	if (!read_stream(sock, typed, &stream))
-		return 0;
 	now = bpf_ktime_get_ns();
 	start = r->pending_start;
+	received = r->pending_end;
+	if (r->held) {
+		tcp = tcp_of(sock, typed);
+		if (!tcp)
+			return 0;
+		LOAD(typed, received, tcp, struct tcp_sock, rcv_nxt);
+		r->pending_end = received;
+	}
 	if (r->pending) {
-		record(RX_SOCKET, since(r->pending, now), 1, start);
-		packets = 1;
+		record_path(RX_SOCKET, since(r->pending, now), 1, start);
+		queued(r, now, start, received, 1);
 		r->pending = 0;
 	}
-	if (r->held && !before(stream.received, r->held_end)) {
+	if (r->held && !before(received, r->held_end)) {
 		/* The gap is closed: the mean of those that waited behind it, counted for each. */
-		record(RX_SOCKET, since(r->held_sum / r->held, now), r->held, r->held_start);
-		start = start ? start : r->held_start;
-		packets += r->held;
+		held_start = r->held_unknown ? 0 : r->held_starts / r->held;
+		record_path(RX_SOCKET, since(r->held_sum / r->held, now), r->held, held_start);
+		queued(r, now, held_start, received, r->held);
 		r->held = 0;
 	}
-	if (packets)
-		queued(r, now, start, stream.received, packets);
 	return 0;
 }
 
@@ -645,6 +699,7 @@ static __always_inline int rx_ready_datagram(void *sock, int typed, u64 id)
 {
 	struct reader *r = reader_of(id);
 	struct delivery *d;
+	struct paths *p;
 	struct slot *s;
 	u64 now, start = 0, net = 0;
 	bool fresh = false;
@@ -662,13 +717,13 @@ static __always_inline int rx_ready_datagram(void *sock, int typed, u64 id)
 		return 0;
 	now = bpf_ktime_get_ns();
 	s = rx_slot(d->skb);
-	if (s && s->skb == d->skb && s->start) {
+	if (s && s->skb == d->skb && s->start && (p = this_paths())) {
 		start = s->start;
-		add_path(RX_STACK, s->deltas[0]);
-		add_path(RX_IP, s->deltas[1]);
-		add_path(RX_LOCAL, s->deltas[2]);
+		add_path(p, RX_STACK, s->deltas[0], 1);
+		add_path(p, RX_IP, s->deltas[1], 1);
+		add_path(p, RX_LOCAL, s->deltas[2], 1);
 	}
-	record(RX_SOCKET, since(d->at, now), 1, start);
+	record_path(RX_SOCKET, since(d->at, now), 1, start);
 	r = reader_for(id, now, &fresh);
 	if (!r) {
 		miss(RX_APPLICATION, 1);
@@ -714,7 +769,7 @@ static __always_inline int rx_udp(const void *skb, int typed)
 	if (!s || !d || s->skb != key || d->skb != key || s->passed & NOT_SAMPLED)
 		return 0;
 	now = bpf_ktime_get_ns();
-	record(RX_TRANSPORT, since(s->at, now), 1, s->start);
+	record_path(RX_TRANSPORT, since(s->at, now), 1, s->start);
 	s->at = now;
 	d->at = now;
 	return 0;
@@ -724,10 +779,16 @@ static __always_inline int rx_udp(const void *skb, int typed)
 static __always_inline int rx_read_stream(void *sock, int typed)
 {
 	struct reader *r = reader_of(address(sock, typed, 7));
-	struct stream stream = {};
+	u32 copied = 0;
+	void *tcp;
 
-	if (r && !fifo_empty(&r->queue) && read_stream(sock, typed, &stream))
-		taken(r, stream.copied);
+	if (!r || fifo_empty(&r->queue))
+		return 0;
+	tcp = tcp_of(sock, typed);
+	if (!tcp)
+		return 0;
+	LOAD(typed, copied, tcp, struct tcp_sock, copied_seq);
+	taken(r, copied);
 	return 0;
 }
 
@@ -768,7 +829,8 @@ static __always_inline struct writer *writer_for(u64 sock, u64 now)
 	if (!w)
 		return 0;
 	if (w->sock != sock) {
-		waits = !fifo_empty(&w->queue) && (!w->sent || before(w->sent_end, fifo_newest(&w->queue)->position + 1));
+		waits = !fifo_empty(&w->queue) &&
+			(!w->sent || before(w->sent_end, fifo_newest(&w->queue)->position + 1));
 		if (w->sock && waits && since(w->used, now) < IDLE)
 			return 0;
 		w->sock = sock;
@@ -784,26 +846,39 @@ static __always_inline struct writer *writer_for(u64 sock, u64 now)
 static __always_inline int tx_write(void *sock, int typed)
 {
 	u64 id = address(sock, typed, 9), now;
-	struct config *c = settings();
-	void *route = 0, *dev = 0;
-	struct stream stream = {};
-	struct writer *w;
+	struct writer *w = writer_of(id);
+	void *route = 0, *dev = 0, *tcp;
+	u32 written = 0, sent = 0;
+	struct config *c;
 
-	if (!c)
+	if (!w) {
+		c = settings();
+		if (!c)
+			return 0;
+		LOAD(typed, route, sock, struct sock, sk_dst_cache);
+		LOAD(typed, dev, route, struct dst_entry, dev);
+		if (!watched(c, dev, typed))
+			return 0;
+	}
+	tcp = tcp_of(sock, typed);
+	if (!tcp)
 		return 0;
-	LOAD(typed, route, sock, struct sock, sk_dst_cache);
-	LOAD(typed, dev, route, struct dst_entry, dev);
-	if (!watched(c, dev, typed) || !read_stream(sock, typed, &stream))
-		return 0;
+	LOAD(typed, written, tcp, struct tcp_sock, write_seq);
+	LOAD(typed, sent, tcp, struct tcp_sock, snd_nxt);
 	now = bpf_ktime_get_ns();
-	w = writer_for(id, now);
+	if (!w)
+		w = writer_for(id, now);
 	if (!w)
 		return 0;
-	if (stream.sent == stream.written)
-		fifo_clear(&w->queue); /* all is sent: what is left there is of no use */
-	else if (!fifo_empty(&w->queue) && fifo_newest(&w->queue)->position == stream.written)
-		return 0; /* the same place again, after a wait for memory */
-	fifo_push(&w->queue, now, now, stream.written, 1);
+	w->used = now;
+	if (!fifo_empty(&w->queue)) {
+		if (sent == written)
+			fifo_clear(&w->queue); /* all is sent: what is left there is of no use */
+		else if (fifo_newest(&w->queue)->position == written)
+			return 0; /* the same place again, after a wait for memory */
+	}
+	w->next = sent == written;
+	fifo_push(&w->queue, now, now, written, 1);
 	return 0;
 }
 
@@ -819,7 +894,7 @@ static __always_inline int tx_write_datagram(void *sock, int typed)
 }
 
 /* When the first byte of a segment was written; 0 if that is not known, 1 if it need not be. */
-static __always_inline u64 written_at(struct writer *w, const void *skb, int typed)
+static __always_inline u64 written_at(struct writer *w, const void *skb, u64 now, int typed)
 {
 	u16 transport = 0, network = 0;
 	struct waiting *oldest, *next;
@@ -828,6 +903,18 @@ static __always_inline u64 written_at(struct writer *w, const void *skb, int typ
 	u8 tcp[14];
 	int i;
 
+	/* TCP keeps its data outside of the skb's head. */
+	LOAD(typed, length, skb, struct sk_buff, data_len);
+	if (!length)
+		return 1;
+	oldest = fifo_oldest(&w->queue);
+	if (w->next && since(oldest->at, now) < SOON) {
+		w->next = 0;
+		w->sent = 1;
+		w->sent_end = oldest->position + length;
+		return oldest->at;
+	}
+	w->next = 0;
 	LOAD(typed, head, skb, struct sk_buff, head);
 	LOAD(typed, length, skb, struct sk_buff, len);
 	LOAD(typed, transport, skb, struct sk_buff, transport_header);
@@ -886,11 +973,10 @@ static __always_inline int tx_ip(const void *skb, u64 key, int typed)
 		then = w->sending;
 		w->sending = 0;
 	} else if (w) {
-		then = written_at(w, skb, typed);
+		then = written_at(w, skb, now, typed);
 	} else {
 		u16 type = 0;
 
-		/* TCP keeps its data outside of the skb's head. */
 		LOAD(typed, data, skb, struct sk_buff, data_len);
 		if (data && internet_socket(sock, typed, &type) && type == TYPE_STREAM)
 			then = 0;
@@ -899,7 +985,7 @@ static __always_inline int tx_ip(const void *skb, u64 key, int typed)
 		ns = since(then, now);
 		s->start = then;
 		s->deltas[0] = short_ns(ns);
-		record(TX_APPLICATION, ns, 1, 0);
+		record(TX_APPLICATION, ns, 1);
 	} else if (!then) {
 		miss(TX_APPLICATION, 1);
 	}
@@ -925,7 +1011,7 @@ static __always_inline int tx_queue(const void *skb, int typed)
 	if (s->skb == key && s->passed == AT_IP && since(s->at, now) < OLD) {
 		ns = since(s->at, now);
 		s->deltas[1] = short_ns(ns);
-		record(TX_IP, ns, 1, 0);
+		record(TX_IP, ns, 1);
 	} else {
 		s->skb = key;
 		s->start = 0;
@@ -937,12 +1023,26 @@ static __always_inline int tx_queue(const void *skb, int typed)
 	return 0;
 }
 
+/* The packet in hand is a segment of the one that was cut last. */
+static __always_inline struct cut *cut_from(const void *skb, u64 now, int typed)
+{
+	int zero = 0;
+	struct cut *cut = cuts.lookup(&zero);
+	u32 flow = 0;
+
+	if (!cut || since(cut->cut_at, now) > FRESH)
+		return 0;
+	LOAD(typed, flow, skb, struct sk_buff, hash);
+	return flow == cut->flow ? cut : 0;
+}
+
 /* The driver is given the packet. */
 static __always_inline int tx_driver(const void *skb, const void *dev, int typed)
 {
 	u64 key = address(skb, typed, 13), now, ns;
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
+	struct cut *cut;
 
 	if (!c || !s || !watched(c, dev, typed))
 		return 0;
@@ -952,7 +1052,15 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 	if (s->skb == key && s->passed == AT_QUEUE && since(s->at, now) < OLD) {
 		ns = since(s->at, now);
 		s->deltas[2] = short_ns(ns);
-		record(TX_QDISC, ns, 1, 0);
+		record(TX_QDISC, ns, 1);
+	} else if ((cut = cut_from(skb, now, typed))) {
+		ns = since(cut->at, now);
+		s->skb = key;
+		s->start = cut->start;
+		s->deltas[0] = cut->deltas[0];
+		s->deltas[1] = cut->deltas[1];
+		s->deltas[2] = short_ns(ns);
+		record(TX_QDISC, ns, 1);
 	} else {
 		s->skb = key;
 		s->start = 0;
@@ -969,6 +1077,7 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 {
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
+	struct paths *p;
 	u64 now, ns;
 
 	if (!c || !s || s->skb != key || s->passed != AT_XMIT || !watched(c, dev, typed))
@@ -980,12 +1089,12 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 		return 0;
 	}
 	ns = since(s->at, now);
-	record(TX_DRIVER, ns, 1, s->start);
-	if (s->start) {
-		if (s->deltas[0])
-			add_path(TX_APPLICATION, s->deltas[0]);
-		add_path(TX_IP, s->deltas[1]);
-		add_path(TX_QDISC, s->deltas[2]);
+	record(TX_DRIVER, ns, 1);
+	if (s->start && (p = this_paths())) {
+		add_path(p, TX_APPLICATION, s->deltas[0], hist_any(s->deltas[0]));
+		add_path(p, TX_IP, s->deltas[1], 1);
+		add_path(p, TX_QDISC, s->deltas[2], 1);
+		add_path(p, TX_DRIVER, ns, 1);
 		record_whole(TX_WHOLE, s->start, now, 1);
 	}
 	s->passed = AT_XMIT | AT_SENT;
@@ -993,13 +1102,25 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 }
 
 /* Done with, in one way or the other. */
-static __always_inline int consumed(u64 key)
+static __always_inline int consumed(const void *skb, u64 key, int typed)
 {
 	struct slot *s = tx_slot(key);
+	struct cut *cut;
+	int zero = 0;
 
 	if (s && s->skb == key) {
+		cut = cuts.lookup(&zero);
+		if (s->passed == AT_QUEUE && cut) {
+			cut->cut_at = bpf_ktime_get_ns();
+			cut->at = s->at;
+			cut->start = s->start;
+			cut->deltas[0] = s->deltas[0];
+			cut->deltas[1] = s->deltas[1];
+			LOAD(typed, cut->flow, skb, struct sk_buff, hash);
+			s->skb = 0;
+		}
 		if (s->passed & AT_XMIT)
-			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), 1, 0);
+			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), 1);
 		if (s->passed & AT_SENT)
 			s->skb = 0;
 	}
@@ -1024,10 +1145,10 @@ static __always_inline int dropped(u64 key)
 	if (s && s->skb == key) {
 		s->skb = 0;
 		if (!(s->passed & NOT_SAMPLED))
-			drop(s->passed & AT_LOCAL ? RX_TRANSPORT :
-			     s->passed & AT_IP	  ? RX_LOCAL :
-			     s->passed & AT_STACK ? RX_IP :
-						    RX_STACK);
+			drop(s->passed & AT_LOCAL   ? RX_TRANSPORT
+			     : s->passed & AT_IP    ? RX_LOCAL
+			     : s->passed & AT_STACK ? RX_IP
+						    : RX_STACK);
 	}
 	s = tx_slot(key);
 	if (s && s->skb == key) {
@@ -1040,22 +1161,22 @@ static __always_inline int dropped(u64 key)
 
 /* ---- the programs: typed (tp_btf and fentry), plain raw tracepoints, netfilter, kprobes ---------------------- */
 
-#define TRACED(name, body, number)                                                                           \
-	int name(struct bpf_raw_tracepoint_args *ctx)                                                        \
-	{                                                                                                    \
-		void *it;                                                                                    \
-		ARGUMENT(it, ctx, number);                                                                   \
-		return body(it, TYPED);                                                                      \
+#define TRACED(name, body, number)                    \
+	int name(struct bpf_raw_tracepoint_args *ctx) \
+	{                                             \
+		void *it;                             \
+		ARGUMENT(it, ctx, number);            \
+		return body(it, TYPED);               \
 	}
-#define RAW(name, body)                                                                                      \
-	int name(struct bpf_raw_tracepoint_args *ctx)                                                        \
-	{                                                                                                    \
-		return body((void *)ctx->args[0], UNTYPED);                                                  \
+#define RAW(name, body)                                     \
+	int name(struct bpf_raw_tracepoint_args *ctx)       \
+	{                                                   \
+		return body((void *)ctx->args[0], UNTYPED); \
 	}
-#define KPROBE(name, body, parameter)                                                                        \
-	int name(struct pt_regs *ctx)                                                                        \
-	{                                                                                                    \
-		return body((void *)parameter(ctx), UNTYPED);                                                \
+#define KPROBE(name, body, parameter)                         \
+	int name(struct pt_regs *ctx)                         \
+	{                                                     \
+		return body((void *)parameter(ctx), UNTYPED); \
 	}
 
 TRACED(stages_driver, rx_driver, 0)
@@ -1178,12 +1299,12 @@ int stages_consumed(struct bpf_raw_tracepoint_args *ctx)
 	void *skb;
 
 	ARGUMENT(skb, ctx, 0);
-	return consumed(address(skb, TYPED, 15));
+	return consumed(skb, address(skb, TYPED, 15), TYPED);
 }
 
 int stages_consumed_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	return consumed(ctx->args[0]);
+	return consumed((void *)ctx->args[0], ctx->args[0], UNTYPED);
 }
 
 int stages_dropped(struct bpf_raw_tracepoint_args *ctx)
@@ -1202,8 +1323,8 @@ int stages_dropped_raw(struct bpf_raw_tracepoint_args *ctx)
 #ifdef HAVE_bpf_nf_ctx
 /* Netfilter programs belong to one network namespace, that of the watched interface. */
 
-#define STATE(ctx, state, skb)                                                                               \
-	LOAD_AS(state, ctx, offsetof(struct bpf_nf_ctx, state), "u64");                                      \
+#define STATE(ctx, state, skb)                                          \
+	LOAD_AS(state, ctx, offsetof(struct bpf_nf_ctx, state), "u64"); \
 	LOAD_AS(skb, ctx, offsetof(struct bpf_nf_ctx, skb), "u64")
 
 static __always_inline bool is_ours(const struct config *c, const void *dev)
@@ -1311,7 +1432,8 @@ static __always_inline int forward_function(const void *skb, int typed)
 	if (!c)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
-	return forward(address(skb, typed, 25), watched(c, dev, typed), watched(c, route_device(skb), UNTYPED));
+	return forward(address(skb, typed, 25), watched(c, dev, typed),
+		       watched(c, route_device(skb), UNTYPED));
 }
 
 static __always_inline int tx_ip_function(const void *skb, int typed)

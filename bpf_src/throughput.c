@@ -8,6 +8,7 @@
  */
 #include "nettop.h"
 #include "parse.h"
+#include "filter.h"
 
 #define SIZE_CLASSES 8
 #define BIN_SHIFT 20 /* a bin is 2^20 ns = 1.05 ms: a shift where a division would cost */
@@ -55,7 +56,7 @@ static __always_inline int count(struct __sk_buff *skb, int direction)
 	int zero = 0;
 	struct config *c = config.lookup(&zero);
 
-	if (!c || !c->ifindex)
+	if (!c || !c->ifindex || !filter_accepts(skb, c->l2_len, direction))
 		return TC_ACT_UNSPEC;
 	t = traffic.lookup(&direction);
 	b = bursts.lookup(&direction);

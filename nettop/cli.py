@@ -192,6 +192,8 @@ def _live(arguments: Arguments) -> int:
         raise NettopError(
             f"filters are not part of this version: {filter_text}", "leave FILTER out", ExitCode.USAGE
         )
+    # numpy's BLAS, which nobody here uses, would start threads before the privileges are gone.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from nettop import live
 
     handle = live.start_loader()  # from here on this process has no privileges

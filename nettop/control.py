@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import struct
 from dataclasses import astuple, dataclass, replace
-from enum import IntEnum
+from enum import IntFlag
 
 _LAYOUT = struct.Struct("<IIHBBBBBBQQ")
 
 
-class Counting(IntEnum):
-    """How an interface's own counters count a GSO or GRO packet (COUNT_* in C)."""
+class Counting(IntFlag):
+    """How an interface's own counters count a packet (COUNT_* in C, which says what each means)."""
 
     SKB = 0
     WIRE = 1
+    BARE = 2
+    NAPI = 4
 
 
 @dataclass(frozen=True, slots=True)

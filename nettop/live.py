@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -16,15 +17,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from nettop import bpf, privilege, protocol
+from nettop import filter as filters
 from nettop.control import Config
 from nettop.engine import Engine, Pace, Worker
 from nettop.errors import ExitCode, NettopError
 from nettop.kernel import programs, system
 from nettop.kernel.maps import open_reader, possible_cpus
+from nettop.loader.interface import link_header
 from nettop.model import Frame, Health, HookStatus, ProbeStatus
 from nettop.paths import PACKAGE
 from nettop.probes.base import Probe, Setup, all_probes
-from nettop.protocol import Done, HookInfo, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
+from nettop.protocol import Done, Filter, HookInfo, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
 from nettop.settings import Control, Settings
 
 _log = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ class LoaderHandle:
         for raw in self._process.stderr:
             _log.info("loader: %s", raw.decode(errors="replace").rstrip())
 
-    def request(self, message: Load | Reattach | Stats) -> tuple[list[Loaded], Done]:
+    def request(self, message: Load | Reattach | Filter | Stats) -> tuple[list[Loaded], Done]:
         """One request and all of its answer.  Raises NettopError with what the loader says is wrong."""
         loaded: list[Loaded] = []
         with self._turn:
@@ -73,8 +76,19 @@ class LoaderHandle:
             raise NettopError(answer.error, answer.hint, ExitCode(answer.code))
         return loaded, answer
 
+    def check(self) -> None:
+        """Raises NettopError if the loader has ended: nothing could be attached again, and nothing taken away."""
+        code = self._process.poll()
+        if code is not None:
+            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+            raise NettopError(
+                f"the loader has ended {how}", "start nettop again; --log FILE keeps what it said"
+            )
+
     def close(self) -> None:
         """Let the loader go, and wait for it: it may have filters to take away."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # also for a thread that waits for an answer
         self._sock.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
@@ -127,9 +141,11 @@ class LiveMeter:
         self._pids = (os.getpid(), handle.pid)
         self._cpu_ns = self._cpu()
         self._can = True
+        self._retired: list[int] = []
 
     async def measure(self) -> None:
         """Statistics on for a tenth of a second; the rates found stand for the whole second."""
+        self._close_retired()
         fds = tuple(sorted({fd for hook in self.hooked for fd in hook.programs}))
         if not fds or not self._can:
             return
@@ -145,10 +161,28 @@ class LiveMeter:
             return
         self._cost = programs.cost(before, after, window)
 
+    def exchanged(self, probe: str, info: HookInfo, fds: tuple[int, ...]) -> None:
+        """Other programs run at a hook now: the same links have been given them."""
+        hook = next(h for h in self.hooked if (h.probe, h.info.hook) == (probe, info.hook))
+        self.retire(hook.programs)
+        hook.programs = fds
+
+    def retire(self, fds: tuple[int, ...]) -> None:
+        """Programs that run no more; closed when no sample of them is being taken."""
+        self._retired += fds
+
+    def _close_retired(self) -> None:
+        """Between two samples: nobody else looks at them."""
+        used = {fd for hook in self.hooked for fd in hook.programs}
+        retired, self._retired = set(self._retired) - used, []
+        for fd in retired:
+            os.close(fd)
+
     def hooks(self, probe: str, interval_ns: int) -> tuple[HookStatus, ...]:
         result: list[HookStatus] = []
         for hook in (h for h in self.hooked if h.probe == probe):
-            if self._cost is None:
+            # no figures, or only those of programs that a change of the filter has ended
+            if self._cost is None or not self._cost.runs.keys() & set(hook.programs):
                 result.append(HookStatus(hook.info.hook, hook.info.via))
                 continue
             runs, ns = (
@@ -180,6 +214,9 @@ class Live:
         self._config_maps: list[int] = []
         self._gone = ""
         self._note = ""
+        self._filter = ""  # what is applied
+        self._filter_note = ""
+        self._link_type = filters.EN10MB
         self.meter = LiveMeter(handle)
         self.workers: list[Worker] = []
 
@@ -188,12 +225,12 @@ class Live:
         settings, probes = self._settings, all_probes()
         wanted = settings.probes or tuple(probes)
         v4, v6 = settings.subnets
-        loaded, done = self._handle.request(
-            Load(
-                Plan(settings.interface, wanted, settings.max_flows, v4, v6, os.environ.get("NETTOP_VIA", ""))
-            )
-        )
+        via = os.environ.get("NETTOP_VIA", "")
+        words = self._compiled(settings.filter)
+        plan = Plan(settings.interface, wanted, settings.max_flows, v4, v6, via, words)
+        loaded, done = self._handle.request(Load(plan))
         self._config = Config.unpack(bytes.fromhex(done.config))
+        self._filter = settings.filter
         for answer in loaded:
             self._open(probes[answer.probe.name], answer)
 
@@ -209,6 +246,7 @@ class Live:
             hooks={h.hook: h.via for h in info.hooks},
             start_ns=time.monotonic_ns(),
             peer_is_local=system.peer_is_local(self._settings.interface),
+            netns=self._config.netns,
         )
         readers = {}
         layouts = {m.name: m for m in probe.maps}
@@ -235,8 +273,54 @@ class Live:
             for old in [h for h in self.meter.hooked if (h.probe, h.info.hook) == (info.name, hook.hook)]:
                 for fd in old.links:
                     os.close(fd)
+                self.meter.retire(old.programs)
                 self.meter.hooked.remove(old)
             self.meter.hooked.append(made)
+
+    def _compiled(self, text: str) -> tuple[int, ...]:
+        """A filter as the loader takes it.  FilterError, and NettopError where the interface is not there."""
+        if not text:
+            return ()
+        with suppress(OSError):  # gone for now, or never there: then the loader says so
+            self._link_type = filters.link_type(link_header(self._settings.interface))
+        return filters.compile_expression(text, self._link_type).words
+
+    def _change_filter(self, text: str) -> None:
+        """Have the programs exchanged for such as count what ``text`` says.  Blocks; on an error the old ones stay."""
+        loaded, _ = self._handle.request(Filter(self._compiled(text)))
+        for answer in loaded:
+            for hook in answer.probe.hooks:
+                self._exchange(answer.probe.name, hook, tuple(answer.fds[n] for n in hook.programs))
+        self._filter = text
+
+    def _exchange(self, probe: str, hook: HookInfo, fds: tuple[int, ...]) -> None:
+        """Give the links of one hook their new programs: each packet meets the one or the other."""
+        links = next(h.links for h in self.meter.hooked if (h.probe, h.info.hook) == (probe, hook.hook))
+        for link, fd in zip(links, fds, strict=False):  # no links: clsact, which the loader has done
+            try:
+                bpf.link_update(link, fd)
+            except OSError as error:
+                if (
+                    error.errno != errno.ENOLINK
+                ):  # its interface has gone; attaching again brings the new filter
+                    raise NettopError(
+                        f"the filter of {hook.hook} cannot be changed: {error.strerror}"
+                    ) from error
+        self.meter.exchanged(probe, hook, fds)
+
+    def _follow_filter(self) -> None:
+        """Apply what the user has changed.  Blocks."""
+        wanted = self._control.filter
+        if wanted == self._filter:
+            return
+        try:
+            self._change_filter(wanted)
+            self._filter_note = ""
+        except NettopError as error:
+            self._filter_note = f"the filter {wanted!r} is not applied: {error.message}"
+            _log.warning("%s (%s)", self._filter_note, error.hint)
+            if self._control.filter == wanted:
+                self._control.filter = self._filter
 
     def _look_for_interface(self) -> None:
         """Notice an interface that went, and have everything attached again when it is back.  Blocks."""
@@ -257,6 +341,11 @@ class Live:
         for answer in loaded:
             self._hook(answer.probe, answer.fds)
         self._gone = ""
+        if self._filter and filters.link_type(self._config.l2_len) != self._link_type:
+            try:  # the same name, but another kind of device: its frames are laid out differently
+                self._change_filter(self._filter)
+            except NettopError as error:
+                self._filter_note = f"the filter {self._filter!r} does not fit {name}: {error.message}"
         self._note = f"{name} came back at {time.strftime('%H:%M:%S')} and is watched again"
         _log.info(self._note)
 
@@ -265,7 +354,9 @@ class Live:
         focus = 0
         while True:
             await asyncio.sleep(0.5)
+            self._handle.check()
             await asyncio.to_thread(self._look_for_interface)
+            await asyncio.to_thread(self._follow_filter)
             if self._control.focus != focus:
                 focus = self._control.focus
                 self._configure(self._config.focused(focus, 0))
@@ -288,9 +379,9 @@ class Live:
             interval_ns=0,
             host=socket.gethostname(),
             interface=self._settings.interface,
-            filter=self._control.filter,
+            filter=self._filter,
             probes=off,
-            notes=tuple(n for n in (self._gone or self._note,) if n),
+            notes=tuple(n for n in (self._gone or self._note, self._filter_note) if n),
         )
 
 

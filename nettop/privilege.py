@@ -35,8 +35,12 @@ def drop(environment: Mapping[str, str]) -> None:
     """Become the user behind sudo, without one capability and without a way to get any.
 
     Where there is no such user the uid stays, and the capabilities go all the same.  Must be called before the first
-    thread is started: capabilities belong to threads.  Raises NettopError if anything is left.
+    thread is started: capabilities belong to threads, and it is refused where there are others.  Raises NettopError
+    if anything is left.
     """
+    others = len(os.listdir("/proc/self/task")) - 1
+    if others:
+        raise NettopError(f"cannot give privileges up: {others} more threads would keep them")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS, 0, 0, 0)
     for capability in range(_LAST_CAPABILITY + 1):

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from nettop.filter import FilterError, from_words
+
 MAX_BYTES = 1 << 18
 MAX_FDS = 200
 _INTERFACE = re.compile(r"^[^\s/\x00-\x1f\x7f]{1,15}\Z")
@@ -35,6 +37,7 @@ class Plan:
     subnet4: int = 24
     subnet6: int = 48
     via: str = ""  # force this mechanism where a hook has it; for tests
+    filter: tuple[int, ...] = ()  # as Filter has it
 
     def __post_init__(self) -> None:
         if not _INTERFACE.match(self.interface) or self.interface in (".", ".."):
@@ -47,6 +50,7 @@ class Plan:
             raise ProtocolError("subnet prefix out of range")
         if self.via and not _NAME.match(self.via):
             raise ProtocolError("not a mechanism")
+        _check_filter(self.filter)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,27 @@ class Reattach:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """Screen to loader: count these packets and no others from now on; empty: all.
+
+    Classic BPF, four numbers an instruction (code, jt, jf, k), as nettop.filter.Program.words.  Answered by one Loaded
+    for each probe whose programs are others now, and a Done.
+    """
+
+    instructions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_filter(self.instructions)
+
+
+def _check_filter(words: tuple[int, ...]) -> None:
+    try:
+        from_words(words)
+    except (ValueError, FilterError) as error:
+        raise ProtocolError(f"not a filter: {error}") from None
+
+
+@dataclass(frozen=True)
 class Stats:
     """Screen to loader: run statistics on or off.  Answered by Done."""
 
@@ -121,8 +146,8 @@ class Done:
     config: str = ""  # struct config as hex, after Load and Reattach
 
 
-Message = Load | Reattach | Stats | Loaded | Done
-_KINDS: Mapping[str, type[Any]] = {k.__name__: k for k in (Load, Reattach, Stats, Loaded, Done)}
+Message = Load | Reattach | Filter | Stats | Loaded | Done
+_KINDS: Mapping[str, type[Any]] = {k.__name__: k for k in (Load, Reattach, Filter, Stats, Loaded, Done)}
 
 
 def send(sock: socket.socket, message: Message) -> None:

@@ -40,7 +40,7 @@ class View:
     sort: str = ""
     reverse: bool = False
     filter: str = ""
-    focus: str = ""  # the entered flow, as "protocol local remote"
+    focus: str = ""  # the id of the entered flow
     pane: str = ""
 
 
@@ -353,6 +353,7 @@ def _copy(source: IO[bytes], target: IO[bytes], packed: bool) -> str:
                 target.write(data)
             except OSError as error:
                 raise NettopError(
-                    f"no room to unpack the recording: {error.strerror}", "TMPDIR names a folder with more room"
+                    f"no room to unpack the recording: {error.strerror}",
+                    "TMPDIR names a folder with more room",
                 ) from None
     return "" if unpack is None or unpack.eof else "the gzip file ends too early"

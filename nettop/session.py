@@ -92,9 +92,11 @@ class Session(Commands):
         if not frames:
             raise NettopError("there is no frame yet", "wait for the first interval to end")
         path = self._new(file_name(frames[-1], "snapshot"))
-        s = self._settings
-        header = header_of(frames[-1], "snapshot", View(sort=s.sort, filter=s.filter))
-        await asyncio.to_thread(write_snapshot, path, frames, header, s.top, s.sort)
+        look = self.look
+        focus = str(look.focus) if look.focus else ""
+        view = View(look.sort, look.reverse, look.filter, focus, look.pane)
+        header = header_of(frames[-1], "snapshot", view)
+        await asyncio.to_thread(write_snapshot, path, frames, header, self._settings.top, look.sort)
         return path
 
     async def record(self, on: bool) -> str:

@@ -32,7 +32,8 @@ def bucket_lowers() -> NDArray[np.int64]:
     index = np.arange(SLOTS + 1)
     octave = np.maximum((index >> _SHIFT) - 1, 0)
     step = np.where(index < STEPS, index, STEPS + (index & (STEPS - 1)))
-    return np.left_shift(step, octave).astype(np.int64)
+    lowers: NDArray[np.int64] = np.left_shift(step, octave).astype(np.int64)
+    return lowers
 
 
 def percentile(histogram: Histogram, fraction: float) -> int | None:

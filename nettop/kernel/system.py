@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from nettop.kernel import interrupts
+
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GDRVINFO = 0x03
 
@@ -116,6 +118,7 @@ def qdisc_counters(interface: str) -> QdiscCounters:
 READINGS: Mapping[str, Callable[[str], Any]] = {
     "interface": interface_counters,
     "qdisc": qdisc_counters,
+    **interrupts.READINGS,
 }
 
 

@@ -15,16 +15,19 @@ import socket
 import stat
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nettop import bpf
 from nettop.control import Config
 from nettop.errors import ExitCode, NettopError
+from nettop.filter import Instructions, from_words
 from nettop.loader import attach, interface
-from nettop.loader.compile import Object, compile_probe
+from nettop.loader.compile import Object, compile_probe, takes_filter
 from nettop.loader.hooks import Place
 from nettop.protocol import (
     Done,
+    Filter,
     Load,
     Loaded,
     Plan,
@@ -62,6 +65,8 @@ class Loader:
         self._probes: list[attach.Attached] = []
         self._place: Place | None = None
         self._stats = -1
+        self._cache = Path()
+        self._filter: Instructions = ()
 
     def serve(self) -> None:
         """Answer requests until the other end is gone."""
@@ -90,6 +95,8 @@ class Loader:
             return self._load(request.plan)
         if isinstance(request, Reattach) and self._plan is not None:
             return self._reattach()
+        if isinstance(request, Filter) and self._plan is not None:
+            return self._exchange_filter(request.instructions)
         if isinstance(request, Stats):
             return self._switch_stats(request.on)
         raise ProtocolError(f"{type(request).__name__} is not a request here")
@@ -98,11 +105,12 @@ class Loader:
         config = interface.describe(plan)
         self._plan = plan
         self._place = Place(plan.interface, config.ifindex)
-        cache = cache_directory()
+        self._cache = cache_directory()
+        self._filter = from_words(plan.filter)
         for name in plan.probes:
             probe = attach.Attached(name, Object((), {}))
             try:
-                probe.object = compile_probe(name, cache)
+                probe.object = compile_probe(name, self._cache, instructions=self._filter)
                 attach.make_maps(probe, plan)
                 attach.attach(probe, self._place, plan)
                 # Until now the programs found no interface and did nothing: a half-attached probe that sees one
@@ -136,6 +144,27 @@ class Loader:
             send(self._sock, attach.report(probe, bound_only=True))
             attach.handed_over(probe)
         return Done(config=config.pack().hex())
+
+    def _exchange_filter(self, words: tuple[int, ...]) -> Done:
+        """All programs or none: everything is compiled and loaded before the first is put in."""
+        assert self._place
+        instructions = from_words(words)
+        made: list[attach.Exchange] = []
+        try:
+            probes = [probe for probe in self._probes if takes_filter(probe.name)]
+            with ThreadPoolExecutor() as pool:  # each waits for a compiler of its own
+                fresh = pool.map(
+                    lambda probe: compile_probe(probe.name, self._cache, instructions=instructions), probes
+                )
+                made.extend(attach.prepare(probe, new) for probe, new in zip(probes, fresh, strict=True))
+        except BaseException:
+            for ready in made:
+                ready.close()
+            raise
+        self._filter = instructions
+        for ready in made:
+            send(self._sock, attach.exchange(ready, self._place))
+        return Done()
 
     def _switch_stats(self, on: bool) -> Done:
         if on and self._stats < 0:

@@ -181,6 +181,77 @@ def report(probe: Attached, bound_only: bool = False) -> Loaded:
     return Loaded(info, tuple(fds))
 
 
+@dataclass
+class Exchange:
+    """New programs for a running probe, loaded against its own maps, until ``exchange`` puts them in."""
+
+    probe: Attached
+    object: Object
+    programs: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close the programs; those that run stay."""
+        for fd in self.programs.values():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.programs.clear()
+
+
+def prepare(probe: Attached, new: Object) -> Exchange:
+    """Load what of another compilation of the same probe differs.  Nothing that runs is touched.
+
+    Raises NettopError where the kernel refuses a program.
+    """
+    again = "start nettop again"
+    if new.maps != probe.object.maps:
+        raise NettopError(f"{probe.name} has changed on disk since it was started", again)
+    # The same maps, other instructions: what _load needs, and the running programs out of its reach.
+    shadow = Attached(probe.name, new, probe.maps, probe.entries)
+    try:
+        for candidate in probe.via.values():
+            for index, attachment in enumerate(candidate.attachments):
+                name = attachment.program
+                if new.programs.get(name) != probe.object.programs.get(name):
+                    if not MECHANISMS[candidate.via].swaps:
+                        raise NettopError(f"{name} has changed on disk since it was started", again)
+                    _load(shadow, candidate, index)
+    except OSError as error:
+        Exchange(probe, new, shadow.programs).close()
+        raise NettopError(f"the kernel refuses the filter for {probe.name}: {error.strerror}", "") from error
+    except BaseException:
+        Exchange(probe, new, shadow.programs).close()
+        raise
+    return Exchange(probe, new, shadow.programs)
+
+
+def exchange(made: Exchange, place: Place) -> Loaded:
+    """Put the programs in; the answer has them by hook.
+
+    Where there are links, it is for the screen, which holds them, to give them their new programs.  clsact's filters
+    are exchanged here.
+    """
+    probe = made.probe
+    ours = {a.program for c in probe.via.values() if c.via == "clsact" for a in c.attachments}
+    try:
+        place.clsact.replace({name: fd for (name, _), fd in made.programs.items() if name in ours})
+    except Exception as error:  # pyroute2's own, and whatever its parsing may raise
+        made.close()
+        raise NettopError(f"{probe.name}: tc did not exchange the programs: {error}") from error
+    for key, fd in made.programs.items():
+        os.close(probe.programs[key])
+        probe.programs[key] = fd
+    probe.object = made.object
+    fds = list(made.programs.values())
+    changed = {name for name, _ in made.programs}
+    hooks: list[HookInfo] = []
+    for hook, candidate in probe.via.items():
+        if any(a.program in changed for a in candidate.attachments):
+            programs = [_load(probe, candidate, index) for index in range(len(candidate.attachments))]
+            fds += [fd for fd in programs if fd not in fds]
+            hooks.append(HookInfo(hook, candidate.via, tuple(fds.index(fd) for fd in programs)))
+    return Loaded(ProbeInfo(probe.name, "live", hooks=tuple(hooks)), tuple(fds))
+
+
 def handed_over(probe: Attached) -> None:
     """Close our copies of the links: what keeps the programs attached is the screen's descriptors alone."""
     for links in probe.links.values():

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import struct
 import subprocess
 import sys
@@ -25,11 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from nettop.errors import ExitCode, NettopError
+from nettop.filter import Instructions, to_c
 from nettop.loader.headers import header_tree
 from nettop.paths import PACKAGE, bpf_source
 from nettop.probes.hooks import Attachment, Candidate, Hook
 
 FORMAT = 3  # of the cached objects
+_FAR = 32767  # instructions that a jump can reach; clang before 17 does not say so where one cannot
+_KEPT = 64  # cached objects, before the oldest go: each filter makes its own
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 
@@ -107,44 +111,79 @@ def rewrite_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
     return bytes(result)
 
 
-def compile_probe(name: str, cache: Path, defines: tuple[str, ...] = ()) -> Object:
-    """Compile a probe's C file, with its hooks; otherwise as compile_source."""
-    return compile_source(bpf_source(f"{name}.c"), cache, defines, name)
+def takes_filter(name: str) -> bool:
+    """Whether a probe looks at the packets that the filter accepts and at no others."""
+    return re.search(r'^#include "filter\.h"', bpf_source(f"{name}.c").read_text(), re.MULTILINE) is not None
 
 
-def compile_source(source: Path, cache: Path, defines: tuple[str, ...] = (), probe: str = "") -> Object:
+def compile_probe(
+    name: str, cache: Path, defines: tuple[str, ...] = (), instructions: Instructions = ()
+) -> Object:
+    """Compile a probe's C file, with its hooks and the filter, if it takes one; otherwise as compile_source."""
+    text = to_c(instructions) if instructions and takes_filter(name) else ""
+    return compile_source(bpf_source(f"{name}.c"), cache, defines, name, text)
+
+
+def compile_source(
+    source: Path, cache: Path, defines: tuple[str, ...] = (), probe: str = "", filter_text: str = ""
+) -> Object:
     """Compile one C file for the running kernel, or take the result of an earlier run.
 
-    Raises NettopError with the compiler's words as hint; a broken cache entry is compiled again.
+    ``filter_text`` is what bpf_src/filter.h includes as the filter.  Raises NettopError with the compiler's words as
+    hint; a broken cache entry is compiled again.
     """
     tree = header_tree(cache)
     source = source.resolve()  # BCC changes the directory while it compiles
-    flags = ("-I" + str(source.parent), "-Wno-macro-redefined", "-Wall", "-Wno-unused-function", *defines)
-    path = cache / f"{source.stem}-{_identity(source, tree, flags, probe)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return Object.from_json(path.read_text())
-    job = json.dumps({"source": str(source), "flags": flags, "probe": probe})
-    done = subprocess.run(
-        [sys.executable, "-m", "nettop.loader.compile"],
-        input=job,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=dict(os.environ, BCC_KERNEL_SOURCE=str(tree)),
+    flags = (
+        "-I" + str(source.parent),
+        "-Wno-macro-redefined",
+        "-Wall",
+        "-Wno-unused-function",
+        # BPF has no vectors: what clang makes one of, a long row of comparisons say, it takes apart again on the stack
+        "-fno-vectorize",
+        "-fno-slp-vectorize",
+        *defines,
     )
+    path = cache / f"{source.stem}-{_identity(source, tree, flags, probe, filter_text)}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = Object.from_json(path.read_text())
+        os.utime(path)  # it is in use: see _store
+        return found
+    with contextlib.ExitStack() as stack:
+        if filter_text:
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="filter-", dir=cache))
+            ).resolve()
+            (folder / "filter_generated.h").write_text(filter_text)
+            flags += ("-DFILTER", f"-I{folder}")
+        job = json.dumps({"source": str(source), "flags": flags, "probe": probe})
+        done = subprocess.run(
+            [sys.executable, "-m", "nettop.loader.compile"],
+            input=job,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=dict(os.environ, BCC_KERNEL_SOURCE=str(tree)),
+        )
     if done.returncode == ExitCode.UNSUPPORTED:
         message, _, hint = done.stderr.strip().rpartition("\n")
         raise NettopError(message.rpartition("\n")[2], hint, ExitCode.UNSUPPORTED)
     if done.returncode != 0:
         raise NettopError(f"{source.name} does not compile on this kernel", done.stderr.strip())
     result = Object.from_json(done.stdout)
+    if any(len(code) > 8 * _FAR for code in result.programs.values()):
+        raise NettopError(
+            f"{source.name} is too long with this filter", "fewer terms, or nets instead of hosts"
+        )
     _store(path, done.stdout)
     return result
 
 
-def _identity(source: Path, tree: Path, flags: tuple[str, ...], probe: str) -> str:
-    total = hashlib.sha256(f"{FORMAT} {platform.release()} {platform.version()} {flags}".encode())
+def _identity(source: Path, tree: Path, flags: tuple[str, ...], probe: str, filter_text: str) -> str:
+    total = hashlib.sha256(
+        f"{FORMAT} {platform.release()} {platform.version()} {flags}\0{filter_text}\0".encode()
+    )
     modules = [PACKAGE / "probes" / f"{module}.py" for module in (probe, "base", "hooks")] if probe else []
     for path in (source, *sorted(source.parent.glob("*.h")), *modules):
         total.update(path.read_bytes() + b"\0")
@@ -155,11 +194,11 @@ def _identity(source: Path, tree: Path, flags: tuple[str, ...], probe: str) -> s
 
 
 def _store(path: Path, text: str) -> None:
-    """Keep a result for the next start, whole or not at all; older results of the same source go."""
+    """Keep a result for the next start, whole or not at all; what was not used for longest goes."""
     with contextlib.suppress(OSError):
-        for old in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.json"):
-            if old != path and len(list(path.parent.glob("*.json"))) > 64:
-                old.unlink()
+        kept = sorted(path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime)
+        for old in kept[: max(len(kept) - _KEPT + 1, 0)]:
+            old.unlink()
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(text)
         os.replace(file.name, path)

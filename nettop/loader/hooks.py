@@ -27,6 +27,7 @@ _PERF_EVENT_IOC_SET_BPF = 0x40042408
 _PERF_EVENT_IOC_ENABLE = 0x2400
 _FAMILIES = {"ipv4": 2, "ipv6": 10}  # NFPROTO_*
 _NF_HOOKS = {"pre_routing": 0, "local_in": 1, "forward": 2, "local_out": 3, "post_routing": 4}
+_NF_NEIGHBOURS = 64
 _NF_FIRST, _NF_LAST = -(2**31) + 1, 2**31 - 2  # the extremes themselves are refused (bpf_nf_link_attach)
 
 
@@ -48,14 +49,14 @@ class Mechanism:
     attach_type: Callable[[Attachment], bpf.AttachType] = lambda _: bpf.AttachType.NONE
     btf_id: Callable[[Attachment], int] = lambda _: 0
     bound: bool = False  # to the interface: attached again when that comes back
+    swaps: bool = False  # its program can be exchanged without a packet missed
 
 
 def _tcx(program: int, attachment: Attachment, place: Place) -> int:
-    # Received packets are counted before anybody can drop them, as the interface counts them; sent packets after
-    # everybody has had the chance.
-    if attachment.target == "ingress":
-        return bpf.link_create(program, place.ifindex, bpf.AttachType.TCX_INGRESS, bytes(16), _BPF_F_BEFORE)
-    return bpf.link_create(program, place.ifindex, bpf.AttachType.TCX_EGRESS)
+    # Before all others: a program that lets a packet pass ends the row (tcx_run), and most of them do.  The price is
+    # that what somebody else's program drops on its way out has been counted as sent.
+    kind = bpf.AttachType.TCX_INGRESS if attachment.target == "ingress" else bpf.AttachType.TCX_EGRESS
+    return bpf.link_create(program, place.ifindex, kind, bytes(16), _BPF_F_BEFORE)
 
 
 def _clsact(program: int, attachment: Attachment, place: Place) -> int:
@@ -65,9 +66,16 @@ def _clsact(program: int, attachment: Attachment, place: Place) -> int:
 
 def _netfilter(program: int, attachment: Attachment, _: Place) -> int:
     family, hook, *order = attachment.target.split()
-    priority = _NF_LAST if order == ["last"] else _NF_FIRST
-    extra = struct.pack("<IIiI", _FAMILIES[family], _NF_HOOKS[hook], priority, 0)
-    return bpf.link_create(program, 0, bpf.AttachType.NETFILTER, extra)
+    first, step = (_NF_LAST, -1) if order == ["last"] else (_NF_FIRST, 1)
+    # Two programs cannot have one priority: another nettop is there before us.
+    for priority in range(first, first + step * _NF_NEIGHBOURS, step):
+        extra = struct.pack("<IIiI", _FAMILIES[family], _NF_HOOKS[hook], priority, 0)
+        try:
+            return bpf.link_create(program, 0, bpf.AttachType.NETFILTER, extra)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+    raise OSError(errno.EBUSY, f"{_NF_NEIGHBOURS} programs are at {attachment.target} already")
 
 
 def _raw_tracepoint(program: int, attachment: Attachment, _: Place) -> int:
@@ -136,8 +144,8 @@ def _perf_kprobe(function: str, returns: bool) -> int:
 
 
 MECHANISMS: dict[Via, Mechanism] = {
-    "tcx": Mechanism(bpf.ProgType.SCHED_CLS, _tcx, bound=True),
-    "clsact": Mechanism(bpf.ProgType.SCHED_CLS, _clsact, bound=True),
+    "tcx": Mechanism(bpf.ProgType.SCHED_CLS, _tcx, bound=True, swaps=True),
+    "clsact": Mechanism(bpf.ProgType.SCHED_CLS, _clsact, bound=True, swaps=True),
     "raw_tracepoint": Mechanism(bpf.ProgType.RAW_TRACEPOINT, _raw_tracepoint),
     # A raw tracepoint whose arguments the verifier knows by type: fields are read by plain loads, for nothing.
     "tp_btf": Mechanism(

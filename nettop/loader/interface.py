@@ -45,22 +45,34 @@ def _driver(name: str) -> str:
     return answer[4:36].split(b"\0", 1)[0].decode(errors="replace") if answer else ""
 
 
-def link_header(name: str) -> int:
-    """Bytes of link header that an skb of this interface has at TC (include/uapi/linux/if_arp.h)."""
+def _hardware(name: str) -> int:
+    """The interface's ARPHRD_* (include/uapi/linux/if_arp.h)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
-    return 14 if struct.unpack_from("H", answer, 16)[0] in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK) else 0
+    return int(struct.unpack_from("H", answer, 16)[0])
+
+
+def link_header(name: str) -> int:
+    """Bytes of link header that an skb of this interface has at TC."""
+    return 14 if _hardware(name) in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK) else 0
 
 
 def counting(name: str) -> tuple[Counting, Counting]:
-    """How the interface's counters count a GSO or GRO packet, received and sent.
+    """How the interface's counters count a packet, received and sent.
 
     A network card counts what is on the wire.  A virtual device (veth, lo, tun) moves a large packet as it is and
     counts one, unless the stack has to cut it up before the driver sees it, or merges what the driver has counted.
+    Loopback counts after it has taken the link header off (drivers/net/loopback.c), and so does a veth with GRO
+    for what its peer hands to NAPI, which depends on the peer (drivers/net/veth.c, veth_skb_is_eligible_for_gro).
     """
+    if _hardware(name) == _ARPHRD_LOOPBACK:
+        return Counting.BARE, Counting.BARE
     virtual = not Path("/sys/class/net", name, "device").exists()
-    whole = virtual or _driver(name) in _WHOLE_SENDERS
+    driver = _driver(name)
     received = Counting.SKB if virtual and not _feature(name, _ETHTOOL_GGRO) else Counting.WIRE
+    if driver == "veth" and received is Counting.WIRE:
+        received = Counting.WIRE | Counting.BARE | Counting.NAPI
+    whole = virtual or driver in _WHOLE_SENDERS
     sent = Counting.SKB if whole and _feature(name, _ETHTOOL_GTSO) else Counting.WIRE
     return received, sent
 

@@ -10,7 +10,7 @@ from nettop import units
 from nettop.model import Frame, ProbeStatus
 from nettop.output.base import Writer
 from nettop.probes.base import all_probes
-from nettop.probes.draw import cells, fit
+from nettop.probes.draw import cells, fit, wrap
 from nettop.probes.rows import order
 from nettop.probes.view import Canvas, Column, Pane, Table, text_of
 
@@ -38,17 +38,20 @@ class TextWriter(Writer):
 
     def _pane(self, pane: Pane, name: str, status: ProbeStatus, frame: Frame) -> list[str]:
         if name not in frame.sections:
-            detail = f": {units.clean(status.detail)}" if status.detail else ""
-            return [f"{pane.title}: {status.state}{detail}"]
+            detail = f": {units.clean(status.detail, 1000)}" if status.detail else ""
+            return [text_of(part) for part in wrap(f"{pane.title}: {status.state}{detail}", self.style.width)]
         height = pane.height or 12
         canvas = Canvas(self.style.width, height, bits=self.style.bits, unicode=self.style.unicode)
         history = (frame,)
+        subtitle = pane.subtitle(history, canvas) if pane.subtitle else ""
+        title = f"{pane.title}  {subtitle}".rstrip()
         if pane.table:
-            subtitle = pane.subtitle(history, canvas) if pane.subtitle else ""
-            title = f"{pane.title}  {subtitle}".rstrip()
             return [title, *table_lines(pane.table, frame, canvas, self.style.top, self.style.sort)]
-        draw = pane.compact or pane.draw
-        return [text_of(line) for line in draw(history, canvas)] if draw else []
+        if pane.compact:
+            return [text_of(part) for part in pane.compact(history, canvas)]
+        # A graph over time says nothing in one frame: its subtitle does.
+        drawn = pane.draw(history, canvas) if pane.draw and not subtitle else []
+        return [title, *(text_of(part) for part in drawn)]
 
 
 def _headline(frame: Frame) -> str:

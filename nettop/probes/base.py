@@ -69,6 +69,7 @@ class Setup:
     )  # hook -> mechanism in use; missing hooks are left out
     start_ns: int = 0  # CLOCK_MONOTONIC
     peer_is_local: bool = False  # the interface's other end is on this host too: veth
+    netns: int = 0  # inode of the interface's network namespace
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,13 @@ def pad(line: Line, width: int) -> Line:
     return tuple(kept)
 
 
+def clip(lines: Sequence[Line], canvas: Canvas) -> list[Line]:
+    """What of the lines is inside the canvas: the last thing a pane does, for the smallest of canvases."""
+    return [
+        row if cells_of(row) <= canvas.width else pad(row, canvas.width) for row in lines[: canvas.height]
+    ]
+
+
 def between(left: Line, right: Line, width: int) -> Line:
     """``left`` at the left edge and ``right`` at the right one; where both don't fit, right gives way."""
     room = width - cells_of(left) - cells_of(right)

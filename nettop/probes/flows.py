@@ -42,6 +42,7 @@ from nettop.probes.flows_layout import (
     PROTOCOLS,
     ROW,
     RTT,
+    SPIN_PACKETS,
     STATE_CLOSED,
     STATE_NONE,
     STATE_SYN,
@@ -56,6 +57,8 @@ LINGER_CLOSED, LINGER_SYN, LINGER_OTHER, LINGER_TCP = 5, 30, 120, 3600
 # Rows that a frame holds at most: beyond, the largest by each of the usual measures.
 MAX_ROWS = 20_000
 MAX_SAMPLES = 1000  # of the focused flow, in one frame
+QUIC_PORT, DNS_PORT = 443, 53
+OTHERS = "others"  # the row of all subnets beyond the table
 
 SORTS: Mapping[str, Callable[[Array], Array]] = {
     "rate": lambda r: r["rx_bytes"] + r["tx_bytes"],
@@ -73,7 +76,10 @@ SORTS: Mapping[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """Outward RTT of one subnet: the interval's histogram, and the smallest since the start in ns."""
+    """Outward RTT of one subnet: the interval's histogram, and the smallest since the start in ns.
+
+    The last one, OTHERS, stands for all subnets that found no room in the kernel's table.
+    """
 
     prefix: str
     rtt: Histogram
@@ -280,6 +286,9 @@ def _row_from_json(row: Array, flow: Mapping[str, Any], index: int) -> None:
     kernel = flow.get("kernel_rtt") or {}
     row["srtt_us"] = int(kernel.get("smoothed_ns") or 0) // 1000
     row["cwnd"] = int(kernel.get("cwnd") or 0)
+    if flow.get("spinning") is not None:
+        row["spin_packets"] = SPIN_PACKETS
+        row["spin_edges"] = SPIN_PACKETS if flow["spinning"] else 0
 
 
 def _key_hash(keys: Array) -> Array:
@@ -329,13 +338,12 @@ class FlowsFold:
             expired=expired,
             opened_total=counters["opened"],
             closed_total=counters["closed"],
-            subnets=self._subnet_histograms(*reads.maps["subnets"]),
             samples=_samples(reads.maps["events"]),
             lost_events=grown["lost_events"],
             evicted=evicted,
             untracked=grown["untracked"],
             fragments=grown["fragments"],
-            **self._histograms(reads.maps["rtts"]),
+            **self._histograms(reads.maps["rtts"], *reads.maps["subnets"]),
         )
         return Folded(section, {"flows": keys[gone].copy()} if gone.any() else {})
 
@@ -374,32 +382,37 @@ class FlowsFold:
             rows[f"{name}_retransmits"] = v["dir"]["retransmits"][:, way]
             rows[f"{name}_out_of_order"] = v["dir"]["out_of_order"][:, way]
             rows[f"{name}_window"] = v["window"][:, way]
-        rows["spin_packets"] = v["dir"]["sent"]["value"][:, 1, 1]
-        rows["spin_edges"] = v["dir"]["sent"]["method"][:, 1, 1]
+        quic = _is_quic(rows)  # in any other flow these fields are what they are called
+        rows["spin_packets"] = np.where(quic, v["dir"]["sent"]["value"][:, 1, 1], 0)
+        rows["spin_edges"] = np.where(quic, v["dir"]["sent"]["method"][:, 1, 1], 0)
+        rows["spin_singles"] = np.where(quic, v["dir"]["stamp"][:, 1], 0)
         for side, name, samples in ((OUTWARD, "rtt", "rx_samples"), (INWARD, "internal_rtt", "tx_samples")):
             for what in RTT.names or ():
                 target = "samples_total" if what == "samples" else what
                 rows[name][target] = v["rtt"][what][:, side]
             rows[name]["samples"] = m[samples] - b[samples]
         rows["pid"], rows["process"] = m["pid"], m["process"]
-        _join_owners(rows, k, reads.maps["owners"], self._setup.peer_is_local)
+        _join_owners(rows, k, reads.maps["owners"], self._setup.netns, self._setup.peer_is_local)
         memory["pid"][chosen], memory["process"][chosen] = rows["pid"], rows["process"]
 
         order = np.argsort(ids)
         self._ids, self._last = ids[order], memory[order]
         return rows
 
-    def _histograms(self, now: Array) -> dict[str, Histogram]:
+    def _histograms(self, now: Array, keys: Array, values: Array) -> dict[str, Any]:
+        """The fields ``outward``, ``inward`` and ``subnets`` of Flows."""
         counts = now["slots"].sum(axis=1, dtype=np.uint64)
         sums = now["sum"].sum(axis=1, dtype=np.uint64)
         whole = np.concatenate([sums[:, None], counts], axis=1)
         grown = whole if self._rtts is None else whole - self._rtts
         self._rtts = whole
-        self._beyond = Histogram(grown[2, 1:], int(grown[2, 0]))
-        return {
-            "outward": Histogram(grown[0, 1:], int(grown[0, 0])),
-            "inward": Histogram(grown[1, 1:], int(grown[1, 0])),
-        }
+        outward, inward, beyond = (Histogram(g[1:], int(g[0])) for g in grown)
+        subnets = self._subnet_histograms(keys, values)
+        if whole[2, 1:].any():
+            # The smallest by its bucket: the table has no room for more.
+            least = stats.smallest(Histogram(whole[2, 1:], 0))
+            subnets = (*subnets, Subnet(OTHERS, beyond, least))
+        return {"outward": outward, "inward": inward, "subnets": subnets}
 
     def _subnet_histograms(self, keys: Array, values: Array) -> tuple[Subnet, ...]:
         result: list[Subnet] = []
@@ -429,6 +442,13 @@ _MEMORY = np.dtype(
         ("process", "S16"),
     ]
 )
+
+
+def _is_quic(rows: Array) -> Array:
+    """bool[n]: flows whose spin bit the program looks at; the same test as read_other of bpf_src/flows.c."""
+    ends = np.stack([rows["local_port"], rows["remote_port"]])
+    quic = (ends == QUIC_PORT).any(axis=0) & ~(ends == DNS_PORT).any(axis=0)
+    return np.asarray(quic & (rows["protocol"] == PROTOCOLS["udp"]))
 
 
 def _summed(per_cpu: Array) -> dict[str, int]:
@@ -465,27 +485,29 @@ def _chosen(memory: Array, before: Array, values: Array) -> Array:
     return np.unique(np.concatenate(parts))
 
 
-def _join_owners(rows: Array, flow_keys: Array, owners: tuple[Array, Array], local_peer: bool) -> None:
+def _join_owners(
+    rows: Array, flow_keys: Array, owners: tuple[Array, Array], netns: int, local_peer: bool
+) -> None:
     """Put pid, name and the kernel's RTT into the rows, from the sockets that were seen at work.
 
-    The local end's socket first, then the remote end's, which is on this host too where the interface leads to a
-    container.  A UDP socket need not be connected, so its remote end, and its own address, may be zeros.
+    The local end's socket first, in the interface's own network namespace; then the remote end's, which is on this
+    host too where the interface leads to a container; then the local end's in another namespace, for traffic that is
+    forwarded to one.  A UDP socket need not be connected, so its remote end, and its own address, may be zeros.
     """
     keys, values = owners
     if not len(keys) or not len(rows):
         return
-    order = np.argsort(hashes := _key_hash(keys))
-    hashes = hashes[order]
+    ours = keys["protocol"] >> 8 == netns & 0xFFFFFF
+    keys = keys.copy()
+    keys["protocol"] &= 0xFF
+    here, elsewhere, anywhere = (_Owners(keys, np.flatnonzero(w)) for w in (ours, ~ours, ours | ~ours))
     left = np.ones(len(rows), bool)
 
-    def look_up(wanted: Array, which: Array) -> None:
-        candidates = np.flatnonzero(left & which)
-        if not len(candidates):
+    def look_up(among: _Owners, wanted: Array, which: Array | None = None) -> None:
+        candidates = np.flatnonzero(left if which is None else left & which)
+        if not len(candidates) or not len(among.index):
             return
-        wanted = wanted[candidates]
-        place = np.minimum(np.searchsorted(hashes, h := _key_hash(wanted)), len(hashes) - 1)
-        found = order[place]
-        hit = (hashes[place] == h) & (keys[found] == wanted)
+        hit, found = among.find(wanted[candidates])
         target, source = candidates[hit], values[found[hit]]
         rows["pid"][target] = source["pid"]
         rows["process"][target] = source["comm"]
@@ -496,18 +518,42 @@ def _join_owners(rows: Array, flow_keys: Array, owners: tuple[Array, Array], loc
     exact = flow_keys.copy()
     exact["protocol"] &= 0xFF
     swapped = exact.copy()
-    for ours, theirs in (("local", "remote"), ("local_port", "remote_port")):
-        swapped[ours], swapped[theirs] = exact[theirs], exact[ours]
-    everything = np.ones(len(rows), bool)
+    for end, other in (("local", "remote"), ("local_port", "remote_port")):
+        swapped[end], swapped[other] = exact[other], exact[end]
     udp = exact["protocol"] == PROTOCOLS["udp"]
-    for index, wanted in enumerate((exact, swapped)):
-        look_up(wanted, everything)
-        wanted["remote"], wanted["remote_port"] = 0, 0
-        look_up(wanted, udp)
-        # A socket that is bound to no address answers for every one of its own host, and for no other's.
-        if index == 0 or local_peer:
-            wanted["local"] = 0
-            look_up(wanted, udp)
+    unconnected = exact.copy()
+    unconnected["remote"], unconnected["remote_port"] = 0, 0
+    unbound = unconnected.copy()
+    unbound["local"] = 0
+    look_up(here, exact)
+    look_up(here, unconnected, udp)
+    # A socket that is bound to no address answers for every one of its own host, and for no other's.
+    look_up(here, unbound, udp)
+    look_up(anywhere, swapped)
+    swapped["remote"], swapped["remote_port"] = 0, 0
+    look_up(anywhere, swapped, udp)
+    if local_peer:
+        swapped["local"] = 0
+        look_up(elsewhere, swapped, udp)
+    look_up(elsewhere, exact)
+
+
+class _Owners:
+    """Some of the sockets that were seen, to be found by key."""
+
+    def __init__(self, keys: Array, index: Array) -> None:
+        hashes = _key_hash(keys[index])
+        order = np.argsort(hashes)
+        self._keys = keys
+        self.index, self._hashes = index[order], hashes[order]
+
+    def find(self, wanted: Array) -> tuple[Array, Array]:
+        """bool[n] and the owners' index[n]; not found where two namespaces have one, since nothing says which."""
+        hashes = _key_hash(wanted)
+        first = np.searchsorted(self._hashes, hashes)
+        beyond = np.searchsorted(self._hashes, hashes, side="right")
+        found = self.index[np.minimum(first, len(self.index) - 1)]
+        return (beyond - first == 1) & (self._keys[found] == wanted), found
 
 
 def _samples(events: Array) -> tuple[Sample, ...]:

@@ -14,6 +14,7 @@ STATE_NONE, STATE_SYN, STATE_OPEN, STATE_CLOSING, STATE_CLOSED, STATE_RESET = ra
 STATES = ("", "syn", "open", "closing", "closed", "reset")
 METHODS = ("", "timestamp", "sequence", "handshake", "echo", "dns", "spin")
 METHOD_SPIN = METHODS.index("spin")
+SPIN_PACKETS = 64  # so many without a sign of spinning, and it does not spin
 FLAG_OPENED_BY_REMOTE, FLAG_OPENED_BY_LOCAL, FLAG_MIDWAY = 4, 8, 16
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
@@ -150,6 +151,7 @@ ROW = np.dtype(
         ("tx_window", "u2"),
         ("spin_packets", "u4"),
         ("spin_edges", "u4"),
+        ("spin_singles", "u4"),
         ("first", "u8"),
         ("last", "u8"),
         ("rtt", ROW_RTT),
@@ -162,12 +164,19 @@ ROW = np.dtype(
 )
 
 
+def _by_chance(count: int, total: int) -> bool:
+    """Whether ``count`` of ``total`` is what tossing a coin gives, within four standard deviations."""
+    return (2 * count - total) ** 2 <= 16 * total
+
+
 def spinning(row: Any) -> bool | None:
     """Whether a QUIC flow's spin bit spins (RFC 9000, 17.4); None where that is not known or it is no QUIC flow.
 
-    A constant bit has no edges, a random one has them in about half of the packets.
+    A constant bit has no edges.  A random one has them in half of the packets, and half of its runs have one packet.
     """
-    packets, edges = int(row["spin_packets"]), int(row["spin_edges"])
-    if row["protocol"] != PROTOCOLS["udp"] or packets < 8:
+    packets, edges, singles = int(row["spin_packets"]), int(row["spin_edges"]), int(row["spin_singles"])
+    if row["protocol"] != PROTOCOLS["udp"]:
         return None
-    return edges > 1 and not packets <= 3 * edges <= 9 * packets // 4
+    if edges > 1 and not (_by_chance(edges, packets) and _by_chance(singles, edges)):
+        return True
+    return None if packets < SPIN_PACKETS else False

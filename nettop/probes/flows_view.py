@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from nettop.probes.flows import Flows
 
 NAME = "flows"
+_NARROW = {"icmpv6": "icmp6"}
 _SHORT = {"timestamp": "ts", "sequence": "seq", "handshake": "syn"}  # others are short as they are
 _WORDS = {
     "timestamp": "TCP timestamps",
@@ -118,7 +119,8 @@ def _process(row: Any) -> str:
 
 
 def _protocol_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    return Span(units.protocol(int(row["protocol"])), _alive(row, LABEL))
+    name = units.protocol(int(row["protocol"]))
+    return Span(_NARROW.get(name, name), _alive(row, LABEL))
 
 
 def _local_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
@@ -244,7 +246,7 @@ COLUMNS = (
     Column("protocol", "proto", 5, _protocol_cell, _sum("protocol"), "left", 0, ascending=True),
     Column("local", "local", 7, _local_cell, _by_end("local"), "left", 2, ascending=True, stretch=True),
     Column("remote", "remote", 21, _remote_cell, _by_end("remote"), "left", 0, ascending=True, stretch=True),
-    Column("process", "process", 11, _process_cell, _sum("process"), "left", 3, ascending=True, stretch=True),
+    Column("process", "process", 10, _process_cell, _sum("process"), "left", 3, ascending=True, stretch=True),
     Column("rate", "rate", 9, _rate_cell("rx_bytes", "tx_bytes"), _sum("rx_bytes", "tx_bytes"), priority=9),
     Column("rx", "rx/s", 9, _rate_cell("rx_bytes"), _sum("rx_bytes"), priority=0),
     Column("tx", "tx/s", 9, _rate_cell("tx_bytes"), _sum("tx_bytes"), priority=0),
@@ -328,7 +330,7 @@ def detail(history: History, identity: int, canvas: Canvas) -> list[Line]:
     each = [_find(frame, identity) for frame in frames]
     newest = next((row for row in reversed(each) if row is not None), None)
     if newest is None:
-        return [line(("This flow is not in the frames that are kept.", DIM))]
+        return draw.clip([line(("This flow is not in the frames that are kept.", DIM))], canvas)
     gone = each[-1] is None
     at = next(f for f, row in zip(reversed(frames), reversed(each), strict=True) if row is not None)
     lines = [_who(newest, canvas, gone), _did(newest, at, canvas), _delay(newest, at, canvas), ()]
@@ -339,7 +341,7 @@ def detail(history: History, identity: int, canvas: Canvas) -> list[Line]:
         lines += _rate_graph(name, role, _values(frames, each, f"{name}_bytes"), inner)
     lines += _rtt_graph(frames, each, inner)
     axis = draw.time_axis([f.time_ns for f in frames], width, canvas)
-    return [*lines[: canvas.height - 1], (Span(" " * _AXIS), *axis)][: canvas.height]
+    return draw.clip([*lines[: max(canvas.height - 1, 0)], (Span(" " * _AXIS), *axis)], canvas)
 
 
 def _rtt_of(row: Any | None) -> float | None:
@@ -445,8 +447,16 @@ def _delay(row: Any, frame: Frame, canvas: Canvas) -> Line:
         return line(
             ("no round trip measured yet" if spins is not False else "its spin bit does not spin", DIM)
         )
+    how = _WORDS.get(METHODS[int(rtt["method"])], "")
     pieces = [
-        (0, line(("RTT ", LABEL), (units.duration(int(rtt["last"])), VALUE))),
+        (
+            0,
+            line(
+                ("RTT ", LABEL),
+                (units.duration(int(rtt["last"])), VALUE),
+                (f" by {how}" if how else "", LABEL),
+            ),
+        ),
         (0, line(("min ", LABEL), (units.duration(int(rtt["min"])), PLAIN))),
         (1, line(("smoothed ", LABEL), (units.duration(int(rtt["smoothed"])), PLAIN))),
         (2, line(("jitter ", LABEL), (units.duration(int(rtt["variance"])), PLAIN))),
@@ -457,9 +467,7 @@ def _delay(row: Any, frame: Frame, canvas: Canvas) -> Line:
         )
     if inward["samples_total"]:
         pieces.append((4, line(("inward ", LABEL), (units.duration(int(inward["last"])), PLAIN))))
-    how = _WORDS.get(METHODS[int(rtt["method"])], "")
-    count = units.count(int(rtt["samples_total"]))
-    pieces.append((5, line((count, PLAIN), (" samples by ", LABEL), (how, PLAIN))))
+    pieces.append((5, line((units.count(int(rtt["samples_total"])), PLAIN), (" samples", LABEL))))
     pieces.append((6, line(("newest ", LABEL), (f"{units.age(_since(frame, rtt['time']))} ago", PLAIN))))
     return draw.parts(pieces, canvas.width, gap=3)
 

@@ -77,7 +77,7 @@ def pane(history: History, canvas: Canvas) -> list[Line]:
     else:
         axis = draw.time_axis([f.time_ns for f in history[-width:]], width, canvas)
         lines.append((Span(" " * _AXIS), *axis))
-    return [draw.pad(row, canvas.width) for row in [*lines, *table]][: canvas.height]
+    return draw.clip([*lines, *table], canvas)
 
 
 def _named(plane: draw.Plane, history: History, cursor: tuple[int, int], inner: Canvas) -> Line:
@@ -106,10 +106,10 @@ def _subnets(frame: Frame, canvas: Canvas, most: int) -> list[Line]:
     bars = max(min(canvas.width - name - sum(w + 1 for _, w in columns) - 2, 40), 0)
     low, high = decades([s.rtt for s in shown])
     edges = draw.log_edges(low, high, bars) if bars else None
-    spread = f"{draw.scale(units.duration(low))} to {draw.scale(units.duration(high))}"
+    scale = f"{draw.scale(units.duration(low))} to {draw.scale(units.duration(high))}"
     title = [Span(draw.fit("subnet", name), LABEL)]
     title += [Span(" " + draw.fit(text, width, "right"), LABEL) for text, width in columns]
-    title.append(Span("  " + draw.fit(spread, bars) if bars else "", LABEL))
+    title.append(Span("  " + scale if draw.cells(scale) <= bars else "", LABEL))
     lines: list[Line] = [(), tuple(title)]
     for subnet in shown:
         row = [Span(draw.fit(units.clean(subnet.prefix), name), PLAIN)]

@@ -23,8 +23,6 @@ STAGE = np.dtype(
         ("slots", "u8", (SLOTS,)),
         ("missed", "u8"),
         ("dropped", "u8"),
-        ("path", "u8"),
-        ("paths", "u8"),
     ]
 )
 Direction = Literal["rx", "tx"]
@@ -54,6 +52,7 @@ RX = (
 )
 FORWARD = Boundary("forward", ("ip_forward",), 3)  # instead of all that follows ip
 RX_WHOLE, TX_WHOLE, ENTRIES = 7, 13, 14
+PATHS = np.dtype([("ns", "u8", (ENTRIES,)), ("packets", "u8", (ENTRIES,))])
 TX = (
     Boundary("write", ("tcp_sendmsg_locked", "udp_sendmsg"), -1),
     Boundary("application", ("ip_local_out",), 8),
@@ -138,7 +137,7 @@ class Stages:
 
     def rows(self) -> tuple[tuple[Direction, Stage], ...]:
         """All stages, received first."""
-        return (*(("rx", s) for s in self.rx), *(("tx", s) for s in self.tx))  # type: ignore[return-value]
+        return (*(("rx", s) for s in self.rx), *(("tx", s) for s in self.tx))
 
     def whole(self, direction: Direction) -> Histogram:
         return self.rx_whole if direction == "rx" else self.tx_whole
@@ -214,8 +213,10 @@ class StagesFold:
     def __call__(self, reads: Reads) -> Folded:
         stages = reads.maps["stages"]
         grown: dict[str, Array] = {}
-        for name in STAGE.names or ():
-            now = stages[name].sum(axis=1, dtype=np.uint64)
+        running = {name: stages[name].sum(axis=1, dtype=np.uint64) for name in STAGE.names or ()}
+        paths = reads.maps["paths"][0]
+        running |= {name: paths[name].sum(axis=0, dtype=np.uint64) for name in PATHS.names or ()}
+        for name, now in running.items():
             grown[name] = difference(now, self._before.get(name))
             self._before[name] = now
 
@@ -231,8 +232,8 @@ class StagesFold:
                     latency=histogram(index),
                     missed=None if boundary is DONE else int(grown["missed"][index]),
                     dropped=int(grown["dropped"][index]) if self._drops else None,
-                    path_ns=int(grown["path"][index]),
-                    path_packets=int(grown["paths"][index]),
+                    path_ns=int(grown["ns"][index]),
+                    path_packets=int(grown["packets"][index]),
                 )
             )
         section = Stages(tuple(rows["rx"]), tuple(rows["tx"]), histogram(RX_WHOLE), histogram(TX_WHOLE))
@@ -309,7 +310,12 @@ HOOKS = (
         "ip_rcv",
         (
             _netfilter("stages_ip", "pre_routing"),
-            *_functions("stages_ip", "ip_rcv_core|ip_rcv_core.isra.0", "ip6_rcv_core|ip6_rcv_core.isra.0|ipv6_rcv", fentry="stages_ip_fentry"),
+            *_functions(
+                "stages_ip",
+                "ip_rcv_core|ip_rcv_core.isra.0",
+                "ip6_rcv_core|ip6_rcv_core.isra.0|ipv6_rcv",
+                fentry="stages_ip_fentry",
+            ),
         ),
     ),
     Hook(
@@ -384,7 +390,7 @@ PROBE = Probe(
     name="stages",
     summary="delay of every stage of the network stack, received and sent",
     hooks=HOOKS,
-    maps=(Map("stages", "percpu", STAGE),),
+    maps=(Map("stages", "percpu", STAGE), Map("paths", "percpu", PATHS)),
     fold=_fold,
     load=Stages.from_json,
     panes=view.PANES,

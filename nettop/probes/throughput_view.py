@@ -146,7 +146,7 @@ def pane(history: History, canvas: Canvas) -> list[Line]:
         lines.append(_summary(name, frame, canvas, canvas.width))
         lines += _graph(name, history, canvas, rows)
     lines.append(_mix(frame, canvas, canvas.width))
-    return lines[: canvas.height]
+    return draw.clip(lines, canvas)
 
 
 def _whole(history: History, canvas: Canvas) -> list[Line]:
@@ -161,7 +161,7 @@ def _whole(history: History, canvas: Canvas) -> list[Line]:
     width = max(canvas.width - _AXIS, 1)
     axis = draw.time_axis([f.time_ns for f in history[-width:]], width, canvas)
     lines += [(Span(" " * _AXIS), *axis), (), *tables]
-    return lines[: canvas.height]
+    return draw.clip(lines, canvas)
 
 
 def _tables(frame: Frame, canvas: Canvas) -> list[Line]:
@@ -246,7 +246,7 @@ def compact(history: History, canvas: Canvas) -> list[Line]:
         values = _rate(name, history, width)
         graph = draw.spark(values, canvas, max(width, 0), draw.top_of(values), role)
         lines.append((*figures[:2], Span("  "), graph, *figures[2:]))
-    return lines[: canvas.height]
+    return draw.clip(lines, canvas)
 
 
 def subtitle(history: History, canvas: Canvas) -> str:
@@ -254,8 +254,10 @@ def subtitle(history: History, canvas: Canvas) -> str:
     section = _section(history[-1])
     words: list[str] = []
     if section.qdisc:
-        waiting = section.backlog_bytes
-        words.append(f"{units.clean(section.qdisc)} queue {units.size(waiting)}")
+        waits = section.qdisc != "noqueue" and section.backlog_bytes is not None
+        words.append(
+            units.clean(section.qdisc) + (f" queue {units.size(section.backlog_bytes)}" if waits else "")
+        )
     if section.mtu:
         words.append(f"mtu {section.mtu}")
     return " · ".join(words)

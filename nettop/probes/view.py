@@ -123,9 +123,10 @@ class Table:
 class Pane:
     """A pane of the screen.
 
-    ``band``: top, middle or bottom of the screen, left to right by number, widths by ``weight``; ``height`` is the
-    wanted number of inner lines (0: whatever is left).  ``draw`` gives at most canvas.height lines of at most
-    canvas.width cells; ``compact`` is what is drawn instead when the terminal is small: two lines without a frame.
+    ``band``: top, middle or bottom of the screen, left to right by number, widths by ``weight`` (10 is usual);
+    ``height`` is the wanted number of inner lines (0: whatever is left).  ``draw`` gives at most canvas.height lines
+    of at most canvas.width cells; ``compact`` is what is drawn of a pane of the top band when the terminal is
+    small: two lines without a frame.  (Others then share one place in full, chosen by number.)
     ``badge`` is a word for the screen's header, beside the interface (its speed, say).  Every function is called only
     with frames whose last one holds the probe's section; an earlier one may lack it.
     """
@@ -138,7 +139,7 @@ class Pane:
     table: Table | None = None
     compact: Callable[[History, Canvas], list[Line]] | None = None
     subtitle: Callable[[History, Canvas], str] | None = None
-    weight: int = 1
+    weight: int = 10
     height: int = 0
     help: str = ""
     rows: Callable[[Frame], tuple[str, ...]] | None = field(default=None)  # names that ``enter`` can select

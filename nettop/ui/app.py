@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import locale
+import logging
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from textual import events
 from textual.app import App, ComposeResult, SystemCommand
@@ -31,15 +32,17 @@ from nettop.probes.draw import fit, wrap
 from nettop.probes.view import DIM, GOOD, LABEL, TITLE, WARN, Line, Role, line
 from nettop.ui import theme
 from nettop.ui.bars import Footer, Header
-from nettop.ui.control import Commands, Options
+from nettop.ui.control import Commands, Look, Options
 from nettop.ui.keys import Action, rebound
 from nettop.ui.lines import LineWidget
 from nettop.ui.panes import PaneWidget
-from nettop.ui.place import LEAST_HEIGHT, LEAST_WIDTH, place, too_small
+from nettop.ui.place import LEAST_HEIGHT, LEAST_WIDTH, can_share, place, too_small
 from nettop.ui.screens import HelpPage, HelpScreen, SortPage, SortScreen
 from nettop.ui.state import Place, State
 from nettop.ui.table import TablePane
 from nettop.units import clean
+
+log = logging.getLogger(__name__)
 
 _SAY_SECONDS = 4.0
 
@@ -168,6 +171,7 @@ class NettopApp(App[int], inherit_bindings=False):
         super().__init__(ansi_color=None)
         self.source = source
         self.failure: NettopError | None = None
+        self._word = ""  # the plain word that holds; state.filter_word may be one that is being written
         wanted = self.options.panes
         self.probes = [p for p in probes if not wanted or p.name in wanted]
         places = [Place(pane, probe.name) for probe in self.probes for pane in probe.panes]
@@ -188,7 +192,11 @@ class NettopApp(App[int], inherit_bindings=False):
             (w for w in self.panes if isinstance(w, TablePane)), self.panes[0] if self.panes else None
         )
         state.focused = first.pane.name if first else ""
-        state.chosen = next((w.pane.name for w in self.panes if not w.pane.compact and w.pane.height), "")
+        if any(w.pane.name == self.options.pane for w in self.panes):
+            state.focused = self.options.pane
+        if isinstance(first, TablePane):
+            first.reversed = self.options.reverse
+        state.chosen = next((w.pane.name for w in self.panes if can_share(w.pane)), "")
         if self.options.names and "names" in self.commands.offers:
             state.names = self.commands.name_of
 
@@ -206,7 +214,7 @@ class NettopApp(App[int], inherit_bindings=False):
         def badge(frame: Frame) -> str:
             return " ".join(text for text in (b(frame) for b in badges) if text)
 
-        yield Header(self.state, badge)
+        yield Header(self.state, badge, lambda: self.commands.recording)
         yield Body(self.state, self.panes)
         yield FilterBar()
         yield Footer(self.state, self.probes, self.footer_actions)
@@ -214,26 +222,28 @@ class NettopApp(App[int], inherit_bindings=False):
     def on_mount(self) -> None:
         """Follow the frames, and leave the terminal as it was however the end comes."""
         wanted = self.options.theme
-        if self.depth != "full":
+        if self.depth in ("sixteen", "none"):
             self.theme = theme.SIXTEEN.name
         else:
             self.theme = wanted if wanted in self.available_themes else theme.NETTOP.name
         if wanted and wanted not in self.available_themes:
             self.say(f"no theme is called {clean(wanted)}", WARN)
         self.theme_changed_signal.subscribe(self, lambda _: self._restyle())
+        # The shell wrote over the screen meanwhile: what did not change since must be painted too.
+        self.app_resume_signal.subscribe(self, lambda _: self.repaint())
         self._restyle()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
             with suppress(ValueError, RuntimeError):  # not in the main thread
-                loop.add_signal_handler(number, self.exit, int(ExitCode.INTERRUPTED))
+                loop.add_signal_handler(number, self.exit, int(ExitCode.OK))
         self.run_worker(self._follow(), name="frames", exclusive=True)
 
     def _restyle(self) -> None:
         """Another theme: other styles for the same roles."""
         depth: theme.Depth = self.depth
-        if depth == "full" and self.current_theme.ansi:
+        if depth != "none" and self.current_theme.ansi:
             depth = "sixteen"
-        self.state.palette = theme.Palette(self.theme_variables, depth)
+        self.state.palette = theme.Palette(self.theme_variables, depth, self.theme)
         self.redraw()
 
     async def _follow(self) -> None:
@@ -245,6 +255,13 @@ class NettopApp(App[int], inherit_bindings=False):
         except NettopError as error:
             self.failure = error
             self.exit(int(error.code))
+            return
+        except Exception as error:
+            log.exception("the source of frames")
+            self.failure = NettopError(
+                f"{type(error).__name__}: {error}", "--log FILE keeps the details; please report it"
+            )
+            self.exit(int(ExitCode.FAILURE))
             return
         self.state.ended = True
         self.post_message(NewFrame())
@@ -265,6 +282,10 @@ class NettopApp(App[int], inherit_bindings=False):
         for screen in self.screen_stack[1:]:
             for widget in screen.query(LineWidget):
                 widget.redraw()
+
+    def repaint(self) -> None:
+        """Every cell of the terminal, whether it changed or not."""
+        self.screen.refresh(layout=True)
 
     def relayout(self) -> None:
         """Panes take other places."""
@@ -297,7 +318,7 @@ class NettopApp(App[int], inherit_bindings=False):
         if self.pane is not None:
             self.pane.rest()
         state.focused = widget.pane.name
-        if widget.pane.height and widget.pane.compact is None:
+        if can_share(widget.pane):
             state.chosen = widget.pane.name
         self.relayout()
 
@@ -437,6 +458,9 @@ class NettopApp(App[int], inherit_bindings=False):
             self._zoom(False)
         elif self.state.zoomed:
             self._zoom(False)
+        elif self.pane is not None and self.pane.moved:
+            self.pane.rest()
+            self.pane.redraw()
         elif (
             self.state.filter_word or self.state.filter_text or (self.state.shown and self.state.shown.filter)
         ):
@@ -540,13 +564,25 @@ class NettopApp(App[int], inherit_bindings=False):
     async def do_snapshot(self) -> None:
         """Write what is shown."""
         if self.state.shown is not None:
+            self.commands.look = self.look()
             self.say(f"wrote {clean(await self.commands.snapshot(self.state.frames()))}", GOOD)
+
+    def look(self) -> Look:
+        """How the screen is being looked at; the order of the first table."""
+        table = next((w for w in self.panes if isinstance(w, TablePane)), None)
+        text = self.state.filter_text or (self.state.shown.filter if self.state.shown else "")
+        return Look(
+            sort=table.column.key if table else "",
+            reverse=table.reversed if table else False,
+            filter=self.state.filter_word or text,
+            focus=(table.entered or 0) if table else 0,
+            pane=self.state.focused,
+        )
 
     async def do_record(self) -> None:
         """Start or stop recording."""
-        on = not self.state.recording
+        on = not self.commands.recording
         where = await self.commands.record(on)
-        self.state.recording = where or "on" if on else ""
         self.say(f"recording to {clean(where)}" if on else f"recorded {clean(where)}", GOOD)
         self.query_one(Header).redraw()
 
@@ -554,7 +590,10 @@ class NettopApp(App[int], inherit_bindings=False):
         """An SVG beside where one stands; never over another file."""
         name = Path(time.strftime("nettop-%Y%m%d-%H%M%S.svg"))
         try:
-            with name.open("x", encoding="utf-8") as file:
+            # Addresses are nobody else's business, and no file of the user's is lost.
+            with open(
+                os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8"
+            ) as file:
                 file.write(self.export_screenshot(title="nettop"))
         except OSError as error:
             self.say(f"can't write {name}: {error.strerror}", WARN)
@@ -614,9 +653,8 @@ class NettopApp(App[int], inherit_bindings=False):
             return
         self.filter_bar.remove_class("wrong")
         word = event.value.strip()
-        if re.search(r"\s", word) is None:
-            self.state.filter_word = word
-            self.redraw()
+        self.state.filter_word = self._word if re.search(r"\s", word) else word
+        self.redraw()
 
     async def on_input_submitted(self, event: Input.Submitted) -> None:
         """Apply it; with an error the bar stays open and says so."""
@@ -631,12 +669,13 @@ class NettopApp(App[int], inherit_bindings=False):
         else:
             result_error = result.error
             if not result_error:
-                self.state.filter_word = result.word
+                self._word = result.word
                 self.state.filter_text = "" if result.word else text
         if result_error:
             bar = self.filter_bar
             bar.query_one("#problem", Static).update(clean(result_error))
             bar.add_class("wrong")
+        self.state.filter_word = self._word  # not what was tried on the way
         self.redraw()
         return not result_error
 
@@ -653,11 +692,11 @@ class NettopApp(App[int], inherit_bindings=False):
         await self.action_do({"resume": "pause"}.get(event.action, event.action))
 
 
-def _depth(no_color: bool, system: str | None) -> Literal["full", "sixteen", "none"]:
+def _depth(no_color: bool, system: str | None) -> theme.Depth:
     """How many colours there are to work with."""
     if no_color or system is None:
         return "none"
-    return "full" if system in ("truecolor", "256") else "sixteen"
+    return "full" if system == "truecolor" else "256" if system == "256" else "sixteen"
 
 
 def _unicode() -> bool:

@@ -10,7 +10,7 @@ from textual.message import Message
 from nettop import units
 from nettop.model import Frame
 from nettop.probes.base import Probe
-from nettop.probes.draw import cells, cells_of, parts, shorten, sides
+from nettop.probes.draw import cells_of, parts, shorten, sides
 from nettop.probes.view import ACCENT, BAD, DIM, LABEL, PLAIN, TITLE, VALUE, WARN, Line, Role, line
 from nettop.ui.keys import Action, shown
 from nettop.ui.lines import LineWidget
@@ -18,9 +18,10 @@ from nettop.ui.state import State
 
 _DOT = (" · ", DIM)
 _GAP = 3
+_LEAST_TEXT = 12  # what a note leaves for the filter behind it
 
 
-def header(state: State, badge: str, width: int) -> Line:
+def header(state: State, badge: str, width: int, recording: bool = False) -> Line:
     """Interface, host, filter, what the user should know, interval, clock, own cost; whole pieces, as many as fit."""
     frame = state.shown
     if frame is None:
@@ -28,27 +29,31 @@ def header(state: State, badge: str, width: int) -> Line:
     name = line((units.clean(frame.interface), VALUE), (f" {badge}" if badge else "", LABEL))
     left: list[tuple[int, Line]] = [(3, line(("nettop", TITLE))), (0, name)]
     left.append((6, line((units.clean(frame.host), LABEL))))
-    left += [(1, line((units.clean(note), WARN))) for note in frame.notes]
     right: list[tuple[int, Line]] = []
-    if state.recording:
+    if recording:
         right.append((0, line(("● ", BAD), ("recording", WARN))))
     right += [(4, line((f"{state.interval:g} s", LABEL))), _clock(state)]
-    text = units.clean(state.filter_word or state.filter_text or frame.filter)
     long, short = cost(frame), cost(frame, short=True)
-    # The filter and the cost are always there: the filter is shortened, the cost has a short form.
+    # What the user must know is always there: notes and the filter are shortened, the cost has a short form.
     needed = sum(cells_of(piece) + _GAP for priority, piece in (*left, *right) if priority < 2)
-    if text:
-        room = max(width - needed - cells_of(short) - len("filter ") - _GAP, 4)
-        left.append((0, line(("filter ", LABEL), (shorten(text, room), ACCENT))))
-        needed += min(cells(text), room) + len("filter ") + _GAP
-    right.append((0, long if needed + cells_of(long) <= width else short))
+    texts = [("", units.clean(note), WARN) for note in frame.notes]
+    if text := state.filter_word or state.filter_text or frame.filter:
+        texts.append(("filter ", units.clean(text), ACCENT))
+    for count, (label, text, role) in enumerate(texts):
+        others = (len(texts) - count - 1) * (_LEAST_TEXT + _GAP)
+        room = max(width - needed - others - cells_of(short) - len(label) - _GAP, 4)
+        piece = line((label, LABEL), (shorten(text, room), role))
+        left.append((0, piece))
+        needed += cells_of(piece) + _GAP
+    extra = sum(cells_of(piece) + _GAP for priority, piece in (*left, *right) if 2 <= priority < 5)
+    right.append((0, long if needed + extra + cells_of(long) <= width else short))
     return sides(left, right, width, gap=_GAP)
 
 
 def _clock(state: State) -> tuple[int, Line]:
     if state.paused:
         age = f"{units.age(state.age_ns)} ago" if state.age_ns else "now"
-        return 0, line(("⏸ paused " if state.unicode else "paused ", WARN), (age, VALUE))
+        return 0, line(("paused ", WARN), (age, VALUE))
     newest = state.history[-1].time_ns if state.history else 0
     clock = units.clock(max(newest - state.first_ns, 0))
     if state.ended:
@@ -83,10 +88,11 @@ def losses(frame: Frame, probes: Sequence[Probe]) -> Line:
     missed = [(f"{units.count(count)} {what}", WARN) for count, what in counts if count]
     wanted = sum(len(p.hooks) for p in probes if _state(frame, p.name) != "off")
     live = sum(len(status.hooks) for status in frame.probes.values() if status.state == "live")
+    failed = any(_state(frame, p.name) == "failed" for p in probes)
     pieces: list[tuple[str, Role]] = []
     for piece in missed or [("0 lost", LABEL)]:
         pieces += [piece, _DOT]
-    return line(*pieces, (f"hooks {live}/{wanted}", LABEL if live >= wanted else WARN))
+    return line(*pieces, (f"hooks {live}/{wanted}", WARN if failed else LABEL))
 
 
 def _state(frame: Frame, probe: str) -> str:
@@ -97,14 +103,15 @@ def _state(frame: Frame, probe: str) -> str:
 class Header(LineWidget):
     """The first line."""
 
-    def __init__(self, state: State, badge: Callable[[Frame], str]) -> None:
+    def __init__(self, state: State, badge: Callable[[Frame], str], recording: Callable[[], str]) -> None:
         super().__init__(state)
         self._badge = badge
+        self._recording = recording
 
     def draw(self, width: int, height: int) -> list[Line]:
         """One line, a blank on either side."""
         badge = self._badge(self.state.shown) if self.state.shown else ""
-        return [(*line(" "), *header(self.state, badge, max(width - 2, 1)))]
+        return [(*line(" "), *header(self.state, badge, max(width - 2, 1), bool(self._recording())))]
 
 
 class Footer(LineWidget):

@@ -25,6 +25,8 @@ class Options:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: bool = False
     history: float = 600.0
+    reverse: bool = False
+    pane: str = ""  # the one in focus at the start
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -54,6 +56,20 @@ class Filtered:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the screen is being looked at: what a snapshot needs to show the same again.
+
+    ``focus`` is the identity of the row whose page is open, 0 for none; ``pane`` the name of the one in focus.
+    """
+
+    sort: str = ""
+    reverse: bool = False
+    filter: str = ""
+    focus: int = 0
+    pane: str = ""
+
+
 class Commands:
     """The other end of the screen.  A subclass serves what it can and names it in ``offers``.
 
@@ -62,6 +78,13 @@ class Commands:
 
     #: of interval, focus, filter, names, reset, snapshot, record
     offers: frozenset[str] = frozenset()
+    #: kept by the screen: how it was being looked at when ``snapshot`` was called
+    look: Look = Look()
+
+    @property
+    def recording(self) -> str:
+        """Where frames are being recorded to; "" for nowhere."""
+        return ""
 
     def set_interval(self, seconds: float) -> None:
         """Frames every so many seconds from now on."""

@@ -94,7 +94,6 @@ GROUPS = ("session", "panes", "table", "view", "time", "files", "moving")
 
 _SHOWN = {
     "space": "space",
-    "enter": "⏎",
     "escape": "esc",
     "up": "↑",
     "down": "↓",
@@ -125,6 +124,8 @@ def rebound(
 
     Raises NettopError for an action that does not exist and for a key that would mean two things.
     """
+    if "pause" in overrides:
+        overrides = {**overrides, "resume": overrides["pause"]}
     known = {action.id for action in ACTIONS}
     for name in overrides:
         if name not in known:

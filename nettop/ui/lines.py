@@ -8,11 +8,18 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from nettop.probes.draw import cells, pad
-from nettop.probes.view import Line, Span
+from nettop.probes.view import Line, Role, Span
 from nettop.ui.state import State
 from nettop.ui.theme import Palette
 
 BLANK: Line = ()
+_ON_GROUND = frozenset({"plain", "dim", "label", "value"})
+_PLAIN = str.maketrans("µ→·›…⇄●", "u>->~=*")
+
+
+def _plain(text: str) -> str:
+    """A text for terminals that know ASCII alone, of the same width where its characters are one cell wide."""
+    return text if text.isascii() else text.translate(_PLAIN).encode("ascii", "replace").decode()
 
 
 class LineWidget(Widget):
@@ -57,13 +64,15 @@ class LineWidget(Widget):
     def _build(self) -> None:
         width, height = self.size
         lines = [pad(line, width) for line in self.draw(width, height)[:height]]
+        if not self.state.unicode:
+            lines = [tuple(Span(_plain(s.text), s.role) for s in line) for line in lines]
         lines += [pad(BLANK, width)] * (height - len(lines))
         same = len(lines) == len(self._lines) and self._drawn == (self.size, self.state.palette)
         style = self.state.palette.style
         self._strips = [
             self._strips[y]
             if same and line == self._lines[y]
-            else Strip([Segment(s.text, style(s.role)) for s in line if s.text], width)
+            else Strip([Segment(s.text, style(s.role)) for s in _joined(line)], width)
             for y, line in enumerate(lines)
         ]
         self._lines = lines
@@ -77,6 +86,29 @@ class LineWidget(Widget):
         strips = [self._strips[y] for y in crop.line_range if 0 <= y < len(self._strips)]
         strips += [Strip.blank(self.size.width)] * (crop.height - len(strips))
         return strips if (x1, x2) == (0, self.size.width) else [strip.crop(x1, x2) for strip in strips]
+
+
+def _joined(line: Line) -> list[Span]:
+    """The same cells in as few spans as possible: each costs forty bytes of escape sequences on its way out.
+
+    Blanks take the role of what is before them, if that is shown on the same ground.
+    """
+    joined: list[Span] = []
+    for span in line:
+        if joined:
+            before = joined[-1]
+            blank = span.role in _ON_GROUND and _on_ground(before.role) and not span.text.strip(" ")
+            if blank or span.role == before.role:
+                joined[-1] = Span(before.text + span.text, before.role)
+                continue
+        if span.text:
+            joined.append(span)
+    return joined
+
+
+def _on_ground(role: Role) -> bool:
+    """Whether a role leaves the ground as it is: not the cursor, not a row under it, not a heat on another."""
+    return role != "cursor" and not role.endswith("+row") and role.count(":") < 2
 
 
 def _difference(old: Line, new: Line) -> tuple[int, int]:

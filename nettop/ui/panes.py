@@ -179,8 +179,9 @@ class PaneWidget(LineWidget):
 
     def rest(self) -> None:
         """The zoom has ended: the cursor of a zoomed plane means nothing now."""
+        self.moved = False
         if self.pane.rows is None:
-            self.cursor, self.moved = (0, 0), False
+            self.cursor = (0, 0)
 
     def help(self) -> str:
         """What the pane shows."""

@@ -1,7 +1,8 @@
 """Where each pane goes: a pure function from the size of the terminal to boxes.
 
 A band is a row of panes on a wide terminal; on a narrow one each pane is a row of its own.  What doesn't fit gives way
-in this order: panes that have a compact form take it, then the others share one place, which the chosen one gets.
+in this order: a pane of the top band takes its compact form, if it has one, then the others but tables share one
+place, which the chosen one gets.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ class Box:
 def too_small(width: int, height: int) -> bool:
     """Whether a terminal has no room for anything but a word about it."""
     return width < LEAST_WIDTH or height < LEAST_HEIGHT
+
+
+def can_share(pane: Pane) -> bool:
+    """Whether a pane is one of those that share a place on a small screen: no table, and not the summary at the top."""
+    return pane.table is None and not _summary(pane)
+
+
+def _summary(pane: Pane) -> bool:
+    """Whether a pane stays on a small screen in its compact form."""
+    return pane.compact is not None and pane.band == "top"
 
 
 def place(
@@ -69,14 +80,14 @@ def _choose(
     rows = _rows(ordered, width)
     if _wanted(rows) <= height:
         return rows, []
-    compact = [pane for pane in ordered if pane.compact is not None]
-    rest = [pane for pane in ordered if pane.compact is None]
+    compact = [pane for pane in ordered if _summary(pane)]
+    rest = [pane for pane in ordered if not _summary(pane)]
     rows = _rows(rest, width)
     room = height - 2 * len(compact)
     if _wanted(rows) <= room:
         return rows, compact
-    # Flexible panes stay; of the others, the row that holds the chosen one.
-    kept = [row for row in rows if any(p.height == 0 for p in row) or any(p.name == chosen for p in row)]
+    # Tables stay; of the others, the row that holds the chosen one.
+    kept = [row for row in rows if any(not can_share(p) or p.name == chosen for p in row)]
     if _least(kept) <= room:
         return kept, compact
     single = [row for row in rows if any(p.name == focused for p in row)] or kept[:1]

@@ -38,7 +38,7 @@ def help_lines(
     meaning: list[Line] = [line((title, TITLE)), *wrap(text or "No description.", room, PLAIN), ()]
     meaning += _hooks(probe, frame, room)
     if not beside:
-        return [*meaning, (), *keys]
+        return [*keys, *meaning]
     rows = max(len(keys), len(meaning))
     keys += [()] * (rows - len(keys))
     meaning += [()] * (rows - len(meaning))
@@ -147,7 +147,7 @@ class HelpScreen(ModalScreen[None]):
 class SortPage(Page):
     """The columns of a table, one to choose; also those that the pane has no room for."""
 
-    hint = "⏎ sorts · esc"
+    hint = "enter sorts · esc"
 
     def __init__(self, state: State, table: Table, key: str) -> None:
         super().__init__(state, "Sort by")

@@ -35,7 +35,6 @@ class State:
     first_ns: int = 0
     ended: bool = False  # the source has no more frames
     interval: float = 1.0
-    recording: str = ""
     filter_word: str = ""
     filter_text: str = ""
     bits: bool = True
@@ -46,7 +45,13 @@ class State:
     zoomed: bool = False
 
     def add(self, frame: Frame) -> None:
-        """One more frame; those of the past lose what a history can't afford."""
+        """One more frame; those of the past lose what a history can't afford.
+
+        A frame from before the newest one (a replay that went back, a clock that was set) takes the place of all
+        later ones.
+        """
+        while self.history and self.history[-1].time_ns >= frame.time_ns:
+            self.history.pop()
         if self.history:
             newest = self.history[-1]
             kept = {name: section.trimmed(ROWS_KEPT) for name, section in newest.sections.items()}

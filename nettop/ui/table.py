@@ -172,9 +172,8 @@ class TablePane(PaneWidget):
         for p, canvas in zip(self._places, canvases, strict=True):
             cell = p.column.cell(row, canvas, frame)
             text = cell.text if cells(cell.text) == p.width else fit(cell.text, p.width, p.column.align)
-            if p.x > x:
-                spans.append(Span(" " * (p.x - x), PLAIN + suffix))
-            spans.append(Span(text, cell.role + suffix))
+            # The gap goes with the cell: a style's escape sequence is five times as long as the gap.
+            spans.append(Span(" " * (p.x - x) + text, cell.role + suffix))
             x = p.x + p.width
         if here:
             spans.append(Span(" " * max(self.size.width - 4 - _MARK - x, 0), PLAIN + suffix))

@@ -15,7 +15,7 @@ from textual.theme import Theme
 
 from nettop.probes.view import Role
 
-Depth = Literal["full", "sixteen", "none"]
+Depth = Literal["full", "256", "sixteen", "none"]
 
 NETTOP = Theme(
     name="nettop",
@@ -69,15 +69,37 @@ SIXTEEN = Theme(
 )
 
 _ROW = "+row"
+# Our own theme in the colours of 256-colour terminals: the nearest ones, taken singly, are of other hues.
+_INDEXED = {
+    "plain": 252,
+    "title": 255,
+    "label": 246,
+    "value": 255,
+    "dim": 240,
+    "good": 108,
+    "warn": 179,
+    "bad": 203,
+    "rx": 73,
+    "tx": 104,
+    "accent": 80,
+    "border": 238,
+    "border-focus": 66,
+    "key": 80,
+}
+_INDEXED |= {f"heat:{n}": c for n, c in enumerate((23, 23, 30, 30, 37, 73, 80, 116, 152, 195))}
 
 
 class Palette:
     """Styles by role.  ``shades`` says whether heats differ by colour at all."""
 
-    def __init__(self, variables: Mapping[str, str], depth: Depth) -> None:
+    def __init__(self, variables: Mapping[str, str], depth: Depth, theme: str = NETTOP.name) -> None:
         self.depth = depth
-        self.shades = depth == "full"
-        self._styles = _full(variables) if depth == "full" else _sixteen() if depth == "sixteen" else _none()
+        self.shades = depth in ("full", "256")
+        self._styles = _full(variables) if self.shades else _sixteen() if depth == "sixteen" else _none()
+        if depth == "256" and theme == NETTOP.name:
+            for role, number in _INDEXED.items():
+                self._styles[role] += Style(color=RichColor.from_ansi(number))
+            self._styles["row"] = Style(bgcolor=RichColor.from_ansi(236), bold=True)
         self._row = self._styles.pop("row")
 
     def style(self, role: Role) -> Style:
@@ -92,7 +114,7 @@ class Palette:
             return self.style(role.removesuffix(_ROW)) + self._row
         if role.endswith("-fill"):
             edge = self.style(role.removesuffix("-fill"))
-            return edge if self.depth != "full" else edge + Style(color=_between(edge, 0.5))
+            return edge if not self.shades else edge + Style(color=_between(edge, 0.5))
         if role.startswith("heat:"):
             shade, _, ground = role.removeprefix("heat:").partition(":")
             if ground and f"heat:{ground}" in self._styles and f"heat:{shade}" in self._styles:
@@ -116,6 +138,7 @@ def _full(variables: Mapping[str, str]) -> dict[Role, Style]:
 
     ground, text, hue = colour("background"), colour("foreground"), colour("primary")
     bright = text.blend(_far(ground), 0.55)
+    accent = hue.blend(bright, 0.25)  # not the theme's own: that is warm in many, and warm means wrong here
 
     def on_ground(fore: Color, **more: bool) -> Style:
         return Style(
@@ -135,11 +158,11 @@ def _full(variables: Mapping[str, str]) -> dict[Role, Style]:
         "bad": on_ground(colour("error"), bold=True),
         "rx": on_ground(hue),
         "tx": on_ground(colour("secondary")),
-        "accent": on_ground(colour("accent")),
+        "accent": on_ground(accent),
         "cursor": on_ground(bright, reverse=True),
         "border": on_ground(ground.blend(text, 0.22)),
-        "border-focus": on_ground(ground.blend(colour("accent"), 0.7)),
-        "key": on_ground(colour("accent"), bold=True),
+        "border-focus": on_ground(ground.blend(accent, 0.7)),
+        "key": on_ground(accent, bold=True),
         "row": Style(bgcolor=RichColor.from_rgb(*ground.blend(hue, 0.2).rgb), bold=True),
     }
     # Even steps of brightness: from the ground through the hue to nearly the text's bright end.

@@ -239,10 +239,10 @@ def _probe(name: str, panes: tuple[Pane, ...], hooks: int = 2) -> Probe:
 
 
 STAGES = Pane(
-    "stages", "Stages", 4, "bottom", draw=_stage_draw, height=8, weight=6, help="Where time goes.",
+    "stages", "Stages", 4, "bottom", draw=_stage_draw, height=8, weight=12, help="Where time goes.",
     rows=lambda frame: ("driver→stack", "stack→ip", "ip→local", "transport", "socket", "application"),
 )  # fmt: skip
-IRQ = Pane("irq", "IRQ", 5, "bottom", draw=_stage_draw, height=8, weight=5, help="Interrupts.")
+IRQ = Pane("irq", "IRQ", 5, "bottom", draw=_stage_draw, height=8, weight=10, help="Interrupts.")
 
 PROBES: tuple[Probe, ...] = (
     _probe("throughput", throughput_view.PANES),

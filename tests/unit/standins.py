@@ -25,7 +25,9 @@ class Numbers:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(tuple(int(n) for n in data.get("numbers", ())), tuple(str(n) for n in data.get("names", ())))
+        return cls(
+            tuple(int(n) for n in data.get("numbers", ())), tuple(str(n) for n in data.get("names", ()))
+        )
 
     def trimmed(self, top: int) -> Self:
         return replace(self, numbers=self.numbers[:top])
@@ -66,14 +68,16 @@ def traffic(index: int = 0, rx_bytes: int = 125_000, **changes: Any) -> Frame:
 
 big = st.integers(0, 2**63 - 1)
 # What survives a file unchanged: whatever can be printed.
-harmless = st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")), max_size=40)
+harmless = st.text(
+    st.characters(exclude_categories=("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")), max_size=40
+)
 statuses = st.builds(
     ProbeStatus,
     st.just("live"),
     harmless,
-    st.lists(
-        st.builds(HookStatus, harmless, harmless, st.none() | big, st.none() | big), max_size=3
-    ).map(tuple),
+    st.lists(st.builds(HookStatus, harmless, harmless, st.none() | big, st.none() | big), max_size=3).map(
+        tuple
+    ),
 )
 frames = st.builds(
     Frame,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standins import traffic
 
 from nettop import cli, interfaces, privilege, settings
 from nettop.errors import ExitCode, NettopError
 from nettop.model import Frame
 from nettop.recording import Header, Recorder, Recording
-from standins import frame, traffic
 
 ROOT = Path(__file__).parents[2]
 ALL_CAPABILITIES = (1 << 41) - 1
@@ -132,7 +133,14 @@ def test_no_privilege_is_3_before_anything_else(live, monkeypatch, capfd):
 
 @pytest.mark.parametrize(
     ("bits", "enough"),
-    [((12, 21), True), ((12, 38, 39), True), ((12,), False), ((21,), False), ((12, 39), False), ((38, 39), False)],
+    [
+        ((12, 21), True),
+        ((12, 38, 39), True),
+        ((12,), False),
+        ((21,), False),
+        ((12, 39), False),
+        ((38, 39), False),
+    ],
 )
 def test_what_it_takes_to_load(bits, enough):
     assert privilege.may_load(sum(1 << b for b in bits)) is enough
@@ -171,7 +179,9 @@ def test_a_failure_while_running_is_1(live, capfd):
 def test_a_bug_is_1_in_two_lines_and_the_log_has_the_rest(live, tmp_path, capfd):
     live.failure = ZeroDivisionError("by\nzero")
     log = tmp_path / "log"
-    assert cli.main(["eth0", "-b", "-n", "9", "-o", str(tmp_path / "o"), "--log", str(log)]) == ExitCode.FAILURE
+    assert (
+        cli.main(["eth0", "-b", "-n", "9", "-o", str(tmp_path / "o"), "--log", str(log)]) == ExitCode.FAILURE
+    )
     assert "ZeroDivisionError: by zero" in two_lines(capfd)[0]
     assert "Traceback" in log.read_text()
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
@@ -200,7 +210,10 @@ def test_what_is_not_there_yet_says_so(live, tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize(
     ("argv", "word", "near"),
-    [(["-p", "throughputs"], "throughputs", "throughput"), (["-s", "retransmit"], "retransmit", "retransmits")],
+    [
+        (["-p", "throughputs"], "throughputs", "throughput"),
+        (["-s", "retransmit"], "retransmit", "retransmits"),
+    ],
 )
 def test_unknown_names_are_2_with_the_near_ones(live, capfd, argv, word, near):
     assert cli.main(["eth0", "-b", *argv]) == ExitCode.USAGE
@@ -339,11 +352,16 @@ def test_no_such_recording_is_2(tmp_path, capfd):
 # --- the process --------------------------------------------------------------------------------------------
 
 
-def start(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def start(*argv: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """The program as a process, which is gone afterwards."""
+    command = [sys.executable, "-m", "nettop", *argv]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "nettop", *argv], stderr=subprocess.PIPE, env=environment, **options
-    )
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -352,14 +370,15 @@ def long(tmp_path: Path) -> Path:
     return recorded(tmp_path, 2000)
 
 
-def blocked(path: Path) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def blocked(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A batch run in the middle of its output, whose reader does not read on."""
-    process = start("-b", "--replay", str(path), "--format", "ndjson", stdout=subprocess.PIPE)
-    assert process.stdout
-    process.stdout.readline()
-    time.sleep(0.3)
-    assert process.poll() is None
-    return process
+    with start("-b", "--replay", str(path), "--format", "ndjson", stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        time.sleep(0.3)
+        assert process.poll() is None
+        yield process
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from standins import traffic
 
 from nettop.recording import Header, Recorder
-from standins import traffic
 
 ROOT = Path(__file__).parents[2]
 PROBES = sorted(p.stem for p in (ROOT / "nettop" / "probes").glob("*.py") if p.stem != "__init__")
@@ -37,7 +37,9 @@ def test_a_headless_replay_needs_neither_textual_nor_bcc_nor_the_kernel_side(tmp
         recorder.write(traffic())
     code = f"from nettop import cli; assert cli.main(['-b', '--replay', {str(path)!r}, '--format', {form!r}]) == 0"
     assert not loaded(code) & {"textual", "rich", "bcc", "pyroute2", "psutil"}
-    inside = "\nimport sys; assert not [m for m in sys.modules if m.startswith(('nettop.kernel', 'nettop.loader',"
+    inside = (
+        "\nimport sys; assert not [m for m in sys.modules if m.startswith(('nettop.kernel', 'nettop.loader',"
+    )
     loaded(code + inside + " 'nettop.live', 'nettop.ui'))]")
 
 
@@ -47,7 +49,11 @@ def test_the_source_of_a_replay_alone_needs_no_kernel():
 
 
 def test_headless_live_runs_import_no_textual():
-    assert not loaded("import nettop.cli, nettop.batch, nettop.output, nettop.live") & {"textual", "rich", "bcc"}
+    assert not loaded("import nettop.cli, nettop.batch, nettop.output, nettop.live") & {
+        "textual",
+        "rich",
+        "bcc",
+    }
 
 
 @pytest.mark.parametrize("name", PROBES)

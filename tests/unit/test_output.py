@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from standins import Numbers, frame, traffic
 
 from nettop.model import Frame, ProbeStatus
 from nettop.output import WRITERS, Style
@@ -17,7 +19,6 @@ from nettop.output.csv import COLUMNS
 from nettop.output.text import fitted, table_lines
 from nettop.probes.base import Probe
 from nettop.probes.view import Canvas, Column, Pane, Span, Table, line
-from standins import Numbers, frame, traffic
 
 
 class Collected:
@@ -131,7 +132,14 @@ TABLE = Table(
     default_sort="size",
 )  # fmt: skip
 PANES = (
-    Pane("graph", "Graph", 1, "top", draw=lambda h, c: [line("drawn")], compact=lambda h, c: [line(("compact µ", "rx"))]),
+    Pane(
+        "graph",
+        "Graph",
+        1,
+        "top",
+        draw=lambda h, c: [line("drawn")],
+        compact=lambda h, c: [line(("compact µ", "rx"))],
+    ),
     Pane("numbers", "Numbers", 2, "middle", table=TABLE, subtitle=lambda h, c: "3 rows · by size"),
 )
 
@@ -157,6 +165,19 @@ def test_text_says_everything_a_person_wants():
     ]
 
 
+def test_a_graph_over_time_gives_its_subtitle_or_else_itself(monkeypatch):
+    def draw(history, canvas):
+        return [line("drawn")]
+
+    panes = (
+        Pane("a", "Heat", 1, "top", draw=draw, subtitle=lambda h, c: "p50 21 ms"),
+        Pane("b", "Plain", 2, "top", draw=draw),
+    )
+    probe = Probe("numbers", "", (), (), lambda s: None, Numbers.from_json, panes)  # type: ignore[arg-type]
+    monkeypatch.setattr(text_module, "all_probes", lambda: {"numbers": probe})
+    assert Collected("text").write(frame(1)).splitlines()[1:4] == ["Heat  p50 21 ms", "Plain", "drawn"]
+
+
 def test_frames_have_an_empty_line_between_them():
     out = Collected("text")
     out.write(frame(1), frame(2))
@@ -178,6 +199,8 @@ def test_a_probe_that_failed_says_why_and_one_that_is_off_is_silent():
     failed = frame(1, probes={"numbers": ProbeStatus("failed", "no BTF\x07")}, sections={})
     text = Collected("text").write(failed)
     assert "Numbers: failed: no BTF�" in text
+    failed = replace(failed, probes={"numbers": ProbeStatus("failed", "word " * 100)})
+    assert max(map(len, Collected("text", width=60).write(failed).splitlines()[1:-2])) <= 60
     off = frame(1, probes={"numbers": ProbeStatus("off", "")}, sections={})
     assert "Numbers" not in Collected("text").write(off)
 

@@ -127,8 +127,15 @@ def test_what_is_no_message_is_refused(pair, data):
 
 def test_a_descriptor_that_did_not_come_is_refused(pair):
     for number in (0, 5, -2):
-        body = {"probe": {"name": "x", "state": "live", "maps": [
-            {"name": "m", "kind": 1, "key_size": 4, "value_size": 4, "max_entries": 1, "fd": number}]}}
+        body = {
+            "probe": {
+                "name": "x",
+                "state": "live",
+                "maps": [
+                    {"name": "m", "kind": 1, "key_size": 4, "value_size": 4, "max_entries": 1, "fd": number}
+                ],
+            }
+        }
         say(pair[0], json.dumps(["Loaded", body]).encode())
         with pytest.raises(ProtocolError):
             receive(pair[1])

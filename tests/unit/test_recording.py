@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import standins
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from standins import LOADERS, frame
 
-import standins
 from nettop import schema
 from nettop.errors import ExitCode, NettopError
 from nettop.files import Sink
 from nettop.recording import Header, Recorder, Recording, View, file_name, header_of, write_snapshot
-from standins import LOADERS, frame
 
 HEADER = Header("recording", "0.1.0", 5, "db-3", "eth0", View("rtt", True, "tcp", "tcp a b", "flows"))
 SUFFIXES = pytest.mark.parametrize("name", ["x.ndjson", "x.ndjson.gz"])
@@ -80,7 +80,7 @@ def test_any_snapshot_survives(tmp_path, name, made):
 def test_gzip_is_by_name_and_a_snapshot_is_for_people(tmp_path):
     record(tmp_path / "a.gz", [frame()])
     write_snapshot(str(tmp_path / "b.json"), [frame(0, 1, 2)], HEADER, 1000, "")
-    assert gzip.open(tmp_path / "a.gz").read().startswith(b'{"schema":"nettop/1","kind"')
+    assert gzip.decompress((tmp_path / "a.gz").read_bytes()).startswith(b'{"schema":"nettop/1","kind"')
     text = (tmp_path / "b.json").read_text()
     assert ' "interface": "eth0",\n' in text
     assert max(map(len, text.splitlines())) < 200
@@ -210,7 +210,9 @@ def test_damage_in_the_middle_is_named_and_what_is_before_is_shown(tmp_path):
 
 def test_a_frame_that_makes_no_sense_is_named_when_it_is_reached(tmp_path):
     path = tmp_path / "x"
-    path.write_text(text_of(frame(1)) + text_of(frame(2)).replace('"host":"db-3"', '"host":3') + text_of(frame(3)))
+    path.write_text(
+        text_of(frame(1)) + text_of(frame(2)).replace('"host":"db-3"', '"host":3') + text_of(frame(3))
+    )
     with opened(path) as recording, pytest.raises(NettopError, match="line 2: host"):
         list(recording.frames())
 
@@ -227,15 +229,27 @@ def test_no_file_raises_anything_else(tmp_path, data):
     path = tmp_path / "x"
     for prefix in (b"", b"\x1f\x8b\x08\x00", text_of(frame(1)).encode()):
         path.write_bytes(prefix + data)
-        try:
-            with opened(path) as recording:
-                list(recording.frames())
-        except NettopError as error:
-            assert "line " in error.message
+        complaint = complaint_about(path)
+        assert not complaint or "line " in complaint
+
+
+def complaint_about(path: Path) -> str:
+    try:
+        with opened(path) as recording:
+            list(recording.frames())
+    except NettopError as error:
+        return error.message
+    return ""
 
 
 def test_a_header_with_strange_values_is_read_as_far_as_it_makes_sense():
-    data = {"kind": "else", "version": 3, "created_ns": True, "host": "h", "view": {"sort": "rtt", "reverse": "no"}}
+    data = {
+        "kind": "else",
+        "version": 3,
+        "created_ns": True,
+        "host": "h",
+        "view": {"sort": "rtt", "reverse": "no"},
+    }
     assert Header.from_json(data) == Header(host="h", view=View(sort="rtt"))
     assert Header.from_json({"view": 7}) == Header()
 
@@ -305,14 +319,12 @@ def test_a_full_disk_stops_the_recording_and_keeps_what_is_whole(tmp_path, name,
     path = tmp_path / name
     recorder = Recorder(str(path), HEADER, 1000, "")
     made = [frame(i, *(hash((i, j)) % 2**60 for j in range(9))) for i in range(500)]
-    written = 0
     with pytest.raises(NettopError, match="stopped") as caught:
-        for one in made:
-            recorder.write(one)
-            written += 1
+        write_all(recorder, made)
     assert caught.value.hint
     assert recorder.closed
-    assert recorder.frames == written > 3
+    written = recorder.frames
+    assert written > 3
     assert path.stat().st_size <= small_disk
     allow_all()
     with opened(path) as recording:
@@ -320,6 +332,11 @@ def test_a_full_disk_stops_the_recording_and_keeps_what_is_whole(tmp_path, name,
         assert recording.problem is None
     with pytest.raises(NettopError, match="closed"):
         recorder.write(made[0])
+
+
+def write_all(recorder: Recorder, made) -> None:
+    for one in made:
+        recorder.write(one)
 
 
 def test_a_frame_is_in_the_file_as_soon_as_it_is_written(tmp_path):

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from standins import LOADERS, frame
 
 from nettop.errors import NettopError
 from nettop.model import Frame
 from nettop.recording import Header, Recorder, Recording
 from nettop.sources import Replay
-from standins import LOADERS, frame
 
 TICK = 20_000_000  # ns between frames in these recordings
 
@@ -80,6 +80,18 @@ async def test_pause_and_go_on(recording):
     replay.paused = True
     waiting = await nothing_comes(frames)
     replay.paused = False
+    assert number(await waiting) == 1
+
+
+async def test_after_a_long_pause_the_next_frame_still_takes_its_time(tmp_path):
+    replay = Replay(made(tmp_path, 3, 500_000_000))
+    frames = replay.frames()
+    await anext(frames)
+    replay.paused = True
+    waiting = await nothing_comes(frames, 1.0)
+    replay.paused = False
+    done, _ = await asyncio.wait([waiting], timeout=0.25)
+    assert not done
     assert number(await waiting) == 1
 
 
@@ -161,11 +173,15 @@ async def test_history_is_what_a_graph_needs_after_a_seek(recording):
     assert [number(f) for f in replay.history(100)] == [0, 1, 2, 3, 4, 5]
 
 
-async def test_a_recording_that_was_cut_plays_up_to_there_and_then_says_so(tmp_path):
-    whole = made(tmp_path, 3)
+@pytest.fixture
+def cut(tmp_path: Path) -> Recording:
+    """Two frames, and the third in part."""
     path = tmp_path / "cut"
-    path.write_bytes(Path(whole.path).read_bytes()[:-9])
-    cut = Recording(str(path), LOADERS)
+    path.write_bytes(Path(made(tmp_path, 3).path).read_bytes()[:-9])
+    return Recording(str(path), LOADERS)
+
+
+async def test_a_recording_that_was_cut_plays_up_to_there_and_then_says_so(cut):
     shown: list[int] = []
     with pytest.raises(NettopError, match="line 4"):
         await collect(Replay(cut, float("inf")).frames(), then=shown.append)

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from standins import traffic
 
 from nettop.errors import NettopError
 from nettop.model import Frame
-from nettop.recording import Recorder, Recording
+from nettop.recording import Recorder, Recording, View
 from nettop.session import Session
 from nettop.settings import Control, Settings
-from standins import traffic
+from nettop.ui.control import Look
 
 
 class Frames:
@@ -62,12 +63,13 @@ async def test_a_recording_that_fails_is_said_and_frames_go_on(tmp_path, monkeyp
 
 
 async def test_a_snapshot_holds_the_history(tmp_path):
-    session, frames = Session(Settings(sort="rtt"), folder=tmp_path), Frames(4).made
+    session, frames = Session(Settings(), folder=tmp_path), Frames(4).made
+    session.look = Look(sort="rtt", reverse=True, filter="nginx", focus=7, pane="flows")
     path = Path(await session.snapshot(frames))
     assert path.parent == tmp_path
     with Recording(str(path)) as recording:
         assert list(recording.frames()) == frames
-        assert recording.header.view.sort == "rtt"
+        assert recording.header.view == View("rtt", True, "nginx", "7", "flows")
 
 
 async def test_a_second_file_in_the_same_second_gets_a_number(tmp_path):

@@ -235,7 +235,9 @@ texts = st.text(max_size=64).filter(str.isprintable)
         names=st.booleans(),
         theme=texts.filter(lambda t: t.encode("utf-8", "ignore").decode() == t),
         history=st.floats(10, 86400),
-        keys=st.dictionaries(names, st.text(st.characters(codec="utf-8"), min_size=1, max_size=9), max_size=3),
+        keys=st.dictionaries(
+            names, st.text(st.characters(codec="utf-8"), min_size=1, max_size=9), max_size=3
+        ),
     )
 )
 def test_what_is_printed_is_read_back(chosen):

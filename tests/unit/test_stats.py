@@ -67,7 +67,12 @@ def test_a_percentile_is_in_the_bucket_of_the_true_one(values, fraction):
 
 def test_an_empty_histogram_has_no_percentile_no_mean_and_no_ends():
     empty = Histogram.empty()
-    for value in (stats.percentile(empty, 0.5), stats.mean(empty), stats.smallest(empty), stats.largest(empty)):
+    for value in (
+        stats.percentile(empty, 0.5),
+        stats.mean(empty),
+        stats.smallest(empty),
+        stats.largest(empty),
+    ):
         assert value is None
 
 

@@ -13,7 +13,8 @@ from nettop import units
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (1, "1.00"), (9.99, "9.99"), (9.996, "10.0"), (99.96, "100"), (123.4, "123")]
+    ("value", "text"),
+    [(0, "0"), (1, "1.00"), (9.99, "9.99"), (9.996, "10.0"), (99.96, "100"), (123.4, "123")],
 )
 def test_figure(value, text):
     assert units.figure(value) == text

@@ -1,0 +1,80 @@
+"""Programs attached by the loader's own code, in this process, for measuring."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab import Endpoint
+
+from nettop import bpf
+from nettop.loader import attach, interface
+from nettop.loader.compile import Object, compile_probe, compile_source
+from nettop.loader.hooks import Place
+from nettop.probes.hooks import Hook, one
+from nettop.protocol import Plan
+
+HERE = Path(__file__).parent
+CACHE = Path(tempfile.gettempdir()) / "nettop-bench"
+EMPTY_HOOKS = (
+    Hook("tc_ingress", (one("tcx", "empty_ingress", "ingress"),), True),
+    Hook("tc_egress", (one("tcx", "empty_egress", "egress"),), True),
+)
+
+
+def empty() -> Object:
+    """The empty TC program, as an object like any other."""
+    made = compile_source(HERE / "empty.c", CACHE)
+    return Object(made.maps, made.programs, EMPTY_HOOKS)
+
+
+def probe(name: str) -> Callable[[], Object]:
+    return lambda: compile_probe(name, CACHE)
+
+
+@contextmanager
+def attached(end: Endpoint, objects: dict[str, Callable[[], Object]]) -> Iterator[dict[str, attach.Attached]]:
+    """Each object's hooks attached at the end's interface while the block lasts."""
+    result: dict[str, attach.Attached] = {}
+
+    def inside() -> None:
+        plan = Plan(end.name, ())
+        config = interface.describe(plan)
+        place = Place(end.name, config.ifindex)
+        for name, made in objects.items():
+            it = attach.Attached(name, made())
+            result[name] = it
+            attach.make_maps(it, plan)
+            attach.attach(it, place, plan)
+            attach.write_config(it, config)
+            if it.missing:
+                raise RuntimeError(f"{name}: {it.missing}")
+
+    try:
+        end.ns.call(inside)
+        yield result
+    finally:
+        for it in result.values():
+            it.close()
+
+
+@contextmanager
+def statistics() -> Iterator[None]:
+    """Run statistics of every program while the block lasts."""
+    fd = bpf.enable_stats()
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def costs(it: attach.Attached) -> dict[str, tuple[int, int]]:
+    """(runs, ns) so far by function."""
+    return {
+        function: (info.runs, info.run_ns)
+        for (function, _), fd in it.programs.items()
+        for info in (bpf.program_info(fd),)
+    }

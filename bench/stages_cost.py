@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""What stages.c and irq.c cost, beside the published method on the same hooks and the same traffic.
+
+Request-response over the loopback of a namespace of its own, so that every packet is a watched one, both ways.  Three
+sets of programs (ours, the published method's, programs that do nothing) take turns; the least of the turns counts for
+a hook, the median for the sum.  Nanoseconds are the run statistics of the kernel; net is what is left when those of the
+empty program are taken off.
+
+    sudo bench/stages_cost.py [--turns N] [--seconds S]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from nettop import bpf  # noqa: E402
+from nettop.loader import attach, interface  # noqa: E402
+from nettop.loader.compile import Object, compile_probe, compile_source  # noqa: E402
+from nettop.loader.hooks import Place  # noqa: E402
+from nettop.probes.hooks import Attachment, Candidate, Hook  # noqa: E402
+from nettop.protocol import Plan  # noqa: E402
+
+# Our hook -> the published method's program for it.
+PUBLISHED = {
+    "driver": "driver",
+    "netif_receive_skb": "stack",
+    "ip_rcv": "ip",
+    "ip_local_deliver": "local",
+    "tcp_rcv_established": "tcp",
+    "sk_data_ready": "ready",
+    "tcp_rcv_space_adjust": "read",
+    "sock_recv_length": "received",
+    "tcp_sendmsg_locked": "write",
+    "ip_local_out": "out",
+    "net_dev_queue": "queue",
+    "net_dev_start_xmit": "xmit",
+    "net_dev_xmit": "sent",
+    "consume_skb": "consumed",
+    "softirq_raise": "raise",
+    "softirq_entry": "entry",
+    "softirq_exit": "exit",
+    "napi_poll": "poll",
+}
+
+
+def translated(hook: Hook, program: str, netfilter: str) -> Hook:
+    """The same places with another program in each."""
+    candidates = []
+    for candidate in hook.candidates:
+        if candidate.via in ("raw_tracepoint", "netfilter"):
+            name = netfilter if candidate.via == "netfilter" else program
+            attachments = tuple(Attachment(name, a.target) for a in candidate.attachments)
+            candidates.append(Candidate(candidate.via, attachments))
+    return Hook(hook.name, tuple(candidates))
+
+
+def sets(cache: Path) -> dict[str, list[tuple[str, Object]]]:
+    """The programs that take turns: by name, each C file's object with its hooks."""
+    ours = {name: compile_probe(name, cache) for name in ("stages", "irq")}
+    other = compile_source(ROOT / "bench/published.c", cache, (f"-I{ROOT / 'bpf_src'}",))
+    hooks = [hook for o in ours.values() for hook in o.hooks]
+    published = tuple(
+        translated(h, f"published_{PUBLISHED[h.name]}", f"published_{PUBLISHED[h.name]}")
+        for h in hooks
+        if h.name in PUBLISHED
+    )
+    empty = tuple(translated(h, "empty", "empty_netfilter") for h in hooks if h.name in PUBLISHED)
+    return {
+        "ours": list(ours.items()),
+        "published": [("published", Object(other.maps, other.programs, published))],
+        "empty": [("empty", Object(other.maps, other.programs, empty))],
+    }
+
+
+def turn(objects: list[tuple[str, Object]], plan: Plan, seconds: float) -> dict[str, tuple[int, int]]:
+    """Attach, count for a while, detach: runs and ns by hook."""
+    config = interface.describe(plan)
+    probes = [attach.Attached(name, object_) for name, object_ in objects]
+    place = Place(plan.interface, config.ifindex)
+    found: dict[str, tuple[int, int]] = {}
+    try:
+        for probe in probes:
+            attach.make_maps(probe, plan)
+            attach.write_config(probe, config)
+            attach.attach(probe, place, plan)
+        time.sleep(0.2)
+
+        def read() -> dict[str, tuple[int, int]]:
+            result = {}
+            for probe in probes:
+                for hook, candidate in probe.via.items():
+                    fds = {attach._load(probe, candidate, i) for i in range(len(candidate.attachments))}
+                    infos = [bpf.program_info(fd) for fd in fds]
+                    result[hook] = sum(i.runs for i in infos), sum(i.run_ns for i in infos)
+            return result
+
+        switch = bpf.enable_stats()
+        before = read()
+        time.sleep(seconds)
+        after = read()
+        os.close(switch)
+        for hook, (runs, ns) in after.items():
+            found[hook] = runs - before[hook][0], ns - before[hook][1]
+    finally:
+        for probe in probes:
+            probe.close()
+    return found
+
+
+def inside(turns: int, seconds: float) -> None:
+    """In the namespace: measure, and print JSON."""
+    plan = Plan("lo", ("stages", "irq"))
+    with tempfile.TemporaryDirectory() as cache:
+        programs = sets(Path(cache))
+        results: dict[str, list[dict[str, tuple[int, int]]]] = {name: [] for name in programs}
+        for _ in range(turns):
+            for name, objects in programs.items():
+                results[name].append(turn(objects, plan, seconds))
+    print(json.dumps(results))
+
+
+def per_run(turns: list[dict[str, Any]], hook: str) -> float | None:
+    values = [t[hook][1] / t[hook][0] for t in turns if hook in t and t[hook][0] > 100]
+    # The least of the turns: an interrupt in the middle of a program counts as its time, and only adds.
+    return min(values) if values else None
+
+
+def per_packet(turns: list[dict[str, Any]], hooks: set[str]) -> float:
+    """All hooks' ns for one packet through the stack."""
+    return statistics.median(
+        sum(ns for hook, (_, ns) in t.items() if hook in hooks) / t["netif_receive_skb"][0] for t in turns
+    )
+
+
+def called_per_packet(turns: list[dict[str, Any]], empty: list[dict[str, Any]], hooks: set[str]) -> float:
+    """What just being called costs: an empty program's ns on each hook, as often as it ran."""
+    result = []
+    for t in turns:
+        total = sum(runs * (per_run(empty, hook) or 0) for hook, (runs, _) in t.items() if hook in hooks)
+        result.append(total / t["netif_receive_skb"][0])
+    return statistics.median(result)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.7)
+    parser.add_argument("--flows", type=int, default=16)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        inside(options.turns, options.seconds)
+        return 0
+    from lab import Endpoint, Lab
+    from lab.traffic import answering, asking
+
+    with Lab() as lab:
+        ns = lab.namespace()
+        at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
+        lasts = options.turns * 3 * (options.seconds + 1.0) + 10
+        with answering(at) as server:
+            client = asking(at, server, flows=options.flows, seconds=lasts)
+            try:
+                argv = [
+                    sys.executable,
+                    __file__,
+                    "--inside",
+                    "--turns",
+                    options.turns,
+                    "--seconds",
+                    options.seconds,
+                ]
+                done = subprocess.run(
+                    ns.argv([str(a) for a in argv]),
+                    capture_output=True,
+                    text=True,
+                    timeout=lasts + 60,
+                    check=False,
+                )
+            finally:
+                client.stop()
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return 1
+    results = json.loads(done.stdout.splitlines()[-1])
+    ours, published, empty = results["ours"], results["published"], results["empty"]
+    print(f"{'hook':22} {'ours':>7} {'net':>6} {'published':>10} {'net':>6} {'empty':>6}   ns a run")
+    shared = {hook for t in published for hook in t}
+    worst = 0.0
+    for hook in ours[0]:
+        mine, theirs, nothing = per_run(ours, hook), per_run(published, hook), per_run(empty, hook)
+        if mine is None:
+            continue
+        net = mine - nothing if nothing else None
+        worst = max(worst, net or 0.0)
+        cells = [mine, net, theirs, theirs - nothing if theirs and nothing else None, nothing]
+        print(f"{hook:22} " + " ".join(f"{'-' if c is None else f'{c:.0f}':>7}" for c in cells))
+    a, b = per_packet(ours, shared), per_packet(published, shared)
+    net_a = a - called_per_packet(ours, empty, shared)
+    net_b = b - called_per_packet(published, empty, shared)
+    print(f"\nall hooks, ns a packet (both ways): ours {a:.0f}, published {b:.0f}: {a / b:.2f}")
+    print(f"net of being called:                ours {net_a:.0f}, published {net_b:.0f}: {net_a / net_b:.2f}")
+    print(f"dearest hook, net: {worst:.0f} ns")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * The packet filter: what the user wrote in pcap's language, as a C function that
+ * nettop/filter.py makes of the classic BPF that libpcap makes of it.
+ *
+ * A program asks it before it stores anything. Which function it runs is decided when
+ * it is compiled: filter_generated.h is put on the include path and FILTER defined, or
+ * else everything is accepted and nothing of this is left.
+ *
+ * The generated function reads the packet through filter_load() and its siblings
+ * below alone. They show the frame as a capture file has it: with the VLAN tag that the
+ * kernel has lifted out of it put back where it was. Where the bytes come from is the
+ * includer's choice: the skb at TC, or, with FILTER_SK_BUFF defined, kernel memory.
+ */
+#ifndef FILTER_H
+#define FILTER_H
+
+#define TAG_OFFSET 12 /* behind the two addresses */
+#define TAG_SIZE 4
+
+#define PACKET_OUTGOING 4 /* what a packet socket sees as the type of packets sent */
+
+#ifndef swap16
+#define swap16(v) __builtin_bswap16(v)
+#define swap32(v) __builtin_bswap32(v)
+#endif
+
+/*
+ * Makes a comparison a step of its own, as it is in classic BPF. clang would gather a
+ * row of them, and keep all their outcomes on the stack, which has no room for that.
+ */
+#define FILTER_STEP(a)                      \
+	({                                  \
+		asm volatile("" : "+r"(a)); \
+		(a);                        \
+	})
+
+#define FILTER_NUMBER(bytes, size) \
+	((size) == 1 ? *(u8 *)(bytes) : (size) == 2 ? swap16(*(u16 *)(bytes)) : swap32(*(u32 *)(bytes)))
+
+#ifndef FILTER_SK_BUFF
+
+/*
+ * What a filter looks at. All of it but the pointer is constant where the filter is
+ * inlined, so that no packet pays for another's tag or direction.
+ */
+struct filter_packet {
+	struct __sk_buff *skb;
+	int direction; /* IN, OUT */
+	bool tagged; /* a tag was lifted out */
+};
+
+/* A number of 1, 2 or 4 bytes in network order, at an offset of what is in the skb. */
+static __always_inline bool filter_read(const struct filter_packet *packet, u64 offset, u32 size, u64 *value)
+{
+	struct __sk_buff *skb = packet->skb;
+	void *data, *end, *bytes;
+	u32 copy;
+
+	/*
+	 * Each read asks anew where the packet is. Kept in registers from read to read,
+	 * with a range that differs by the path taken, it would make every path through a
+	 * filter one of its own for the verifier: two more loads are cheaper.
+	 */
+	asm volatile("" : "+r"(skb));
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	/* What is compared must be the register that is used, not a sum that is as large. */
+	if (!__builtin_constant_p(offset))
+		asm volatile("" : "+r"(offset));
+	if (offset <= MAX_OFFSET) {
+		bytes = data + offset;
+		if (!__builtin_constant_p(offset))
+			asm volatile("" : "+r"(bytes));
+		if (bytes + size <= end) {
+			*value = FILTER_NUMBER(bytes, size);
+			return true;
+		}
+	}
+	if (offset > 0x7fffffff || bpf_skb_load_bytes(skb, offset, &copy, size) < 0)
+		return false;
+	*value = FILTER_NUMBER(&copy, size);
+	return true;
+}
+
+static __always_inline u32 filter_tag(const struct filter_packet *packet)
+{
+	return (u32)swap16((u16)packet->skb->vlan_proto) << 16 | (packet->skb->vlan_tci & 0xffff);
+}
+
+static __always_inline u32 filter_length(const struct filter_packet *packet)
+{
+	return packet->skb->len + (packet->tagged ? TAG_SIZE : 0);
+}
+
+/* PACKET_*: a packet socket is told so of what is sent; the skb itself does not know. */
+static __always_inline u32 filter_packet_type(const struct filter_packet *packet)
+{
+	return packet->direction == OUT ? PACKET_OUTGOING : packet->skb->pkt_type;
+}
+
+static __always_inline u32 filter_ifindex(const struct filter_packet *packet)
+{
+	return packet->skb->ifindex;
+}
+
+#else
+
+/*
+ * The same for programs that have the kernel's own sk_buff: every read is a call. Only the
+ * linear part can be read, which holds all headers; what lies in pages is as if cut off.
+ */
+struct filter_packet {
+	const void *frame; /* where the link header is, or would be */
+	u32 readable; /* bytes from there on */
+	u32 length; /* of the frame on the wire */
+	u32 tag; /* EtherType and TCI, 0: none was lifted out */
+	u32 ifindex;
+	int direction; /* IN, OUT */
+	u16 protocol; /* skb->protocol, for where there is no link header yet */
+	bool linked; /* there is one */
+	bool tagged;
+};
+
+static __always_inline bool filter_read(const struct filter_packet *packet, u64 offset, u32 size, u64 *value)
+{
+	u32 copy = 0;
+
+	if (offset + size > packet->readable)
+		return false;
+	if (!packet->linked && offset < TAG_OFFSET + 2) {
+		/* not written yet: its EtherType is known, its addresses are not */
+		if (offset != TAG_OFFSET || size != 2)
+			return false;
+		*value = swap16(packet->protocol);
+		return true;
+	}
+	if (bpf_probe_read_kernel(&copy, size, packet->frame + offset))
+		return false;
+	*value = FILTER_NUMBER(&copy, size);
+	return true;
+}
+
+static __always_inline u32 filter_tag(const struct filter_packet *packet)
+{
+	return packet->tag;
+}
+
+static __always_inline u32 filter_length(const struct filter_packet *packet)
+{
+	return packet->length + (packet->tagged ? TAG_SIZE : 0);
+}
+
+static __always_inline u32 filter_packet_type(const struct filter_packet *packet)
+{
+	return packet->direction == OUT ? PACKET_OUTGOING : 0;
+}
+
+static __always_inline u32 filter_ifindex(const struct filter_packet *packet)
+{
+	return packet->ifindex;
+}
+
+#endif
+
+/* A number of the frame with its tag; false where the frame ends before. */
+static __always_inline bool filter_load(const struct filter_packet *packet, u64 offset, u32 size, u64 *value)
+{
+	u64 tag, result = 0;
+	u32 i;
+
+	if (!packet->tagged || offset + size <= TAG_OFFSET)
+		return filter_read(packet, offset, size, value);
+	if (offset >= TAG_OFFSET + TAG_SIZE)
+		return filter_read(packet, offset - TAG_SIZE, size, value);
+	/* of the tag, or across an end of it */
+	tag = filter_tag(packet);
+#pragma unroll
+	for (i = 0; i < size; i++) {
+		u64 at = offset + i, byte;
+
+		if (at >= TAG_OFFSET && at < TAG_OFFSET + TAG_SIZE)
+			byte = tag >> 8 * (TAG_OFFSET + TAG_SIZE - 1 - at);
+		else if (!filter_read(packet, at < TAG_OFFSET ? at : at - TAG_SIZE, 1, &byte))
+			return false;
+		result = result << 8 | (byte & 0xff);
+	}
+	*value = result;
+	return true;
+}
+
+#ifdef FILTER
+#include "filter_generated.h"
+#else
+static __always_inline u32 filter_program(const struct filter_packet *packet)
+{
+	return 1;
+}
+#endif
+
+#ifndef FILTER_SK_BUFF
+
+/* A frame without a link header has no place for a tag. */
+#define FILTER_ACCEPTS(program, buffer, l2_len, way)                                                     \
+	((l2_len) && (buffer)->vlan_present                                                              \
+		 ? program(&(struct filter_packet){.skb = (buffer), .direction = (way), .tagged = true}) \
+		 : program(&(struct filter_packet){.skb = (buffer), .direction = (way), .tagged = false}))
+
+/* Whether the packet is one of those that the user asked for. */
+static __always_inline bool filter_accepts(struct __sk_buff *skb, u32 l2_len, int direction)
+{
+	return FILTER_ACCEPTS(filter_program, skb, l2_len, direction);
+}
+
+#else
+
+/* Where skb->data points to at a hook. */
+#define AT_LINK 0 /* the link header: net_dev_queue and later */
+#define AT_NETWORK 1 /* the IP header, the link header before it: netif_receive_skb and later */
+#define AT_NETWORK_ALONE 2 /* the IP header, the link header yet to come: sending, above the device */
+
+/* Needs load.h. Without FILTER it does nothing and costs nothing. */
+static __always_inline void filter_look(struct filter_packet *packet, const void *skb, int typed, u32 l2_len,
+					int direction, int where)
+{
+	u32 behind = where == AT_LINK ? 0 : l2_len, length = 0, paged = 0;
+	const void *data = 0;
+	u16 vlan_proto = 0, vlan_tci = 0;
+	u8 present = 1;
+
+	__builtin_memset(packet, 0, sizeof(*packet));
+#ifdef FILTER
+	LOAD(typed, data, skb, struct sk_buff, data);
+	LOAD(typed, length, skb, struct sk_buff, len);
+	LOAD(typed, paged, skb, struct sk_buff, data_len);
+	LOAD(typed, packet->protocol, skb, struct sk_buff, protocol);
+	packet->frame = data - behind;
+	packet->readable = length - paged + behind;
+	packet->length = length + behind;
+	packet->direction = direction;
+	packet->linked = !l2_len || where != AT_NETWORK_ALONE;
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
+	/* a bit of its own, and what the tag was may still be there without it */
+	LOAD_AT(typed, present, skb, offsetof(struct sk_buff, __pkt_vlan_present_offset));
+	present &= 0x80;
+#endif
+	LOAD(typed, vlan_proto, skb, struct sk_buff, vlan_proto);
+	if (l2_len && present && vlan_proto) {
+		LOAD(typed, vlan_tci, skb, struct sk_buff, vlan_tci);
+		packet->tag = (u32)swap16(vlan_proto) << 16 | vlan_tci;
+		packet->tagged = true;
+	}
+#endif
+}
+
+#endif
+#endif

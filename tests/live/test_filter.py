@@ -1,0 +1,555 @@
+"""The filter in the kernel: tcpdump's verdict on every packet, changed while packets pass, cheaper than counting.
+
+Witnesses: tcpdump on a capture of the same packets, libpcap's own interpreter, /sys/class/net, and what was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filter_kernel import (
+    attached,
+    compile_filters,
+    compile_for_memory,
+    counts,
+    loaded,
+    number_of,
+    numbered,
+    read_capture,
+    trailer,
+    write_capture,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lab import Lab, Link, packets, shell, witness
+from lab.namespace import Endpoint
+from lab.program import REPOSITORY, interpreter
+from lab.shell import Process
+
+from nettop import bpf
+from nettop import filter as filters
+from nettop.filter import FilterError, Program, compile_expression
+from nettop.loader import attach
+from nettop.loader.compile import compile_probe, takes_filter
+from nettop.protocol import Plan
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+from expressions import EXPRESSIONS, MIX, expressions
+
+ETHERNET, IP = 1, 101  # LINKTYPE_*
+FLOOD_PORT, OTHER_PORT = 7001, 7002
+
+
+@pytest.fixture(scope="module")
+def cache() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def cut(seed: int = 1) -> list[bytes]:
+    """The mix, each packet again cut short (not into the link header or its tag), and again damaged; all numbered."""
+    rnd = random.Random(seed)
+    result = list(MIX)
+    for packet in MIX:
+        result.append(packet[: rnd.randrange(min(18, len(packet)), len(packet) + 1)])
+        broken = bytearray(packet)
+        for _ in range(3):
+            broken[rnd.randrange(12, len(broken))] = rnd.randrange(256)
+        result.append(bytes(broken))
+    return numbered(result)
+
+
+def runnable(packets_: list[bytes]) -> list[bytes]:
+    """Those that BPF_PROG_TEST_RUN takes: an IP header must be whole.  The wire takes all of them."""
+    least = {b"\x08\x00": 34, b"\x86\xdd": 54}
+    return [p for p in packets_ if len(p) >= least.get(p[12:14], 14)]
+
+
+def tcpdump(capture: Path, text: str) -> list[int]:
+    """Numbers of the packets in a capture file that tcpdump's own filter lets through."""
+    done = subprocess.run(
+        ["tcpdump", "-r", str(capture), "-w", "-", text], capture_output=True, check=False, timeout=30
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return sorted(n for n in map(number_of, read_capture(done.stdout)) if n is not None)
+
+
+@contextmanager
+def capturing(end: Endpoint, path: Path, *expression: str) -> Iterator[None]:
+    """tcpdump into a file while the block lasts, every packet whole."""
+    argv = [
+        "tcpdump",
+        "-i",
+        end.name,
+        "-s",
+        "4096",
+        "-B",
+        "8192",
+        "-U",
+        "--immediate-mode",
+        "-Z",
+        "root",
+        "-w",
+        str(path),
+    ]
+    process = end.ns.spawn(*argv, *expression)
+    try:
+        assert shell.eventually(lambda: "listening on" in process.stderr), process.stderr
+        yield
+        time.sleep(0.3)
+    finally:
+        process.stop(signal.SIGINT)
+
+
+def assert_same(
+    programs: list[Program], expected: list[list[int]], found: list[list[int]], sent: list[bytes]
+) -> None:
+    for program, wanted, got in zip(programs, expected, found, strict=True):
+        odd = sorted(set(wanted) ^ set(got))
+        assert not odd, f"{program.text}: {[(n, n in wanted, sent[n].hex()) for n in odd[:3]]}"
+
+
+# --- the same verdicts as tcpdump -------------------------------------------------------------------------
+
+
+def test_tcpdump_and_the_kernel_agree_on_every_packet(cache, tmp_path):
+    sent = runnable(cut())
+    write_capture(tmp_path / "mix", sent, ETHERNET)
+    programs = [compile_expression(text) for text in EXPRESSIONS]
+    expected = [tcpdump(tmp_path / "mix", p.text) for p in programs]
+    with loaded(compile_filters(programs, cache, live=False), "test_") as (_, fds):
+        found = [[number_of(packet) for packet in sent if bpf.test_run(fd, packet)[0]] for fd in fds]
+    assert_same(programs, expected, found, cut())
+    assert len(programs) >= 40
+    assert 500 < sum(map(len, found)) < 0.7 * len(programs) * len(sent)
+
+
+def test_tcpdump_and_the_kernel_agree_on_the_wire(lab: Lab, veth: Link, cache, tmp_path):
+    # What a packet socket sends has its tags in the frame; what is received has the outer one lifted out of it by the
+    # kernel, and tcpdump puts it back.
+    sent = cut(2)
+    programs = [compile_expression(text) for text in EXPRESSIONS]
+    made = compile_filters(programs, cache, live=True)
+    with loaded(made, "ingress_") as (seen_in, ingress), loaded(made, "egress_") as (seen_out, egress):
+        with (
+            capturing(veth.a, tmp_path / "a"),
+            capturing(veth.b, tmp_path / "b"),
+            attached(veth.b, ingress, bpf.AttachType.TCX_INGRESS),
+            attached(veth.a, egress, bpf.AttachType.TCX_EGRESS),
+        ):
+            packets.send(lab, veth.a, sent)
+            time.sleep(0.3)
+        for seen, name in ((seen_in, "b"), (seen_out, "a")):
+            found = [[n for n, count in enumerate(row) if count] for row in counts(seen, len(programs))]
+            expected = [tcpdump(tmp_path / name, p.text) for p in programs]
+            assert max(map(len, expected)) > 30
+            assert_same(programs, expected, found, sent)
+            once = {count for row in counts(seen, len(programs)) for count in row}
+            assert once == {0, 1}
+
+
+def test_inbound_and_outbound_are_what_tcpdump_says(lab: Lab, veth: Link, cache, tmp_path):
+    texts = ["inbound", "outbound", "inbound and tcp", "outbound and not tcp", "inbound or arp"]
+    programs = [compile_expression(text) for text in texts]
+    frames = numbered([*MIX, *MIX])
+    there, back = frames[: len(MIX)], frames[len(MIX) :]
+    made = compile_filters(programs, cache, live=True)
+    with loaded(made, "ingress_") as (seen_in, ingress), loaded(made, "egress_") as (seen_out, egress):
+        with (
+            attached(veth.a, ingress, bpf.AttachType.TCX_INGRESS),
+            attached(veth.a, egress, bpf.AttachType.TCX_EGRESS),
+        ):
+            for number, text in enumerate(texts):
+                # tcpdump decides by what the kernel tells a packet socket, so it has to be there
+                with capturing(veth.a, tmp_path / str(number), text):
+                    # and the first block of its ring libpcap looks at again itself, without being told
+                    for end in (veth.a, veth.b):
+                        packets.send(lab, end, MIX)
+                    time.sleep(0.2)
+                    packets.send(lab, veth.a, there)
+                    packets.send(lab, veth.b, back)
+                    time.sleep(0.2)
+        received, gone = counts(seen_in, len(texts)), counts(seen_out, len(texts))
+    for number, text in enumerate(texts):
+        captured = sorted(
+            n for n in map(number_of, read_capture((tmp_path / str(number)).read_bytes())) if n is not None
+        )
+        found = [n for n in range(len(frames)) if received[number][n] + gone[number][n]]
+        # A live filter does not see a lifted tag: of tagged frames it knows the direction alone.
+        plain = {n for n, frame in enumerate(frames) if frame[12:14] not in (b"\x81\x00", b"\x88\xa8")}
+        assert [n for n in found if n in plain] == [n for n in captured if n in plain], text
+        assert captured
+
+
+def test_bytes_that_lie_in_pages_are_read(lab: Lab, veth: Link, cache, tmp_path):
+    # A datagram larger than a page's worth of linear part: what is sent with scatter-gather lies in fragments.
+    for end in (veth.a, veth.b):
+        end.ns.run("ip", "link", "set", end.name, "mtu", "9000")
+    texts = [
+        "udp[3000:4] = 0x41424344",
+        "udp[7000] = 0x45",
+        "ether[7040:2] != 0",
+        "udp[8:4] = 0x61616161 and udp[2999] = 98",
+    ]
+    programs = [compile_expression(text) for text in texts]
+    payload = bytearray(b"a" * 7000)
+    payload[2991:2997] = b"bABCDE"
+    payload[6992] = 0x45
+    made = compile_filters(programs, cache, live=True)
+    with loaded(made, "egress_") as (seen, fds):
+        with (
+            capturing(veth.a, tmp_path / "a"),
+            attached(veth.a, fds, bpf.AttachType.TCX_EGRESS),
+            veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock,
+        ):
+            for number in range(4):
+                part = payload if number % 2 else bytes(len(payload))
+                sock.sendto(bytes(part) + trailer(number), (veth.b.v4, 9))
+        found = [[n for n, count in enumerate(row) if count] for row in counts(seen, len(programs))]
+    data = bytearray((tmp_path / "a").read_bytes())
+    assert len(read_capture(bytes(data))) >= 4
+    assert found == [[1, 3]] * 4
+
+
+def test_an_interface_without_a_link_header(cache, tmp_path):
+    sent = [p[14:] for p in cut() if len(p) > 34 and p[12:14] in (b"\x08\x00", b"\x86\xdd")]
+    texts = [t for t in EXPRESSIONS if not any(w in t for w in ("ether", "vlan", "arp", "mpls"))]
+    write_capture(tmp_path / "raw", sent, IP)
+    programs = [compile_expression(text, filters.RAW) for text in texts]
+    with loaded(compile_filters(programs, cache, live=False, l2_len=0), "test_") as (_, fds):
+        for program, fd in zip(programs, fds, strict=True):
+            # the test run wants a link header and shows it: the verdicts are of what is behind, as on a tun
+            found = [number_of(p) for p in sent if bpf.test_run(fd, p)[0]]
+            assert sorted(found) == tcpdump(tmp_path / "raw", program.text), program.text
+
+
+@pytest.mark.parametrize(
+    ("where", "tracepoint"), [("AT_NETWORK", "netif_receive_skb"), ("AT_LINK", "net_dev_queue")]
+)
+def test_the_same_filter_over_the_kernels_own_sk_buff(
+    lab: Lab, veth: Link, cache, tmp_path, where, tracepoint
+):
+    # Without TC's help: what the stages' raw tracepoints have.
+    sent = cut(3)
+    programs = [compile_expression(text) for text in EXPRESSIONS]
+    made = compile_for_memory(programs, cache, where)
+    with loaded(made, "memory_", bpf.ProgType.RAW_TRACEPOINT) as (seen, fds):
+        links = [bpf.raw_tracepoint_open(fd, tracepoint) for fd in fds]
+        try:
+            with capturing(veth.b, tmp_path / "b"):
+                packets.send(lab, veth.a, sent)
+                time.sleep(0.3)
+        finally:
+            for link in links:
+                os.close(link)
+        found = [[n for n, count in enumerate(row) if count] for row in counts(seen, len(programs))]
+    assert_same(programs, [tcpdump(tmp_path / "b", p.text) for p in programs], found, sent)
+
+
+# --- the verifier never refuses ---------------------------------------------------------------------------
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(texts=st.lists(expressions(), min_size=60, max_size=60, unique=True))
+def test_generated_filters_load_and_agree(cache, texts):
+    programs = []
+    for text in texts:
+        try:
+            programs.append(compile_expression(text))
+        except FilterError:
+            continue
+    sent = runnable(cut(len(programs)))
+    with loaded(compile_filters(programs, cache, live=False), "test_") as (_, fds):
+        for program, fd in zip(programs, fds, strict=True):
+            for packet in sent:
+                assert bool(bpf.test_run(fd, packet)[0]) == program.matches(packet), (
+                    program.text,
+                    packet.hex(),
+                )
+
+
+LONG = {
+    "ports": " or ".join(f"port {n}" for n in range(1000, 1100)),
+    "hosts": " or ".join(f"host 10.{n}.{n}.1" for n in range(100)),
+    "pairs": " or ".join(f"(src net 10.{n}.0.0/16 and dst port {n + 1000})" for n in range(50)),
+    "deep": "not (" * 12 + "tcp port 443 and (len > 100 or ip[0] & 0xf > 5)" + " or vlan)" * 12,
+    "nested": "".join(f"(ip[{n}] + tcp[{n}] * " for n in range(5)) + "len" + ")" * 5 + " = 7",
+    "sums": " or ".join(f"ip[{n}] + tcp[{n}] * udp[{n}] = len" for n in range(20)),
+}
+
+
+@pytest.mark.parametrize("name", ["throughput", "flows"])
+@pytest.mark.parametrize("text", [*LONG.values(), "vlan 100 and vlan 200 and ip6"], ids=[*LONG, "tags"])
+def test_probes_load_with_long_filters(cache, name, text):
+    made = compile_probe(name, cache, instructions=compile_expression(text).instructions)
+    probe = attach.Attached(name, made)
+    try:
+        attach.make_maps(probe, Plan("lo", (name,)))
+        for direction in ("ingress", "egress"):
+            code = made.linked(f"{name}_{direction}", probe.maps)
+            os.close(bpf.prog_load(bpf.ProgType.SCHED_CLS, code, name))
+    finally:
+        probe.close()
+
+
+def test_the_filter_is_part_of_the_cached_objects_identity(cache):
+    plain = compile_probe("throughput", cache)
+    some = compile_probe("throughput", cache, instructions=compile_expression("tcp").instructions)
+    again = compile_probe("throughput", cache, instructions=compile_expression("tcp").instructions)
+    other = compile_probe("throughput", cache, instructions=compile_expression("udp").instructions)
+    codes = [o.programs["throughput_ingress"] for o in (plain, some, other)]
+    assert len(set(codes)) == 3
+    assert again.programs == some.programs
+    assert plain.maps == some.maps == other.maps
+    assert takes_filter("throughput")
+    assert takes_filter("flows")
+
+
+# --- nettop with a filter ---------------------------------------------------------------------------------
+
+
+class Driven:
+    """nettop's live source beside the traffic, without the screen: `filter_driver.py`."""
+
+    def __init__(
+        self, at: Endpoint, *words: str, delay: float = 0.25, probes: str = "throughput,flows", via: str = ""
+    ) -> None:
+        self.frames: list[dict[str, Any]] = []
+        argv = [
+            interpreter(),
+            str(Path(__file__).parent / "filter_driver.py"),
+            at.name,
+            str(delay),
+            probes,
+            *words,
+        ]
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NETTOP_VIA": via, "OPENBLAS_NUM_THREADS": "1"}
+        self.process = Process(
+            at.ns.argv(argv), on_line=lambda line: self.frames.append(json.loads(line)), env=env
+        )
+
+    def __enter__(self) -> Driven:
+        self.wait_frames(2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stop(signal.SIGINT)
+
+    def wait(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
+        good = shell.eventually(
+            lambda: condition() or not self.process.running(), timeout=timeout, interval=0.02
+        )
+        assert good, (self.process.stderr, self.frames[-1:])
+        assert self.process.running(), self.process.stderr
+
+    def wait_frames(self, more: int) -> None:
+        wanted = len(self.frames) + more
+        self.wait(lambda: len(self.frames) >= wanted)
+
+    def set_filter(self, text: str) -> float:
+        """Type a filter; seconds until a frame says that it is applied."""
+        start = time.monotonic()
+        self.process.write_line(text)
+        self.wait(lambda: self.frames[-1]["filter"] == text)
+        return time.monotonic() - start
+
+    def total(self, what: str, direction: str = "rx", since: int = 0) -> int:
+        return sum(frame["throughput"][direction][what] for frame in self.frames[since:])
+
+
+def two_ports(lab: Lab, link: Link, count: int) -> None:
+    """`count` datagrams to one port and five times as many to another, 2000 flows each; and their sizes differ."""
+    for port, number, size in ((FLOOD_PORT, count, 100), (OTHER_PORT, 5 * count, 200)):
+        frames = [
+            packets.ethernet(
+                link.b,
+                link.a,
+                packets.ip(
+                    link.b.v4,
+                    link.a.v4,
+                    17,
+                    packets.udp(link.b.v4, link.a.v4, n % 2000 + 1024, port, bytes(size)),
+                ),
+            )
+            for n in range(number)
+        ]
+        packets.send(lab, link.b, frames)
+
+
+@pytest.mark.parametrize("via", ["", "clsact"])
+def test_only_what_matches_is_counted_and_kept(lab: Lab, veth: Link, via):
+    count = 1009
+    with Driven(veth.a, f"udp dst port {FLOOD_PORT}", via=via) as nettop:
+        assert {f["filter"] for f in nettop.frames} == {f"udp dst port {FLOOD_PORT}"}
+        two_ports(lab, veth, count)
+        nettop.wait_frames(3)
+        rows = {row["local"] for frame in nettop.frames for row in frame["flows"]}
+        assert nettop.total("packets") == count
+        assert nettop.total("bytes") == count * (100 + 42)
+        assert rows == {f"{veth.a.v4}:{FLOOD_PORT}"}
+        assert nettop.frames[-1]["flows_total"] == count
+        hooks = {
+            h["via"]
+            for p in nettop.frames[-1]["probes"].values()
+            for h in p["hooks"]
+            if h["hook"].startswith("tc")
+        }
+        assert hooks == {via or "tcx"}
+
+
+def test_a_filter_that_is_none_ends_the_start_with_libpcaps_words(veth: Link):
+    nettop = Driven(veth.a, "tcp port")
+    assert nettop.process.wait(timeout=20) == 2
+    assert "syntax error" in nettop.process.stderr
+
+
+@pytest.mark.parametrize("via", ["", "clsact"])
+def test_a_filter_is_changed_taken_away_and_kept_where_the_new_one_is_wrong(lab: Lab, veth: Link, via):
+    with Driven(veth.a, via=via) as nettop:
+
+        def counted() -> int:
+            start = len(nettop.frames)
+            two_ports(lab, veth, 101)
+            nettop.wait_frames(3)
+            return nettop.total("packets", since=start)
+
+        assert counted() == 606
+        for text, expected in (
+            (f"dst port {FLOOD_PORT}", 101),
+            (f"dst port {OTHER_PORT}", 505),
+            ("arp", 0),
+            ("", 606),
+        ):
+            nettop.set_filter(text)
+            assert counted() == expected, text
+        nettop.set_filter(f"dst port {FLOOD_PORT}")
+        nettop.process.write_line("dst port 70000")
+        nettop.wait(lambda: any("70000" in n for n in nettop.frames[-1].get("notes", ())))
+        assert nettop.frames[-1]["filter"] == f"dst port {FLOOD_PORT}"
+        assert any("illegal port number" in n for n in nettop.frames[-1]["notes"])
+        assert counted() == 101
+        nettop.set_filter("")
+        assert not nettop.frames[-1].get("notes")
+
+
+def test_the_filter_holds_when_the_interface_comes_back(lab: Lab, veth: Link):
+    with Driven(veth.a) as nettop:
+        nettop.set_filter(f"dst port {FLOOD_PORT}")
+        lab.delete_interface(veth.a)
+        nettop.wait(lambda: any("gone" in n for n in nettop.frames[-1].get("notes", ())))
+        lab.recreate(veth)
+        nettop.wait(lambda: any("came back" in n for n in nettop.frames[-1].get("notes", ())))
+        start = len(nettop.frames)
+        two_ports(lab, veth, 101)
+        nettop.wait_frames(3)
+        assert nettop.total("packets", since=start) == 101
+        nettop.set_filter(f"dst port {OTHER_PORT}")
+        start = len(nettop.frames)
+        two_ports(lab, veth, 101)
+        nettop.wait_frames(3)
+        assert nettop.total("packets", since=start) == 505
+
+
+@pytest.fixture(scope="module")
+def flooder(cache) -> Path:
+    """The program of filter_flood.c."""
+    binary = cache / "filter_flood"
+    source = Path(__file__).parent / "filter_flood.c"
+    subprocess.run(
+        ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(binary), str(source)], check=True, timeout=60
+    )
+    return binary
+
+
+def flooding(lab: Lab, flooder: Path, link: Link, port: int, count: int, per_second: int) -> Process:
+    """Datagrams of 64 flows to one port, at an even pace; a and b are as in two_ports."""
+    process = lab.spawn(link.b.ns, str(flooder), link.b.name, str(count), str(per_second))
+    for source in range(3000, 3064):
+        datagram = packets.udp(link.b.v4, link.a.v4, source, port, bytes(18))
+        process.write_line(
+            packets.ethernet(link.b, link.a, packets.ip(link.b.v4, link.a.v4, 17, datagram)).hex()
+        )
+    process.close_stdin()
+    return process
+
+
+def sent_by(flood: Process) -> dict[str, float]:
+    flood.wait(timeout=60)
+    said: dict[str, float] = json.loads(flood.lines[-1])
+    return said
+
+
+@pytest.mark.parametrize("via", ["", "clsact"])
+def test_no_packet_is_uncounted_while_the_filter_changes(lab: Lab, veth: Link, flooder: Path, via):
+    # Filters that accept everything: so the sum over the changes must be what the interface counted.
+    with Driven(veth.a, via=via) as nettop:
+        before = witness.sysfs(veth.a)
+        start = len(nettop.frames)
+        flood = flooding(lab, flooder, veth, FLOOD_PORT, 2_000_000, 100_000)
+        nettop.wait_frames(8)
+        usual = max(frame["longest_stall_ms"] for frame in nettop.frames[start:])
+        seconds = []
+        for text in ("ip or ip6 or arp", "udp or not udp", "", "len > 1"):
+            seconds.append(nettop.set_filter(text))
+            assert flood.running(), "the flood was over before the last change"
+        said = sent_by(flood)
+        nettop.wait_frames(4)
+        counters = witness.difference(witness.sysfs(veth.a), before)
+        counted = {f"rx_{what}": nettop.total(what, since=start) for what in ("packets", "bytes")}
+        stall = max(frame["longest_stall_ms"] for frame in nettop.frames[start:])
+    print(
+        f"{via or 'tcx'}: {said['sent'] / said['seconds']:.0f} packets/s; applied after "
+        f"{', '.join(f'{s:.1f}' for s in seconds)} s; counted {counted}; "
+        f"interface {counters['rx_packets']} packets, {counters['rx_bytes']} bytes; "
+        f"longest stall {stall:.0f} ms, {usual:.0f} before"
+    )
+    assert counters["rx_packets"] > 0.95 * said["sent"]
+    for what, value in counted.items():
+        assert abs(value - counters[what]) <= 0.005 * counters[what]
+    # Where others keep the CPUs from us, the loop waits without any change, too.
+    assert stall < max(200, 2 * usual)
+
+
+def test_what_matches_is_counted_whole_while_the_filter_changes(lab: Lab, veth: Link, flooder: Path):
+    with Driven(veth.a, f"udp dst port {FLOOD_PORT}") as nettop:
+        start = len(nettop.frames)
+        flood = flooding(lab, flooder, veth, FLOOD_PORT, 1_000_000, 50_000)
+        other = flooding(lab, flooder, veth, OTHER_PORT, 1_000_000, 50_000)
+        for text in (
+            f"udp and dst port {FLOOD_PORT} and not ip6",
+            f"port {FLOOD_PORT} and not dst port {OTHER_PORT}",
+        ):
+            nettop.set_filter(text)
+            assert flood.running(), "the flood was over before the last change"
+        said, others = sent_by(flood), sent_by(other)
+        nettop.wait_frames(4)
+        counted = nettop.total("packets", since=start)
+    print(f"counted {counted} of {said['sent']} that match, beside {others['sent']} that do not")
+    assert abs(counted - said["sent"]) <= 0.005 * said["sent"]
+
+
+def test_a_packet_that_does_not_match_costs_less_than_a_third():
+    done = subprocess.run(
+        [interpreter(), str(REPOSITORY / "bench" / "filter_cost.py"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=110,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["probe"] for row in rows} == {"throughput", "flows"}
+    for row in rows:
+        assert row["worst_share"] < 1 / 3, row

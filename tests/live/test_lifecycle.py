@@ -1,0 +1,582 @@
+"""Privileges, exit codes, and what is left behind: nothing, however it ends."""
+
+import contextlib
+import ctypes
+import os
+import pty
+import pwd
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from lab import Lab, Link, Nettop, bpf, run_nettop, witness
+from lab.namespace import Endpoint
+from lab.program import REPOSITORY, Frame, command, interpreter
+from lab.shell import Process, eventually, run
+from lab.traffic import ping
+from observed import DELAY, PROBES, SETTLED, Watch
+from pyroute2 import IPRoute
+
+NOBODY = pwd.getpwnam("nobody")
+SUDO = {
+    "SUDO_UID": str(NOBODY.pw_uid),
+    "SUDO_GID": str(NOBODY.pw_gid),
+    "SUDO_USER": NOBODY.pw_name,
+    "SUDO_COMMAND": "/usr/bin/nettop",
+}
+ARGS = ("-d", DELAY, "-p", PROBES)
+MEBIBYTE = 1 << 20
+
+
+def loader_of(pid: int) -> int:
+    """The pid of the privileged process of this nettop."""
+    (loader,) = (p for p in bpf.family(pid) if b"nettop.loader" in Path(f"/proc/{p}/cmdline").read_bytes())
+    return loader
+
+
+def status(pid: int) -> dict[str, str]:
+    """/proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def gone(pid: int) -> bool:
+    """Whether this process runs no more (its parent may not have noticed yet)."""
+    try:
+        return status(pid)["State"].startswith(("Z", "X"))
+    except OSError:
+        return True
+
+
+@contextmanager
+def nothing_left(nettop: Nettop) -> Iterator[None]:
+    """Assert that all that the running nettop holds goes while the block lasts, or soon after."""
+    held = bpf.held(nettop.pid)
+    assert held.programs
+    assert held.maps
+    pids = bpf.family(nettop.pid)
+    assert len(pids) >= 2
+    yield
+    assert eventually(lambda: all(map(gone, pids))), [pid for pid in pids if not gone(pid)]
+    assert not bpf.remaining(held)
+
+
+# However it ends
+
+
+ENDINGS = [
+    ("tcx", signal.SIGTERM, 0),
+    ("tcx", signal.SIGINT, 130),
+    ("tcx", signal.SIGHUP, 0),
+    ("tcx", signal.SIGKILL, -signal.SIGKILL),
+    ("tcx", signal.SIGSEGV, -signal.SIGSEGV),
+    ("clsact", signal.SIGTERM, 0),
+    ("clsact", signal.SIGKILL, -signal.SIGKILL),
+]
+
+
+def test_signals_leave_nothing_behind(lab: Lab) -> None:
+    """All of them at once, each on an interface of its own."""
+    links = [lab.veth() for _ in ENDINGS]
+    before = [witness.attached(link.a) for link in links]
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(Nettop(lab, link.a, *ARGS, env={"NETTOP_VIA": via}))
+            for link, (via, _, _) in zip(links, ENDINGS, strict=True)
+        ]
+        for nettop in running:
+            nettop.wait_frames(1, timeout=60)
+        for link, (via, _, _) in zip(links, ENDINGS, strict=True):
+            during = witness.attached(link.a)
+            if via == "tcx":
+                assert {hook for hook, _ in during.programs} == {"tcx_ingress", "tcx_egress"}
+            else:
+                assert len(during.filters) >= 4
+                assert any("clsact" in line for line in during.qdiscs)
+                assert not during.programs
+        with contextlib.ExitStack() as checks:
+            for nettop in running:
+                checks.enter_context(nothing_left(nettop))
+            for nettop, (_, number, _) in zip(running, ENDINGS, strict=True):
+                nettop.process.send(number)
+            for nettop, ending in zip(running, ENDINGS, strict=True):
+                nettop.process.wait()
+                outcome = nettop.stop()
+                assert (outcome.code, outcome.stderr) == (ending[2], ""), ending
+    for link, attached, ending in zip(links, before, ENDINGS, strict=True):
+        assert witness.attached(link.a) == attached, ending
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_without_its_loader_it_ends_and_says_so(lab: Lab, veth: Link, number: int) -> None:
+    before = witness.attached(veth.a)
+    with Nettop(lab, veth.a, *ARGS) as nettop:
+        nettop.wait_frames(1)
+        with nothing_left(nettop):
+            os.kill(loader_of(nettop.pid), number)
+            code = nettop.process.wait(timeout=10)
+        outcome = nettop.stop()
+    assert code == 1
+    assert f"nettop: the loader has ended by signal {int(number)}\nhint: " in outcome.stderr
+    assert witness.attached(veth.a) == before
+
+
+def test_a_worker_that_crashes_takes_nothing_else_down(lab: Lab, veth: Link) -> None:
+    """The flows' fold raises at its third frame: its probe says so, the other goes on, and nothing remains."""
+    script = (
+        "import os, sys\n"
+        "os.environ['OPENBLAS_NUM_THREADS'] = '1'\n"
+        "from nettop.probes import flows\n"
+        "fold, calls = flows.FlowsFold.__call__, []\n"
+        "def crash(self, reads):\n"
+        "    calls.append(1)\n"
+        "    return fold(self, reads) if len(calls) < 4 else 1 // 0\n"
+        "flows.FlowsFold.__call__ = crash\n"
+        "from nettop import cli\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    before = witness.attached(veth.a)
+    crashing = Nettop(lab, veth.a, *ARGS)
+    argv = [interpreter(), "-c", script, veth.a.name, *crashing.args]
+    with started(crashing, argv):
+        crashing.wait_frames(5)
+        sysfs = witness.sysfs(veth.a)
+        first = len(crashing.frames)
+        ping(veth.a, veth.b, 101)
+        sysfs = witness.difference(witness.sysfs(veth.a), sysfs)
+        crashing.more_frames(SETTLED)
+        with nothing_left(crashing):
+            outcome = crashing.stop()
+    last = outcome.frames[-1]
+    assert last["probes"]["flows"]["state"] == "failed"
+    assert "ZeroDivisionError" in last["probes"]["flows"]["detail"]
+    assert "flows" not in last
+    assert last["probes"]["throughput"]["state"] == "live"
+    assert sum(f["throughput"]["tx"]["packets"] for f in outcome.frames[first:]) == sysfs["tx_packets"] >= 101
+    assert outcome.code == 130
+    assert witness.attached(veth.a) == before
+
+
+@contextmanager
+def started(nettop: Nettop, argv: list[str]) -> Iterator[Nettop]:
+    """This nettop by another command line, for as long as the block lasts."""
+    nettop.lab.check(nettop.ns, nettop.interface)
+    nettop.process = Process(
+        nettop.ns.argv(argv), on_line=nettop._line, env={**os.environ, "NO_COLOR": "1"}, cwd=REPOSITORY
+    )
+    try:
+        yield nettop
+    finally:
+        nettop.stop()
+
+
+# The interface goes and comes back
+
+
+@pytest.mark.parametrize("via", ["tcx", "clsact"])
+def test_an_interface_that_goes_is_waited_for(lab: Lab, veth: Link, via: str) -> None:
+    name = veth.a.name
+    with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": via}) as nettop:
+        nettop.wait_frames(1)
+        ping(veth.a, veth.b, 11)
+        nettop.more_frames(SETTLED)
+        held = bpf.held(nettop.pid)
+        index = veth.a.ns.call(lambda: interface_index(name))
+
+        lab.delete_interface(veth.a)
+        absent = noted(nettop, "is gone")
+        assert absent["notes"] == [f"{name} is gone; waiting for it to come back"]
+        assert absent["throughput"]["rx"]["bytes_total"] is None
+        assert nettop.process.running()
+        quiet = nettop.more_frames(3)
+        assert all(frame["notes"] == absent["notes"] for frame in quiet)
+
+        lab.recreate(veth)
+        assert veth.a.ns.call(lambda: interface_index(name)) != index
+        back = noted(nettop, "came back")
+        assert name in back["notes"][0]
+        watch = Watch(nettop, veth.a)
+        with watch.observing() as seen:
+            ping(veth.a, veth.b, 101, args=("-e", "99"))
+        seen.agrees(tolerance=0)
+        assert seen.flow(local=f"{veth.a.v4}:99")["tx_packets_total"] == 101
+        hooks = seen.frames[-1]["probes"]["throughput"]["hooks"]
+        assert {hook["via"] for hook in hooks} == {via}
+        # The maps are kept; what was attached to the old device is not.
+        now = bpf.held(nettop.pid)
+        assert held.maps <= now.maps
+        if via == "tcx":
+            assert len(now.links) == len(held.links)
+        with nothing_left(nettop):
+            outcome = nettop.stop()
+        assert not bpf.remaining(held)
+    assert (outcome.code, outcome.stderr) == (130, "")
+    left = witness.attached(veth.a)
+    assert not left.programs
+    assert not left.filters
+    assert not any("clsact" in line for line in left.qdiscs)
+
+
+def interface_index(name: str) -> int:
+    return socket.if_nametoindex(name)
+
+
+def noted(nettop: Nettop, words: str) -> Frame:
+    """The first frame from now on whose notes have these words."""
+    for _ in range(40):
+        for frame in nettop.more_frames(1):
+            if any(words in note for note in frame.get("notes", ())):
+                return frame
+    raise AssertionError(f"no note says {words!r}: {nettop.frames[-1].get('notes')}")
+
+
+def test_an_interface_that_comes_back_at_once_is_noticed(lab: Lab, veth: Link) -> None:
+    """It was away between two looks: only its index tells."""
+    with Nettop(lab, veth.a, *ARGS) as nettop:
+        nettop.wait_frames(1)
+        lab.delete_interface(veth.a)
+        lab.recreate(veth)
+        noted(nettop, "came back")
+        with Watch(nettop, veth.a).observing() as seen:
+            ping(veth.a, veth.b, 53)
+        seen.agrees(tolerance=0)
+
+
+# Beside others
+
+
+@contextmanager
+def pass_program() -> Iterator[int]:
+    """Somebody else's TC program: `return TC_ACT_OK`, after which no other program is asked."""
+    code = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0))
+    licence = ctypes.create_string_buffer(b"MIT")
+    # BPF_PROG_LOAD (5): BPF_PROG_TYPE_SCHED_CLS (3), two instructions, licence, no log; the rest zero.
+    load = struct.pack("=IIQQ", 3, 2, ctypes.addressof(code), ctypes.addressof(licence)) + b"\0" * 48
+    fd = bpf.call(5, load)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def add_filters(end: Endpoint, program: int, priority: int) -> None:
+    """Somebody else's clsact, with this program at work on both of its hooks."""
+
+    def add() -> None:
+        with IPRoute() as ip:
+            index = socket.if_nametoindex(end.name)
+            ip.tc("add", "clsact", index)
+            for parent in (0xFFFFFFF2, 0xFFFFFFF3):
+                ip.tc(
+                    *("add-filter", "bpf", index),
+                    parent=parent,
+                    fd=program,
+                    name="theirs",
+                    prio=priority,
+                    handle=1,
+                    protocol=3,
+                    direct_action=True,
+                    classid=1,
+                )
+
+    end.ns.call(add)
+
+
+@pytest.mark.parametrize("priority", [1, 2, 49152])
+def test_clsact_of_somebody_else_stays_as_it_is(lab: Lab, veth: Link, priority: int) -> None:
+    """Their qdisc and filters, which let every packet pass: the same after us, and we count beside them."""
+    with pass_program() as program:
+        add_filters(veth.a, program, priority)
+    before = witness.attached(veth.a)
+    assert len(before.filters) >= 2
+    with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as nettop:
+        nettop.wait_frames(1)
+        during = witness.attached(veth.a)
+        assert before.filters <= during.filters
+        assert len(during.filters) > len(before.filters)
+        with Watch(nettop, veth.a).observing() as seen:
+            ping(veth.a, veth.b, 101)
+        seen.agrees(tolerance=0)
+        with nothing_left(nettop):
+            nettop.stop(signal.SIGKILL)
+    assert eventually(lambda: witness.attached(veth.a) == before), witness.attached(veth.a)
+
+
+def test_a_filter_that_we_cannot_precede_stays_too(lab: Lab, veth: Link) -> None:
+    """u32 at the very first priority: what it lets pass we do not see, but nothing of it is touched."""
+    veth.a.ns.run("tc", "qdisc", "add", "dev", veth.a.name, "clsact")
+    veth.a.ns.run(
+        *("tc", "filter", "add", "dev", veth.a.name, "ingress", "prio", "1", "protocol", "all"),
+        *("u32", "match", "u32", "0", "0", "classid", "1:1"),
+    )
+    before = witness.attached(veth.a)
+    with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as nettop:
+        nettop.wait_frames(1)
+        assert before.filters < witness.attached(veth.a).filters
+        with nothing_left(nettop):
+            nettop.stop(signal.SIGTERM)
+    assert eventually(lambda: witness.attached(veth.a) == before), witness.attached(veth.a)
+
+
+def test_tcx_programs_of_somebody_else_do_not_hide_packets(lab: Lab, veth: Link) -> None:
+    """TCX ends at the first program that lets a packet pass: ours must come before."""
+    links = []
+    with pass_program() as program:
+        for kind in bpf.TCX_HOOKS.values():
+            index = veth.a.ns.call(lambda: socket.if_nametoindex(veth.a.name))
+            # BPF_LINK_CREATE (28): program, interface, attach type, flags, then what orders the links of one hook.
+            create = struct.pack("=IIII", program, index, kind, 0) + b"\0" * 16
+            links.append(veth.a.ns.call(lambda create=create: bpf.call(28, create)))  # type: ignore[misc]
+    before = witness.attached(veth.a)
+    assert len(before.programs) == 2
+    try:
+        with Nettop(lab, veth.a, *ARGS) as nettop:
+            nettop.wait_frames(1)
+            with Watch(nettop, veth.a).observing() as seen:
+                ping(veth.a, veth.b, 101)
+            seen.agrees(tolerance=0)
+            assert seen.total("tx", "packets") == seen.total("rx", "packets") == 101
+        assert witness.attached(veth.a) == before
+    finally:
+        for link in links:
+            os.close(link)
+
+
+def test_two_of_us_on_one_interface(lab: Lab, veth: Link) -> None:
+    """One by TCX, one by clsact: both count everything, and the one that ends first leaves the other alone."""
+    with (
+        Nettop(lab, veth.a, *ARGS) as first,
+        Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as second,
+    ):
+        for nettop in (first, second):
+            nettop.wait_frames(1)
+        with Watch(first, veth.a).observing() as one, Watch(second, veth.a).observing() as two:
+            ping(veth.a, veth.b, 101)
+        one.agrees(tolerance=0)
+        two.agrees(tolerance=0)
+        first.stop()
+        with Watch(second, veth.a).observing() as two:
+            ping(veth.a, veth.b, 101)
+        two.agrees(tolerance=0)
+
+
+# Privileges and memory
+
+
+def test_the_screen_has_no_privileges_and_the_loader_no_business(lab: Lab, veth: Link) -> None:
+    with Nettop(lab, veth.a, *ARGS, env=SUDO) as nettop:
+        nettop.wait_frames(4)
+        screen, loader = status(nettop.pid), status(loader_of(nettop.pid))
+        threads = [status_of_thread(task) for task in Path(f"/proc/{nettop.pid}/task").iterdir()]
+        maps = Path(f"/proc/{loader_of(nettop.pid)}/maps").read_text()
+        resident = nettop.frames[-1]["health"]["rss_bytes"]
+    for found in (screen, *threads):
+        assert found["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+        assert found["Gid"].split() == [str(NOBODY.pw_gid)] * 4
+        assert found["Groups"].split() in ([], [str(NOBODY.pw_gid)])
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(found[name], 16) == 0, name
+        assert found["NoNewPrivs"] == "1"
+    assert loader["Uid"].split() == ["0"] * 4
+    assert int(loader["CapEff"], 16) != 0
+    assert loader["NoNewPrivs"] == "1"
+    # What parses and computes is not in the privileged process: no numpy, no clang, no screen.
+    for library in ("numpy", "libbcc", "libclang", "libLLVM"):
+        assert library not in maps, library
+    sizes = {name: kibibytes(found["VmRSS"]) for name, found in (("screen", screen), ("loader", loader))}
+    alone = single_process()
+    print(
+        ", ".join(
+            f"{name} {size / MEBIBYTE:.0f} MiB" for name, size in {**sizes, "in one process": alone}.items()
+        )
+    )
+    assert resident == pytest.approx(sum(sizes.values()), rel=0.2)
+    assert sizes["loader"] < 60 * MEBIBYTE
+    assert sizes["screen"] < 120 * MEBIBYTE
+    # Compiled in one process, as tools with BCC do it, clang's memory would stay.
+    assert sum(sizes.values()) < alone
+
+
+def kibibytes(text: str) -> int:
+    return int(text.removesuffix(" kB")) * 1024
+
+
+def status_of_thread(task: Path) -> dict[str, str]:
+    lines = (task / "status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def single_process() -> int:
+    """Resident bytes of a process that has what ours have, and BCC and its compiler as well."""
+    script = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from nettop import live, cli, batch\n"
+        "from nettop.probes.base import all_probes\n"
+        "from nettop.loader import compile, headers\n"
+        "all_probes()\n"
+        "tree = headers.header_tree(Path('/var/cache/nettop'))\n"
+        "os.environ['BCC_KERNEL_SOURCE'] = str(tree)\n"
+        "for name in ('throughput', 'flows'):\n"
+        f"    source = Path({str(REPOSITORY)!r}, 'bpf_src', name + '.c')\n"
+        "    compile._compile(source, ['-I' + str(source.parent), '-Wno-macro-redefined'], name)\n"
+        "print(Path('/proc/self/status').read_text())\n"
+    )
+    output = run([interpreter(), "-c", script], cwd=REPOSITORY, timeout=60).stdout
+    found = re.search(r"^VmRSS:\s+(\d+) kB", output, re.M)
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_root_without_sudo_keeps_its_uid_and_no_capability(lab: Lab, veth: Link) -> None:
+    with Nettop(lab, veth.a, *ARGS, env=dict.fromkeys(SUDO, "")) as nettop:
+        nettop.wait_frames(3)
+        threads = [status_of_thread(task) for task in Path(f"/proc/{nettop.pid}/task").iterdir()]
+    assert len(threads) > 1
+    for found in threads:
+        assert found["Uid"].split() == ["0"] * 4
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(found[name], 16) == 0, name
+        assert found["NoNewPrivs"] == "1"
+
+
+# Exit codes
+
+
+def assert_two_lines(code: int, expected: int, stdout: str, stderr: str, *words: str) -> None:
+    """This exit code, nothing on stdout, and on stderr what is wrong and what to do."""
+    assert (code, stdout) == (expected, ""), stderr
+    lines = stderr.splitlines()
+    assert len(lines) == 2, stderr
+    assert lines[0].startswith("nettop: ")
+    assert lines[1].startswith("hint: ")
+    for word in words:
+        assert word in stderr, stderr
+
+
+def test_without_root_it_is_3(veth: Link) -> None:
+    uid, gid = str(NOBODY.pw_uid), str(NOBODY.pw_gid)
+    argv = [
+        "setpriv",
+        f"--reuid={uid}",
+        f"--regid={gid}",
+        "--clear-groups",
+        *command(veth.a.name, "-b", "-n", "1"),
+    ]
+    result = run(veth.a.ns.argv(argv), check=False, cwd=REPOSITORY)
+    assert_two_lines(result.returncode, 3, result.stdout, result.stderr, "root", f"sudo nettop {veth.a.name}")
+
+
+@pytest.mark.parametrize("batch", [("-b",), ("-b", "--format", "ndjson"), ("--check",)])
+def test_an_interface_that_is_not_there_is_5(lab: Lab, veth: Link, batch: tuple[str, ...]) -> None:
+    outcome = run_nettop(lab, veth.a.ns, *batch, interface="nosuch0")
+    assert_two_lines(outcome.code, 5, outcome.stdout, outcome.stderr, "nosuch0", veth.a.name, "lo")
+
+
+def test_no_terminal_and_no_batch_is_2(lab: Lab, veth: Link) -> None:
+    outcome = run_nettop(lab, veth.a, "-p", PROBES)
+    assert_two_lines(outcome.code, 2, outcome.stdout, outcome.stderr, "terminal", "-b")
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        (None, ("BCC", "python3-bpfcc")),
+        ("unrelated", ("not the BPF Compiler Collection", "pip uninstall bcc")),
+    ],
+    ids=["missing", "the one of PyPI"],
+)
+def test_without_the_real_bcc_it_is_4(
+    veth: Link, tmp_path: Path, package: str | None, words: tuple[str, ...]
+) -> None:
+    """A virtual environment that has everything but the distribution's bcc, and sources that nobody has compiled."""
+    copy = tmp_path / "nettop"
+    for name in ("nettop", "bpf_src"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    header = copy / "bpf_src" / "nettop.h"
+    header.write_text(header.read_text() + f"/* {tmp_path} */\n")
+    venv = tmp_path / "venv"
+    run([interpreter(), "-m", "venv", "--without-pip", str(venv)], timeout=60)
+    (site,) = venv.glob("lib/python*/site-packages")
+    packages = run([interpreter(), "-c", "import numpy; print(numpy.__path__[0])"]).stdout.strip()
+    (site / "others.pth").write_text(str(Path(packages).parent) + "\n")
+    if package:
+        (site / "bcc").mkdir()
+        (site / "bcc" / "__init__.py").write_text("class Lattice: pass\n")
+    argv = [str(venv / "bin" / "python"), "-m", "nettop", veth.a.name, "-b", "-n", "1", "-p", PROBES]
+    before = witness.attached(veth.a)
+    result = run(veth.a.ns.argv(argv), check=False, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)})
+    assert_two_lines(result.returncode, 4, result.stdout, result.stderr, *words)
+    assert witness.attached(veth.a) == before
+
+
+# The screen itself, in a pseudo-terminal
+
+
+@pytest.mark.parametrize("ending", ["q", "ctrl+c", "hangup"])
+def test_the_screen_ends_and_leaves_nothing(lab: Lab, veth: Link, ending: str) -> None:
+    lab.check(veth.a.ns, veth.a.name)
+    before = witness.attached(veth.a)
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        veth.a.ns.argv(command(veth.a.name, *ARGS)),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        preexec_fn=lambda: os.login_tty(slave),
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
+        cwd=REPOSITORY,
+    )
+    os.close(slave)
+    try:
+        shown = read_until(master, b"10.77.", lambda: ping(veth.a, veth.b, 3))
+        held = bpf.held(process.pid)
+        assert held.programs
+        assert held.links
+        pids = bpf.family(process.pid)
+        assert witness.attached(veth.a) != before
+        if ending == "hangup":
+            os.close(master)
+        else:
+            os.write(master, b"q" if ending == "q" else b"\x03")
+            rest = read_until(master, b"\x1b[?1049l")
+            shown += rest
+        process.wait(10)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+        with suppress(OSError):
+            os.close(master)
+    if ending != "hangup":
+        assert process.returncode == 0
+        # The terminal is as it was: the alternate screen is left again.
+        assert shown.rindex(b"\x1b[?1049l") > shown.index(b"\x1b[?1049h")
+    assert eventually(lambda: all(map(gone, pids)))
+    assert not bpf.remaining(held)
+    assert witness.attached(veth.a) == before
+
+
+def read_until(fd: int, words: bytes, poke: object = None, *, timeout: float = 20.0) -> bytes:
+    """What the terminal was sent, up to these words; `poke` is called now and then meanwhile."""
+    text, end = b"", time.monotonic() + timeout
+    while words not in text:
+        if time.monotonic() > end:
+            raise AssertionError(f"{words!r} did not come: {text[-2000:]!r}")
+        if select.select([fd], [], [], 0.3)[0]:
+            try:
+                text += os.read(fd, 65536)
+            except OSError:
+                raise AssertionError(f"it ended: {text[-2000:]!r}") from None
+        elif callable(poke):
+            poke()
+    return text

@@ -1,0 +1,185 @@
+"""What nettop writes of a running kernel: every format, files, recordings; to whom it belongs, and how soon."""
+
+import csv
+import io
+import json
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+from lab import Lab, Link, Nettop, run_nettop
+from lab.program import REPOSITORY, Outcome, command
+from lab.shell import run
+from lab.traffic import answering, asking
+from observed import PROBES, endpoint
+
+NOBODY = pwd.getpwnam("nobody")
+SUDO = {"SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": str(NOBODY.pw_gid), "SUDO_USER": NOBODY.pw_name}
+ARGS = ("-d", "0.25", "-p", PROBES)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory of the user behind sudo, on a path that he can walk."""
+    path = Path(tempfile.mkdtemp(prefix="nettop-test-"))
+    os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    yield path
+    shutil.rmtree(path)
+
+
+def beside_traffic(
+    lab: Lab, link: Link, *args: str, env: dict[str, str] | None = None
+) -> tuple[Outcome, int]:
+    """`nettop IFACE ARGS` to its end, beside three connections that talk all the while; and the server's port."""
+    with answering(link.b) as server:
+        client = asking(link.a, server, flows=3, interval_s=0.02, seconds=30)
+        try:
+            return run_nettop(lab, link.a, *args, env=env), server.port
+        finally:
+            client.stop()
+
+
+def test_ndjson_is_what_the_schema_says(lab: Lab, veth: Link) -> None:
+    outcome, port = beside_traffic(lab, veth, "-b", "--format", "ndjson", "-n", "4", *ARGS)
+    assert (outcome.code, outcome.stderr, len(outcome.frames)) == (0, "", 4)
+    schema = json.loads((REPOSITORY / "docs" / "frame.schema.json").read_text())
+    for frame in outcome.frames:
+        jsonschema.validate(frame, schema)
+    last = outcome.frames[-1]
+    rows = [row for row in last["flows"] if row["remote"] == endpoint(veth.b.v4, port)]
+    assert len(rows) == 3
+    assert last["flows_total"] == len(last["flows"])
+    assert {hook["via"] for hook in last["probes"]["flows"]["hooks"]} == {"tcx", "raw_tracepoint"}
+    assert last["health"]["rss_bytes"] > 10 << 20
+
+
+def test_all_probes_at_once_are_what_the_schema_says(lab: Lab, veth: Link) -> None:
+    """Without --probes: whatever there is, it must be valid, and what cannot work must say why."""
+    outcome, _ = beside_traffic(lab, veth, "-b", "--format", "ndjson", "-n", "2", "-d", "0.5")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    schema = json.loads((REPOSITORY / "docs" / "frame.schema.json").read_text())
+    for frame in outcome.frames:
+        jsonschema.validate(frame, schema)
+        for name, probe in frame["probes"].items():
+            assert probe["state"] == "live" or probe["detail"], name
+        assert frame["probes"]["throughput"]["state"] == frame["probes"]["flows"]["state"] == "live"
+
+
+def test_csv_has_a_row_for_each_flow(lab: Lab, veth: Link) -> None:
+    outcome, port = beside_traffic(lab, veth, "-b", "--format", "csv", "-n", "3", *ARGS)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(outcome.stdout)))
+    assert len({row["time_ns"] for row in rows}) >= 2
+    last = [row for row in rows if row["time_ns"] == rows[-1]["time_ns"]]
+    ours = [row for row in last if row["remote"] == endpoint(veth.b.v4, port)]
+    assert len(ours) == 3
+    for row in ours:
+        assert row["protocol"] == "tcp"
+        assert row["process"].startswith("client")
+        assert int(row["rx_bytes_total"]) > 0
+
+
+def test_text_is_for_people(lab: Lab, veth: Link) -> None:
+    outcome, port = beside_traffic(lab, veth, "-b", "-n", "2", *ARGS)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert endpoint(veth.b.v4, port) in outcome.stdout
+    assert "\x1b" not in outcome.stdout
+    assert max(map(len, outcome.stdout.splitlines())) <= 120
+    assert outcome.stdout.count(veth.a.name) == 2
+
+
+def test_files_belong_to_the_user_behind_sudo(lab: Lab, veth: Link, folder: Path) -> None:
+    written = {
+        "snapshot": ("--snapshot", str(folder / "snapshot.ndjson"), *ARGS),
+        "output": ("-b", "--format", "ndjson", "-n", "2", "-o", str(folder / "output.ndjson"), *ARGS),
+        "record": ("-b", "-n", "2", "--record", str(folder / "record.ndjson.gz"), *ARGS),
+        "log": ("-b", "-n", "1", "--log", str(folder / "log"), *ARGS),
+    }
+    for args in written.values():
+        outcome = run_nettop(lab, veth.a, *args, env=SUDO)
+        assert (outcome.code, outcome.stderr) == (0, "")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"snapshot.ndjson", "output.ndjson", "record.ndjson.gz", "log"}
+    for path in folder.iterdir():
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (NOBODY.pw_uid, NOBODY.pw_gid), path
+        assert stat.S_IMODE(found.st_mode) == 0o600, path
+        # There may be nothing to log.
+        assert found.st_size > 0 or path.name == "log", path
+    lines = (folder / "output.ndjson").read_text().splitlines()
+    assert [json.loads(line)["interface"] for line in lines] == [veth.a.name] * 2
+
+
+def test_a_file_where_only_root_may_write_is_refused(lab: Lab, veth: Link, folder: Path) -> None:
+    os.chown(folder, 0, 0)
+    folder.chmod(0o755)
+    for args in (("--snapshot", str(folder / "snapshot")), ("-b", "-n", "1", "-o", str(folder / "output"))):
+        outcome = run_nettop(lab, veth.a, *args, *ARGS, env=SUDO)
+        assert (outcome.code, outcome.stdout) == (2, "")
+        assert outcome.stderr.count("\n") == 2
+        assert "Permission denied" in outcome.stderr
+    assert not list(folder.iterdir())
+
+
+def test_a_recording_plays_without_root(lab: Lab, veth: Link, folder: Path) -> None:
+    path = folder / "recording.ndjson"
+    live = ("-b", "--format", "ndjson", "-n", "3", "--record", str(path), *ARGS)
+    outcome, _ = beside_traffic(lab, veth, *live, env=SUDO)
+    assert outcome.code == 0, outcome.stderr
+    unprivileged = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups"]
+    replay = run(
+        [*unprivileged, *command(None, "-b", "--format", "ndjson", "--replay", str(path))], cwd=REPOSITORY
+    )
+    frames = [json.loads(line) for line in replay.stdout.splitlines()]
+    assert len(frames) == 3
+    for played, seen in zip(frames, outcome.frames, strict=True):
+        assert played["time_ns"] == seen["time_ns"]
+        assert played["throughput"] == seen["throughput"]
+        assert [row["id"] for row in played["flows"]] == [row["id"] for row in seen["flows"]]
+
+
+def test_check_says_what_holds(lab: Lab, veth: Link) -> None:
+    outcome = run_nettop(lab, veth.a, "--check")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    lines = [line.split(None, 3) for line in outcome.stdout.splitlines()[1:]]
+    found = {(probe, hook): (holds, text) for probe, hook, holds, text in lines}
+    for probe in PROBES.split(","):
+        for hook in ("tc_ingress", "tc_egress"):
+            assert found[probe, hook] == ("yes", "tcx")
+
+
+def test_a_reader_that_has_enough_ends_it(lab: Lab, veth: Link) -> None:
+    """`nettop -b | head -1`: no complaint, and it does not run on."""
+    lab.check(veth.a.ns, veth.a.name)
+    with subprocess.Popen(
+        veth.a.ns.argv(command(veth.a.name, "-b", "--format", "ndjson", *ARGS)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert json.loads(process.stdout.readline())["schema"] == "nettop/1"
+        process.stdout.close()
+        assert process.wait(10) == 0
+        assert process.stderr.read() == b""
+
+
+def test_the_first_frame_comes_soon(lab: Lab, veth: Link) -> None:
+    """With a warm cache; the best of three, since the machine may have other things to do."""
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        with Nettop(lab, veth.a, "-d", "0.1", "-p", PROBES) as nettop:
+            nettop.wait_frames(1)
+            times.append(time.monotonic() - start)
+    print(f"first frame after {', '.join(f'{t:.2f}' for t in times)} s, 0.1 s of it the interval")
+    assert min(times) < 5

@@ -1,0 +1,577 @@
+"""The rules by which a packet measures a round trip or does not, each with packets made for it.
+
+All conversations are played at once; the times at which their packets were sent are what nettop must find.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from lab import Lab
+from lab.packets import ACK, FIN, PSH, SYN
+from rtts import MS, Lookups, Pings, Quic, Row, Script, Talk, histogram_sum, play_all, watching
+
+# Between two samples of one direction are at least 16.8 ms by a clock that ticks each 1-10 ms: bpf_src/flows.c.
+APART = 30
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script, and the packets (by number) from which and to which time must be taken; all others measure nothing."""
+
+    name: str
+    kind: type[Script]
+    write: Callable[..., Script]
+    outward: tuple[tuple[int, int], ...] = ()
+    inward: tuple[tuple[int, int], ...] = ()
+    method: str = ""
+    ipv6: bool = False
+
+
+OPENED = {"outward": ((0, 1),), "inward": ((1, 2),)}
+
+
+def tcp(
+    name: str,
+    write: Callable[[Talk], Talk],
+    *outward: tuple[int, int],
+    inward: tuple[tuple[int, int], ...] = (),
+    opened: bool = True,
+    method: str = "",
+    ipv6: bool = False,
+    **values: object,
+) -> Case:
+    """A conversation that is opened first (steps 0 to 2, which measure the handshake both ways)."""
+
+    def script(talk: Talk) -> Talk:
+        return write(talk.with_(**values).open() if opened else talk.with_(**values))
+
+    begin_out, begin_in = (((0, 1),), ((1, 2),)) if opened else ((), ())
+    return Case(name, Talk, script, (*begin_out, *outward), (*begin_in, *inward), method, ipv6)
+
+
+# Options that other stacks lay out otherwise: a timestamp behind a SACK block, and one that is not aligned.
+SACK_FIRST = b"\x01\x01\x05\x0a\x00\x00\x10\x00\x00\x00\x20\x00" + b"\x01\x01\x08\x0aTTTTTTTT"
+STAMP_FIRST = b"\x08\x0aTTTTTTTT\x00\x00"
+
+TIMESTAMPS = [
+    tcp(
+        "the first echo of a TSval, not a later one",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=101, stamp=60, echo=30)
+            .far(30, seq=1, ack=101, stamp=90, echo=30, length=10)
+        ),
+        (3, 4),
+        method="timestamp",
+    ),
+    tcp(
+        "IPv6",
+        lambda t: t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0).far(
+            20, seq=1, ack=101, stamp=60, echo=30
+        ),
+        (3, 4),
+        method="timestamp",
+        ipv6=True,
+    ),
+    tcp(
+        "the first packet of a TSval, not a later one",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .near(12, seq=101, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=201, stamp=60, echo=30)
+        ),
+        (3, 5),
+    ),
+    tcp(
+        "no TSval that a pure ACK has carried before",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, stamp=30, echo=0)
+            .near(12, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=101, stamp=60, echo=30)
+        ),
+    ),
+    tcp(
+        "no pure ACK: what echoes it may be sent at any time",
+        lambda t: t.near(APART, seq=1, ack=1, stamp=30, echo=0).far(
+            20, seq=1, ack=1, length=9, stamp=60, echo=30
+        ),
+    ),
+    tcp(
+        "no TSecr without the ACK flag",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(10, seq=1, flags=PSH, length=9, stamp=60, echo=30)
+            .far(10, seq=10, ack=101, stamp=70, echo=30)
+        ),
+        (3, 5),
+    ),
+    tcp(
+        "TSval wraps",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=101, stamp=60, echo=30)
+            .near(APART, seq=101, ack=1, length=100, stamp=75, echo=60)
+            .far(20, seq=1, ack=201, stamp=110, echo=75)
+        ),
+        (3, 4),
+        (5, 6),
+        clock=2**32 - 40,
+    ),
+    tcp(
+        "an echo from before the wrap is older than one from after it",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .near(APART, seq=101, ack=1, length=100, stamp=75, echo=0)
+            .far(20, seq=1, ack=150, stamp=60, echo=75)
+            .far(10, seq=1, ack=150, stamp=70, echo=30)
+        ),
+        (4, 5),
+        clock=2**32 - 40,
+    ),
+    tcp(
+        "a TSval of zero is none",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=40, echo=0)
+            .far(20, seq=1, ack=101, stamp=60, echo=40)
+            .near(APART, seq=101, ack=1, length=100, stamp=75, echo=60)
+            .far(20, seq=1, ack=201, stamp=110, echo=75)
+        ),
+        (5, 6),
+        clock=2**32 - 40,
+    ),
+    tcp(
+        "both directions, each its own",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=101, length=50, stamp=60, echo=30)
+            .near(35, seq=101, ack=51, length=100, stamp=85, echo=60)
+            .far(20, seq=51, ack=201, stamp=110, echo=85)
+        ),
+        (3, 4),
+        (5, 6),
+        inward=((4, 5),),
+    ),
+    tcp(
+        "two may be outstanding",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .near(APART, seq=101, ack=1, length=100, stamp=60, echo=0)
+            .far(10, seq=1, ack=101, stamp=60, echo=30)
+            .far(30, seq=1, ack=201, stamp=90, echo=60)
+        ),
+        (3, 5),
+        (4, 6),
+    ),
+    tcp(
+        "nothing is outstanding when all is acknowledged, whatever is echoed later",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .near(APART, seq=101, ack=1, length=100, stamp=60, echo=0)
+            .far(20, seq=1, ack=201, stamp=80, echo=30)
+            .far(300, seq=1, ack=201, length=10, stamp=380, echo=60)
+        ),
+        (3, 5),
+    ),
+    tcp(
+        "a retransmission, whichever of the two is answered",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .near(APART, seq=1, ack=1, length=100, stamp=60, echo=0)
+            .far(20, seq=1, ack=101, stamp=60, echo=30)
+            .far(20, seq=1, ack=101, stamp=80, echo=60)
+            .near(APART, seq=101, ack=1, length=100, stamp=130, echo=80)
+            .far(20, seq=1, ack=201, stamp=150, echo=130)
+        ),
+        (7, 8),
+    ),
+    tcp(
+        "a duplicate on the way out, and one on the way back",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=101, stamp=60, echo=30)
+            .far(10, seq=1, ack=101, stamp=60, echo=30)
+            .near(APART, seq=101, ack=1, length=100, stamp=90, echo=60)
+            .near(5, seq=101, ack=1, length=100, stamp=90, echo=60)
+            .far(20, seq=1, ack=201, stamp=130, echo=90)
+        ),
+        (3, 4),
+    ),
+    tcp(
+        "a hole: what waits behind it is answered late",
+        lambda t: (
+            t.near(APART, seq=101, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=1, stamp=60, echo=5)
+            .near(APART, seq=1, ack=1, length=100, stamp=90, echo=60)
+            .far(20, seq=1, ack=201, stamp=110, echo=30)
+        ),
+    ),
+    tcp(
+        "out of order before us",
+        lambda t: (
+            t.near(APART, seq=101, ack=1, length=100, stamp=31, echo=0)
+            .near(4, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=201, stamp=60, echo=31)
+        ),
+    ),
+    tcp(
+        "a timestamp behind a SACK block",
+        lambda t: t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0).far(
+            20, seq=1, ack=101, stamp=60, echo=30, options=SACK_FIRST
+        ),
+        (3, 4),
+    ),
+    tcp(
+        "a timestamp that is not aligned",
+        lambda t: t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0, options=STAMP_FIRST).far(
+            20, seq=1, ack=101, stamp=60, echo=30, options=STAMP_FIRST
+        ),
+        (3, 4),
+        method="timestamp",
+    ),
+]
+
+SEQUENCES = [
+    tcp(
+        "a segment and the ACK that covers it",
+        lambda t: t.near(APART, seq=1, ack=1, length=100).far(20, seq=1, ack=101),
+        (3, 4),
+        method="sequence",
+        stamps=False,
+    ),
+    tcp(
+        "a partial ACK covers nothing yet",
+        lambda t: t.near(APART, seq=1, ack=1, length=1000).far(10, seq=1, ack=501).far(10, seq=1, ack=1001),
+        (3, 5),
+        stamps=False,
+    ),
+    tcp(
+        "of several that an ACK covers the last one has caused it",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100)
+            .near(APART, seq=101, ack=1, length=100)
+            .far(20, seq=1, ack=201)
+        ),
+        (4, 5),
+        stamps=False,
+    ),
+    tcp(
+        "an ACK that covers the first of two leaves the second",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100)
+            .near(APART, seq=101, ack=1, length=100)
+            .far(10, seq=1, ack=101)
+            .far(25, seq=1, ack=201)
+        ),
+        (3, 5),
+        (4, 6),
+        stamps=False,
+    ),
+    tcp(
+        "Karn's rule",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100)
+            .near(APART, seq=1, ack=1, length=100)
+            .far(20, seq=1, ack=101)
+            .near(APART, seq=101, ack=1, length=100)
+            .far(20, seq=1, ack=201)
+        ),
+        (6, 7),
+        stamps=False,
+    ),
+    tcp(
+        "sequence numbers wrap inside a segment",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=200)
+            .far(20, seq=1, ack=201)
+            .near(APART, seq=201, ack=1, length=100)
+            .far(20, seq=1, ack=301)
+        ),
+        (3, 4),
+        (5, 6),
+        stamps=False,
+        isn=2**32 - 100,
+    ),
+    tcp(
+        "a retransmission that begins before the wrap",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=200)
+            .near(APART, seq=1, ack=1, length=200)
+            .far(20, seq=1, ack=201)
+        ),
+        stamps=False,
+        isn=2**32 - 100,
+    ),
+    tcp(
+        "a retransmission that ends where numbers begin again",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100)
+            .near(APART, seq=1, ack=1, length=100)
+            .far(20, seq=1, ack=101)
+        ),
+        stamps=False,
+        isn=2**32 - 101,
+    ),
+    tcp(
+        "a hole: the ACK of what is behind it waits for the hole",
+        lambda t: (
+            t.near(APART, seq=101, ack=1, length=100)
+            .far(20, seq=1, ack=1)
+            .near(APART, seq=1, ack=1, length=100)
+            .far(20, seq=1, ack=201)
+        ),
+        stamps=False,
+    ),
+    tcp(
+        "a FIN",
+        lambda t: t.near(APART, seq=1, ack=1, flags=FIN | ACK).far(20, seq=1, ack=2),
+        (3, 4),
+        stamps=False,
+    ),
+    tcp(
+        "a keep-alive and its answer measure nothing",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100)
+            .far(20, seq=1, ack=101)
+            .near(APART, seq=100, ack=1)
+            .far(20, seq=1, ack=101)
+            .near(APART, seq=100, ack=1, length=1)
+            .far(20, seq=1, ack=101)
+        ),
+        (3, 4),
+        stamps=False,
+    ),
+]
+
+HANDSHAKES = [
+    tcp("SYN, SYN-ACK, ACK", lambda t: t, method="handshake"),
+    tcp("SYN, SYN-ACK, ACK over IPv6", lambda t: t, method="handshake", ipv6=True),
+    tcp("SYN, SYN-ACK, ACK across the wrap", lambda t: t, isn=2**32 - 1),
+    tcp(
+        "opened from outside",
+        lambda t: (
+            t.far(seq=0, flags=SYN, stamp=0)
+            .near(5, seq=0, ack=1, flags=SYN | ACK, stamp=0, echo=0)
+            .far(20, seq=1, ack=1, stamp=25, echo=0)
+        ),
+        (1, 2),
+        inward=((0, 1),),
+        opened=False,
+        method="handshake",
+    ),
+    tcp(
+        "a SYN sent again",
+        lambda t: (
+            t.near(seq=0, flags=SYN, stamp=0)
+            .near(APART, seq=0, flags=SYN, stamp=30)
+            .far(20, seq=0, ack=1, flags=SYN | ACK, stamp=0, echo=0)
+            .near(4, seq=1, ack=1, stamp=60, echo=0)
+        ),
+        inward=((2, 3),),
+        opened=False,
+    ),
+    tcp(
+        "a SYN sent again where numbers begin again",
+        lambda t: (
+            t.near(seq=0, flags=SYN)
+            .near(APART, seq=0, flags=SYN)
+            .far(20, seq=0, ack=1, flags=SYN | ACK)
+            .near(4, seq=1, ack=1)
+        ),
+        inward=((2, 3),),
+        opened=False,
+        isn=2**32 - 1,
+        stamps=False,
+    ),
+    tcp(
+        "a SYN-ACK sent again",
+        lambda t: (
+            t.far(seq=0, flags=SYN, stamp=0)
+            .near(5, seq=0, ack=1, flags=SYN | ACK, stamp=0, echo=0)
+            .near(APART, seq=0, ack=1, flags=SYN | ACK, stamp=30, echo=0)
+            .far(20, seq=1, ack=1, stamp=60, echo=0)
+        ),
+        inward=((0, 1),),
+        opened=False,
+    ),
+    tcp(
+        "the ACK is lost, and data comes when there is some",
+        lambda t: (
+            t.far(seq=0, flags=SYN, stamp=0)
+            .near(5, seq=0, ack=1, flags=SYN | ACK, stamp=0, echo=0)
+            .far(300, seq=1, ack=1, length=100, stamp=305, echo=0)
+        ),
+        inward=((0, 1),),
+        opened=False,
+    ),
+]
+
+ECHOES = [
+    Case("echo", Pings, lambda p: p.ask(1).answer(1), ((0, 1),), method="echo"),
+    Case("echo over IPv6", Pings, lambda p: p.ask(1).answer(1), ((0, 1),), method="echo", ipv6=True),
+    Case(
+        "echo from outside",
+        Pings,
+        lambda p: p.ask(1, near=False).answer(1, near=True),
+        inward=((0, 1),),
+        method="echo",
+    ),
+    Case("an echo answered twice", Pings, lambda p: p.ask(1).answer(1).answer(1), ((0, 1),)),
+    Case("an echo asked twice", Pings, lambda p: p.ask(1).ask(1, 30).answer(1).answer(1, 5)),
+    Case("an answer to nothing", Pings, lambda p: p.ask(1).answer(0).answer(1, 5), ((0, 2),)),
+    Case(
+        "two lost echoes do not stand in the way",
+        Pings,
+        lambda p: p.ask(1).ask(2, 30).ask(3, 30).answer(3).ask(4, 10).answer(4),
+        ((4, 5),),
+    ),
+    Case(
+        "echo sequence numbers wrap",
+        Pings,
+        lambda p: p.ask(65535).answer(65535).ask(0, 10).answer(0),
+        ((0, 1), (2, 3)),
+    ),
+    Case("a lookup", Lookups, lambda d: d.ask(7).answer(7), ((0, 1),), method="dns"),
+    Case("a lookup over IPv6", Lookups, lambda d: d.ask(7).answer(7), ((0, 1),), method="dns", ipv6=True),
+    Case(
+        "a lookup from outside",
+        Lookups,
+        lambda d: d.ask(7, near=False).answer(7, near=True),
+        inward=((0, 1),),
+        method="dns",
+    ),
+    Case("a lookup asked twice", Lookups, lambda d: d.ask(7).ask(7, 30).answer(7).answer(7, 5)),
+    Case(
+        "two lookups at once", Lookups, lambda d: d.ask(7).ask(8, 5).answer(8).answer(7, 5), ((1, 2), (0, 3))
+    ),
+    Case(
+        "two lost lookups do not stand in the way for long",
+        Lookups,
+        lambda d: d.ask(7).ask(8, 5).ask(9, 2100).answer(9),
+        ((2, 3),),
+    ),
+]
+
+
+def spins(name: str, per_round: int, every_ms: float, rounds: int) -> Case:
+    """A bit that turns once in so many packets."""
+    bits = [number // per_round % 2 for number in range(per_round * rounds)]
+    turns = [number for number in range(1, len(bits)) if bits[number] != bits[number - 1]]
+    return Case(name, Quic, lambda q: q.send(bits, every_ms), tuple(pairwise(turns)), method="spin")
+
+
+SPINS = [
+    spins("a spinning bit", 4, 7, 40),
+    spins("a spinning bit, two packets a round", 2, 13, 40),
+    spins("a spinning bit, one packet a round", 1, 25, 40),
+    spins("a spinning bit, thirty packets a round", 30, 1, 12),
+]
+CONSTANT = Case("a constant bit", Quic, lambda q: q.send([1] * 64, 4))
+CHANCE = Case("a random bit", Quic, lambda q: q.send(random.Random(4711).choices((0, 1), k=300), 4))
+# In one round of four the first packet overtakes the last one of the round before.
+ROUNDS = [[n % 2] * 8 if n % 4 else [*[n % 2] * 6, (n + 1) % 2, n % 2] for n in range(40)]
+OVERTAKEN = Case("an edge that is overtaken", Quic, lambda q: q.send([b for bits in ROUNDS for b in bits], 3))
+
+CASES = [*TIMESTAMPS, *SEQUENCES, *HANDSHAKES, *ECHOES, *SPINS, CONSTANT, CHANCE, OVERTAKEN]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of one script: its packets' times, its flow in the last frame, and its samples by bucket."""
+
+    times: list[int]
+    row: Row
+    outward: dict[int, int]
+
+
+@pytest.fixture(scope="module")
+def played() -> Iterator[dict[str, Played]]:
+    with Lab() as lab:
+        link = lab.veth()
+        scripts = []
+        for number, case in enumerate(CASES):
+            script = case.write(case.kind(link, number, ipv6=case.ipv6))
+            scripts.append(script)
+        with watching(lab, link.a, "--subnets", "32,128") as nettop:
+            times = play_all(lab, scripts)
+            nettop.more_frames(3)
+        found = {}
+        for case, script, sent in zip(CASES, scripts, times, strict=True):
+            address = f"[{script.far_address}]:" if case.ipv6 else f"{script.far_address}:"
+            (row,) = (r for r in nettop.frames[-1]["flows"] if r["remote"].startswith(address))
+            subnet = f"{script.far_address}/{128 if case.ipv6 else 32}"
+            histograms = [
+                s["rtt"] for frame in nettop.frames for s in frame["rtt"]["subnets"] if s["prefix"] == subnet
+            ]
+            found[case.name] = Played(sent, row, histogram_sum(histograms))
+        yield found
+
+
+def expected(times: list[int], pairs: tuple[tuple[int, int], ...]) -> list[int]:
+    return [times[end] - times[begin] for begin, end in pairs]
+
+
+def agrees(rtt: Row | None, samples: Sequence[float]) -> bool:
+    """Whether count, minimum, last, smoothed value and variation are those of the samples in order, within 0.5 ms."""
+    if not samples or not rtt:
+        return not samples and not rtt
+    smoothed, variation = samples[0], samples[0] / 2
+    for sample in samples[1:]:  # RFC 6298, 2.3
+        variation = 3 / 4 * variation + abs(smoothed - sample) / 4
+        smoothed = 7 / 8 * smoothed + sample / 8
+    return (
+        rtt["samples_total"] == len(samples)
+        and abs(rtt["min_ns"] - min(samples)) < MS / 2
+        and abs(rtt["last_ns"] - samples[-1]) < MS / 2
+        and abs(rtt["smoothed_ns"] - smoothed) < MS / 2
+        and abs(rtt["jitter_ns"] - variation) < MS / 2
+    )
+
+
+@pytest.mark.parametrize("case", [*TIMESTAMPS, *SEQUENCES, *HANDSHAKES, *ECHOES], ids=lambda case: case.name)
+def test_what_measures_and_what_does_not(played: dict[str, Played], case: Case) -> None:
+    found = played[case.name]
+    outward, inward = expected(found.times, case.outward), expected(found.times, case.inward)
+
+    assert agrees(found.row["rtt"], outward), (found.row["rtt"], outward)
+    assert agrees(found.row["internal_rtt"], inward), (found.row["internal_rtt"], inward)
+    if case.method:
+        assert (found.row["rtt"] or found.row["internal_rtt"])["method"] == case.method
+    # Every sample, by its bucket.
+    buckets = sorted(upper for upper, count in found.outward.items() for _ in range(count))
+    assert len(buckets) == len(outward)
+    for upper, sample in zip(buckets, sorted(outward), strict=True):
+        assert upper / 1.0625 - MS / 2 <= sample <= upper + MS / 2
+
+
+@pytest.mark.parametrize("case", SPINS, ids=lambda case: case.name)
+def test_a_spinning_bit_is_found_and_timed(played: dict[str, Played], case: Case) -> None:
+    found = played[case.name]
+    rounds = expected(found.times, case.outward)
+
+    assert found.row["spinning"] is True
+    assert found.row["rtt"]["method"] == "spin"
+    assert abs(found.row["rtt"]["last_ns"] - rounds[-1]) < MS / 2
+    # The first rounds are not enough to tell it from chance.
+    assert len(rounds) / 2 <= found.row["rtt"]["samples_total"] <= len(rounds)
+    assert min(rounds) - MS / 2 <= found.row["rtt"]["min_ns"] <= max(rounds)
+    assert max(found.outward) <= max(rounds) * 1.0625 + MS / 2
+
+
+@pytest.mark.parametrize("case", [CONSTANT, CHANCE], ids=lambda case: case.name)
+def test_a_bit_that_does_not_spin_measures_nothing(played: dict[str, Played], case: Case) -> None:
+    found = played[case.name]
+    assert found.row["spinning"] is False
+    assert found.row["rtt"] is None
+    assert found.outward == {}
+
+
+def test_packets_that_overtake_the_turn_of_the_bit_make_no_short_rounds(played: dict[str, Played]) -> None:
+    found = played[OVERTAKEN.name]
+    # A round is eight packets of 3 ms, and of an edge that comes early only its being early is seen.
+    assert found.row["spinning"] is True
+    assert found.row["rtt"]["samples_total"] >= 20
+    assert found.row["rtt"]["min_ns"] > 17 * MS
+    assert max(found.outward) < 33 * MS

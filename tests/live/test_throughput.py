@@ -1,0 +1,364 @@
+"""The interface's totals against /sys/class/net, iperf3 and the TCP stack's own counters."""
+
+import contextlib
+import functools
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fcntl import ioctl
+
+import pytest
+from lab import Lab, Link, packets, run_nettop, witness
+from lab.namespace import Endpoint, Namespace
+from lab.traffic import Iperf, iperf3, ping
+from observed import Observed, Station, endpoint, observing, watching
+
+BIN_NS = 1 << 20  # bpf_src/throughput.c: the grain of the peak
+PINGS = 1013
+# Ethernet, IPv4 or IPv6, TCP with time stamps; Ethernet, IP, UDP.
+TCP_HEADERS = {False: 66, True: 86}
+UDP_HEADERS = {False: 42, True: 62}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of iperf3 beside nettop, at the client's end."""
+
+    name: str
+    payload_bytes: int
+    bits_per_s: int | str = 0
+    udp: bool = False
+    length: int | None = None
+    ipv6: bool = False
+    reverse: bool = False
+    offload: bool = True
+    via: str = "tcx"
+
+
+CASES = [
+    Case("tcp-300M", 20_000_003, bits_per_s="300M"),
+    Case("tcp-unlimited", 2_000_000_003),
+    Case("tcp-unlimited-clsact", 1_000_000_007, via="clsact"),
+    Case("tcp-no-offload", 300_000_007, offload=False),
+    Case("tcp-ipv6", 500_000_003, ipv6=True),
+    Case("tcp-reverse", 500_000_003, reverse=True),
+    Case("tcp-ipv6-reverse-no-offload", 300_000_007, ipv6=True, reverse=True, offload=False),
+    Case("udp-1200", 5_000_000, udp=True, length=1200, bits_per_s="100M"),
+    Case(
+        "udp-1200-ipv6-reverse", 5_000_000, udp=True, length=1200, bits_per_s="100M", ipv6=True, reverse=True
+    ),
+    Case("udp-fragments", 5_000_000, udp=True, length=4000, bits_per_s="100M"),
+    Case("udp-fragments-ipv6", 5_000_000, udp=True, length=4000, bits_per_s="100M", ipv6=True),
+]
+
+
+@pytest.fixture(scope="module")
+def stations() -> Iterator[Callable[[bool, str], Station]]:
+    """One station for each way of counting and attaching, when it is first asked for, until the module ends."""
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(Lab())
+
+        @functools.cache
+        def station(offload: bool = True, via: str = "tcx") -> Station:
+            link = lab.veth()
+            if not offload:
+                for end in (link.a, link.b):
+                    end.ns.run("ethtool", "-K", end.name, "tso", "off", "gso", "off")
+            watch = stack.enter_context(watching(lab, link.a, env={"NETTOP_VIA": via}))
+            return Station(lab, link, watch)
+
+        yield station
+
+
+@pytest.fixture
+def station(stations: Callable[[bool, str], Station]) -> Station:
+    """The usual one: offloads as they are, TCX."""
+    return stations(True, "tcx")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bytes_and_packets_beside_iperf3(stations: Callable[[bool, str], Station], case: Case) -> None:
+    station = stations(case.offload, case.via)
+    veth = station.link
+    sender, receiver = (veth.b, veth.a) if case.reverse else (veth.a, veth.b)
+    way = "rx" if case.reverse else "tx"
+    before = witness.netstat(sender.ns), witness.netstat(receiver.ns)
+    with station.watch.observing() as seen:
+        result = iperf3(
+            veth.a,
+            veth.b,
+            payload_bytes=case.payload_bytes,
+            bits_per_s=case.bits_per_s,
+            udp=case.udp,
+            length=case.length,
+            ipv6=case.ipv6,
+            reverse=case.reverse,
+        )
+    after = witness.netstat(sender.ns), witness.netstat(receiver.ns)
+    sent = witness.difference(after[0], before[0])
+
+    seen.agrees()
+    assert {hook["via"] for hook in seen.frames[-1]["probes"]["throughput"]["hooks"]} == {case.via}
+    assert seen.health("lost_events") == seen.health("evicted_flows") == 0
+    flow = data_flow(seen, result)
+    flow_bytes, flow_packets = flow[f"{way}_bytes_total"], flow[f"{way}_packets_total"]
+    print(
+        f"flow: {flow_bytes} bytes, {flow_packets} packets; iperf3 {result.received_bytes}..{result.sent_bytes}"
+    )
+
+    if case.udp:
+        datagrams = result.packets or 0
+        assert not result.lost_packets
+        parts = -(-(case.length or 0) // 1448)
+        headers = (UDP_HEADERS[case.ipv6] + 8 * case.ipv6 * (parts > 1)) * parts * (datagrams + 10)
+        assert result.sent_bytes <= flow_bytes <= result.sent_bytes + headers + 10 * (case.length or 0)
+        # iperf3 opens and ends with a few datagrams that it does not count.
+        assert datagrams * parts <= flow_packets <= (datagrams + 10) * parts
+        assert seen.sum("fragments_without_first") == 0
+        fragments = seen.total(way, "fragments")
+        assert fragments == (flow_packets if parts > 1 and flow_packets else 0) or (
+            # The first datagram is a short one.
+            parts > 1 and flow_packets - 10 <= fragments <= flow_packets
+        )
+    else:
+        # TcpOutSegs counts each segment of a GSO packet, and what was sent again: so do wire packets.
+        segments = seen.total(way, "segments")
+        print(f"segments: nettop {segments}, TcpOutSegs {sent['TcpOutSegs']}")
+        assert segments == pytest.approx(sent["TcpOutSegs"], rel=0.005)
+        assert result.received_bytes <= flow_bytes
+        # At most the headers of each segment, and what was sent again.
+        header_bytes = TCP_HEADERS[case.ipv6] * sent["TcpOutSegs"]
+        assert flow_bytes <= result.sent_bytes + header_bytes + sent["TcpRetransSegs"] * 1514
+        assert flow[f"{way}_retransmits_total"] == sent["TcpRetransSegs"]
+        if case.offload:
+            # GSO: the packets that the interface counts are far fewer than those of the wire.
+            assert segments > 1.5 * seen.total(way, "packets")
+        else:
+            assert segments == seen.total(way, "packets")
+
+
+def data_flow(seen: Observed, result: Iperf) -> dict[str, object]:
+    """The flow of iperf3's data, by its own account of the ports."""
+    (flow,) = result.flows
+    return seen.flow(
+        protocol="udp" if result.raw["start"]["test_start"]["protocol"] == "UDP" else "tcp",
+        local=endpoint(flow.local, flow.local_port),
+        remote=endpoint(flow.remote, flow.remote_port),
+    )
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])
+def test_a_thousand_and_thirteen_pings(station: Station, ipv6: bool) -> None:
+    veth = station.link
+    with station.watch.observing() as seen:
+        pings = ping(veth.a, veth.b, PINGS, interval_s=0.001, ipv6=ipv6, args=("-e", "4711"))
+    assert pings.received == PINGS
+    seen.agrees()
+    flow = seen.flow(
+        protocol="icmpv6" if ipv6 else "icmp",
+        local=endpoint(veth.a.address(ipv6), 4711),
+        remote=endpoint(veth.b.address(ipv6), 4711),
+    )
+    # Ethernet, IP, ICMP, 56 bytes.
+    size = 14 + (40 if ipv6 else 20) + 8 + 56
+    assert (flow["tx_packets_total"], flow["rx_packets_total"]) == (PINGS, PINGS)
+    assert (flow["tx_bytes_total"], flow["rx_bytes_total"]) == (size * PINGS, size * PINGS)
+    assert seen.sizes("tx") == {128: PINGS}
+
+
+def test_eight_frames_are_eight_frames(lab: Lab, veth: Link) -> None:
+    """`-n 8` to its own end, its totals those of the interface's counters from the first frame to the last."""
+    outcome = run_nettop(lab, veth.a, "-b", "--format", "ndjson", "-n", "8", "-d", "0.25")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr == ""
+    assert len(outcome.frames) == 8
+    assert outcome.stdout.count("\n") == 8
+    for frame in outcome.frames:
+        # A frame may come late on a busy machine, and the next one is then the sooner; never two at once.
+        assert 0.1e9 < frame["interval_ns"] < 2e9
+        assert frame["schema"] == "nettop/1"
+        assert frame["interface"] == veth.a.name
+
+
+def test_the_frames_totals_are_the_interfaces_own(station: Station) -> None:
+    veth = station.link
+    with station.watch.observing() as seen:
+        iperf3(veth.a, veth.b, payload_bytes=3_000_017)
+    counters = witness.sysfs(veth.a)
+    last = seen.frames[-1]["throughput"]
+    for direction in ("rx", "tx"):
+        for key, name in (
+            ("bytes", "bytes"),
+            ("packets", "packets"),
+            ("drops", "dropped"),
+            ("errors", "errors"),
+        ):
+            assert last[direction][f"{key}_total"] == counters[f"{direction}_{name}"]
+    assert last["mtu"] == 1500
+    # A veth says 10 Gb/s and means nothing by it.
+    assert last["speed_bits_per_s"] is None
+
+
+# Sizes, protocols, bursts: crafted frames, so every figure is known to the byte
+
+
+def test_sizes_protocols_and_peak_of_known_frames(station: Station) -> None:
+    lab, veth = station.lab, station.link
+    local, remote = packets.stranger(veth.a), packets.stranger(veth.b)
+
+    def frame(size: int, protocol: int = 17) -> bytes:
+        payload = bytes(size - 14 - 20 - (8 if protocol == 17 else 0))
+        if protocol == 17:
+            payload = packets.udp(remote, local, 9, 9, payload)
+        return packets.ethernet(veth.b, veth.a, packets.ip(remote, local, protocol, payload))
+
+    counts = {60: 7, 64: 3, 65: 5, 128: 11, 129: 13, 256: 2, 512: 17, 513: 19, 1024: 23, 1025: 29, 1514: 31}
+    arp = bytes.fromhex(veth.a.mac.replace(":", "") + veth.b.mac.replace(":", "") + "0806") + bytes(46)
+    with station.watch.observing() as seen:
+        for size, count in counts.items():
+            packets.send(lab, veth.b, [frame(size)] * count)
+        packets.send(lab, veth.b, [frame(200, protocol=47)] * 37)
+        packets.send(lab, veth.b, [arp] * 41)
+
+    seen.agrees(tolerance=0)
+    expected = {64: 7 + 3 + 41, 128: 5 + 11, 256: 13 + 2 + 37, 512: 17, 1024: 19 + 23, 1518: 29 + 31}
+    assert seen.sizes("rx") == expected
+    udp_bytes = sum(size * count for size, count in counts.items())
+    assert seen.protocols() == {"udp": (udp_bytes, 0), "gre": (200 * 37, 0), "arp": (60 * 41, 0)}
+    # ARP is no flow, and is said to be none.
+    assert seen.health("untracked_packets") == 41
+
+
+def test_a_burst_shows_in_the_peak_and_not_in_the_mean(station: Station) -> None:
+    lab, veth = station.lab, station.link
+    frame = packets.ethernet(
+        veth.b,
+        veth.a,
+        packets.ip(
+            packets.stranger(veth.b),
+            packets.stranger(veth.a),
+            17,
+            packets.udp(packets.stranger(veth.b), packets.stranger(veth.a), 9, 9, bytes(1400)),
+        ),
+    )
+    with station.watch.observing() as seen:
+        packets.send(lab, veth.b, [frame])
+    peaks = [f["throughput"]["rx"]["peak_bits_per_s"] for f in seen.frames]
+    # One frame in one bin of 1.05 ms, exactly; and silence in every other frame.
+    assert sorted(peaks)[-1] == len(frame) * 8 * 10**9 // BIN_NS
+    assert sorted(peaks)[-2] == 0
+    (busy,) = (f for f in seen.frames if f["throughput"]["rx"]["bytes"])
+    mean = busy["throughput"]["rx"]["bytes"] * 8e9 / busy["interval_ns"]
+    assert max(peaks) > 50 * mean
+
+
+def test_the_peak_lies_between_the_mean_and_all_bytes_in_one_bin(station: Station) -> None:
+    veth = station.link
+    with station.watch.observing() as seen:
+        iperf3(veth.a, veth.b, payload_bytes=25_000_000, bits_per_s="200M")
+    busy = [f for f in seen.frames if f["throughput"]["tx"]["bytes"] > 1_000_000]
+    assert busy
+    for frame in busy:
+        tx = frame["throughput"]["tx"]
+        mean = tx["bytes"] * 8e9 / frame["interval_ns"]
+        assert 0.95 * mean <= tx["peak_bits_per_s"] <= tx["bytes"] * 8 * 1.05e9 / BIN_NS
+
+
+# What the interface refuses
+
+
+def test_queue_drops_and_backlog_as_tc_counts_them(lab: Lab, veth: Link) -> None:
+    veth.a.ns.run(
+        *("tc", "qdisc", "add", "dev", veth.a.name, "root"),
+        *("tbf", "rate", "1mbit", "burst", "3000", "limit", "6000"),
+    )
+    frame = packets.ethernet(
+        veth.a,
+        veth.b,
+        packets.ip(
+            packets.stranger(veth.a),
+            packets.stranger(veth.b),
+            17,
+            packets.udp(packets.stranger(veth.a), packets.stranger(veth.b), 9, 9, bytes(1000)),
+        ),
+    )
+    sender = veth.a.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+    with sender, observing(lab, veth.a) as seen:
+        sender.bind((veth.a.name, 0))
+        # Four datagrams wait for 8 ms each, the rest of the burst finds the queue full (ENOBUFS at the sender).
+        for _ in range(1009):
+            with contextlib.suppress(OSError):
+                sender.send(frame)
+    (queue,) = witness.qdiscs(veth.a)
+    assert queue["drops"] > 100
+    assert sum(f["throughput"]["qdisc"]["drops"] for f in seen.frames) == queue["drops"]
+    assert {f["throughput"]["qdisc"]["kind"] for f in seen.frames} == {"tbf"}
+
+
+# Other kinds of interface
+
+
+@contextmanager
+def tun(ns: Namespace, name: str, address: str, peer: str) -> Iterator[int]:
+    """A tun device (IFF_TUN, IFF_NO_PI) in a namespace; the descriptor is its other end."""
+
+    def make() -> int:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        ioctl(fd, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1001))
+        return fd
+
+    fd = ns.call(make)
+    try:
+        ns.run("ip", "addr", "add", address, "peer", peer, "dev", name)
+        ns.run("ip", "link", "set", name, "up")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_a_tun_device_has_no_link_header(lab: Lab) -> None:
+    ns = lab.namespace("t")
+    with tun(ns, "tun0", "10.99.0.1", "10.99.0.2") as fd:
+        end = Endpoint(ns, "tun0", "", "10.99.0.1", "")
+        sender = ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with sender, observing(lab, end) as seen:
+            sender.bind(("10.99.0.1", 7001))
+            reply = packets.ip(
+                "10.99.0.2", "10.99.0.1", 17, packets.udp("10.99.0.2", "10.99.0.1", 7002, 7001, bytes(300))
+            )
+            for _ in range(503):
+                sender.sendto(bytes(1000), ("10.99.0.2", 7002))
+                # A tun device counts a packet as sent when somebody reads it.
+                assert len(os.read(fd, 2048)) == 1028
+                os.write(fd, reply)
+    seen.agrees(tolerance=0)
+    flow = seen.flow(protocol="udp", local="10.99.0.1:7001", remote="10.99.0.2:7002")
+    assert (flow["tx_packets_total"], flow["tx_bytes_total"]) == (503, 503 * 1028)
+    assert (flow["rx_packets_total"], flow["rx_bytes_total"]) == (503, 503 * 328)
+
+
+def test_loopback_sees_each_packet_both_ways(lab: Lab) -> None:
+    ns = lab.namespace("l")
+    end = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
+    with observing(lab, end) as seen:
+        iperf3(end, end, payload_bytes=50_000_017)
+    # Loopback counts without the link header.
+    seen.agrees()
+    assert seen.total("rx") == pytest.approx(seen.total("tx"), rel=0.005)
+
+
+@pytest.mark.parametrize("tso", [False, True], ids=["peer-cuts-up", "peer-sends-large"])
+@pytest.mark.parametrize("gro", [False, True], ids=["gro-off", "gro-on"])
+def test_a_veth_that_merges_what_it_received(lab: Lab, veth: Link, gro: bool, tso: bool) -> None:
+    """With GRO on, a veth's driver counts before merging, without link headers; but only where its peer cuts up."""
+    if not tso:
+        veth.b.ns.run("ethtool", "-K", veth.b.name, "tso", "off", "gso", "off")
+    veth.a.ns.run("ethtool", "-K", veth.a.name, "gro", "on" if gro else "off")
+    with observing(lab, veth.a) as seen:
+        result = iperf3(veth.a, veth.b, payload_bytes=300_000_007, reverse=True)
+    seen.agrees()
+    flow = data_flow(seen, result)
+    assert flow["rx_bytes_total"] >= result.received_bytes  # type: ignore[operator]

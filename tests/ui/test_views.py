@@ -1,0 +1,198 @@
+"""Panes as pure functions: at no size wider or taller than their canvas, and saying what the frame says."""
+
+from dataclasses import replace
+
+import frames
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nettop.probes import draw, flows_view, rtt_view, throughput_view
+from nettop.probes.flows import Sample
+from nettop.probes.throughput import Throughput
+from nettop.probes.view import Canvas, Pane, text_of
+
+HISTORY = frames.frames(70)
+EMPTY = [frames.frame(0, sections={"throughput": Throughput(), "flows": frames.Flows()})]
+PANES = (*throughput_view.PANES, *flows_view.PANES)
+DRAWN: list[Pane] = [pane for pane in PANES if pane.draw is not None]
+
+
+def drawn(pane: Pane, history, canvas: Canvas):
+    assert pane.draw is not None
+    return pane.draw(history, canvas)
+
+
+@pytest.mark.parametrize("history", ["busy", "empty"])
+@pytest.mark.parametrize("pane", DRAWN, ids=lambda p: p.name)
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.integers(1, 200),
+    height=st.integers(1, 60),
+    zoomed=st.booleans(),
+    unicode=st.booleans(),
+    shades=st.booleans(),
+    cursor=st.one_of(st.none(), st.tuples(st.integers(0, 250), st.integers(0, 80))),
+)
+def test_no_pane_is_larger_than_its_canvas(pane, history, width, height, zoomed, unicode, shades, cursor):
+    canvas = Canvas(width, height, zoomed, cursor, unicode=unicode, shades=shades)
+    lines = drawn(pane, {"busy": HISTORY, "empty": EMPTY}[history], canvas)
+    assert len(lines) <= height
+    assert max((draw.cells_of(row) for row in lines), default=0) <= width
+
+
+@pytest.mark.parametrize("width", range(1, 201))
+def test_compact_and_detail_are_not_larger_either(width):
+    for lines, height in (
+        (throughput_view.compact(HISTORY, Canvas(width, 2)), 2),
+        (flows_view.detail(HISTORY, 1 << 40, Canvas(width, 20)), 20),
+    ):
+        assert len(lines) <= height
+        assert max(draw.cells_of(row) for row in lines) <= width
+
+
+@pytest.mark.parametrize("width", range(1, 60))
+@pytest.mark.parametrize("bits", [True, False])
+def test_every_cell_fits_its_column_and_no_figure_is_cut(width, bits):
+    frame = HISTORY[-1]
+    for column in flows_view.COLUMNS:
+        if width < column.width:
+            continue
+        canvas = Canvas(width, 1, bits=bits)
+        for row in flows_view.rows(frame):
+            assert draw.cells(column.cell(row, canvas, frame).text) <= width, column.key
+
+
+def shown(key: str, index: int, frame=HISTORY[-1], **canvas) -> str:
+    column = next(c for c in flows_view.COLUMNS if c.key == key)
+    return column.cell(flows_view.rows(frame)[index], Canvas(column.width, 1, **canvas), frame).text.strip()
+
+
+def test_a_row_says_what_the_flow_is():
+    first = {c.key: shown(c.key, 0, frames.frame(0)) for c in flows_view.COLUMNS}
+    assert first["protocol"] == "tcp"
+    assert first["local"] == ":443"
+    assert first["remote"] == "203.0.113.7:51122"
+    assert first["process"] == "nginx 812"
+    assert first["rx"] == "808 Mb/s"
+    assert first["tx"] == "8.80 Mb/s"
+    assert first["rtt"] == "21.0 ms"
+    assert first["min"] == "20.0 ms"
+    assert first["method"] == "ts"
+    assert first["state"] == "open"
+
+
+def test_what_is_not_known_is_a_dash_and_never_zero():
+    for key in ("process", "rtt", "min", "jitter", "method", "retransmits", "state"):
+        assert shown(key, 8) == "-", key
+
+
+def test_rates_are_in_bytes_when_asked():
+    assert shown("rx", 0, frames.frame(0), bits=False) == "101 MB/s"
+
+
+def test_a_name_stands_for_an_address_where_there_is_one():
+    names = {frames.packed("203.0.113.7"): "a.example"}
+    column = next(c for c in flows_view.COLUMNS if c.key == "remote")
+    canvas = Canvas(24, 1, names=lambda address: names.get(address, ""))
+    cells = [column.cell(row, canvas, HISTORY[-1]).text.strip() for row in flows_view.rows(HISTORY[-1])[:2]]
+    assert cells == ["a.example:51122", "198.51.100.4:40110"]
+
+
+def test_a_round_trip_far_above_its_minimum_is_warm_and_an_old_one_dim():
+    column = next(c for c in flows_view.COLUMNS if c.key == "rtt")
+    frame = frames.frame(0)
+    roles = [column.cell(row, Canvas(7, 1), frame).role for row in flows_view.rows(frame)]
+    assert roles[:2] == ["value", "bad"]  # 21 ms over 20; 187 over 24
+    assert roles[6] == "dim"  # 30 s old
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("nginx", 2),
+        ("NGINX", 2),
+        ("203.0.113", 1),
+        ("2001:db8", 2),
+        ("443", 3),
+        (":443", 3),
+        ("udp", 3),
+        ("20133", 1),
+        ("reset", 0),
+        ("nothing at all", 0),
+        ("java", 24),
+    ],
+)
+def test_a_plain_word_finds_rows(word, found):
+    assert int(flows_view.matches(flows_view.rows(HISTORY[-1]), word).sum()) == found
+
+
+def test_a_plain_word_is_never_an_error():
+    for word in ("", "\0", "é", "9" * 400, "-1", "::", "%s"):
+        flows_view.matches(flows_view.rows(HISTORY[-1]), word)
+        flows_view.matches(np.zeros(0, frames.ROW), word)
+
+
+def test_the_copied_row_is_whole():
+    text = flows_view.copy(flows_view.rows(frames.frame(0))[5])
+    assert text.startswith(
+        "tcp [2001:db8::10]:55012 [2001:db8:40:aaaa:bbbb:cccc:dddd:eeee]:6443 kubelet 733 rx "
+    )
+
+
+def test_hostile_names_are_shown_as_data():
+    frame = frames.frame(0)
+    table = flows_view.rows(frame)
+    table["process"][0] = b"\x1b[2J[b]x\x07"
+    text = shown("process", 0, frame)
+    assert "\x1b" not in text
+    assert "[b]" in text
+
+
+def test_the_page_of_a_flow_that_is_gone_says_so():
+    assert "not in the frames" in text_of(flows_view.detail(HISTORY, 99, Canvas(80, 20))[0])
+    gone = [*HISTORY, frames.frame(70, sections={"flows": frames.Flows()})]
+    assert "gone" in text_of(flows_view.detail(gone, 1 << 40, Canvas(80, 20))[0])
+
+
+def test_samples_of_the_flow_in_focus_are_a_heat_map():
+    plain = [text_of(row) for row in flows_view.detail(HISTORY, 1 << 40, Canvas(80, 30))]
+    assert not any("100 ms" in row for row in plain)
+    last = HISTORY[-1].sections["flows"]
+    seen = replace(last, samples=tuple(Sample(0, n * 1_000_000, False, "timestamp") for n in range(1, 40)))
+    focused = [*HISTORY[:-1], replace(HISTORY[-1], sections={**HISTORY[-1].sections, "flows": seen})]
+    rows = flows_view.detail(focused, 1 << 40, Canvas(80, 30))
+    assert any("100 ms" in text_of(row) for row in rows)
+    assert any(span.role.startswith("heat:") for row in rows for span in row)
+
+
+def test_throughput_says_rate_burst_packets_and_drops():
+    rx = text_of(throughput_view.pane(frames.frames(1), Canvas(60, 7))[0])
+    assert rx.split() == "rx 1.76 Gb/s peak 5.10 Gb/s in 1 ms 157 k/s 0 drop".split()
+
+
+def test_a_burst_that_fills_the_link_is_warm():
+    full = frames.frames(1)
+    section = full[0].sections["throughput"]
+    full[0] = replace(
+        full[0],
+        sections={"throughput": replace(section, rx=replace(section.rx, peak_bits_per_s=9_800_000_000))},
+    )
+    roles = {span.text.strip(): span.role for span in throughput_view.pane(full, Canvas(60, 7))[0]}
+    assert roles["9.80 Gb/s"] == "warn"
+
+
+def test_an_axis_of_round_trips_holds_them_all():
+    low, high = rtt_view.decades([rtt_view.heap([300_000, 45_000_000])])
+    assert (low, high) == (100_000, 100_000_000)
+    assert rtt_view.decades([rtt_view.heap([300])])[0] == 1_000
+    assert rtt_view.decades([]) == (1_000_000, 100_000_000)
+
+
+@pytest.mark.parametrize("height", [1, 5, 7, 20, 40])
+def test_the_cursor_on_round_trips_names_its_cell(height):
+    lines = rtt_view.pane(HISTORY, Canvas(80, height, zoomed=True, cursor=(3, 0)))
+    text = "\n".join(text_of(row) for row in lines)
+    assert len(lines) == height
+    assert height == 1 or "3 s ago" in text

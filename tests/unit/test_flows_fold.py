@@ -1,0 +1,413 @@
+"""The fold of flows, on readings made by hand: differences between scans, RTT, histograms, what is deleted."""
+
+from ipaddress import ip_address
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nettop import stats
+from nettop.model import SLOTS
+from nettop.probes import flows
+from nettop.probes.base import Array, Folded, Reads, Setup
+from nettop.probes.flows import MAX_ROWS, MAX_SAMPLES, OTHERS, Flows, FlowsFold
+from nettop.probes.flows_layout import (
+    COUNTERS,
+    EVENT,
+    EVENT_CLOSE,
+    EVENT_OPEN,
+    EVENT_SAMPLE,
+    FLOW,
+    FLOW_KEY,
+    HIST,
+    INWARD,
+    METHODS,
+    OUTWARD,
+    OWNER,
+    STATE_CLOSED,
+    STATE_OPEN,
+    STATE_SYN,
+    SUBNET,
+    SUBNET_KEY,
+    spinning,
+)
+
+S = 1_000_000_000
+MS = 1_000_000
+CPUS = 2
+
+
+def packed(address: str) -> np.ndarray[Any, Any]:
+    parsed = ip_address(address)
+    raw = parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
+    return np.frombuffer(raw, np.uint8)
+
+
+class Kernel:
+    """The maps of flows.c, as a test fills them."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1000 * S
+        self.keys = np.zeros(0, FLOW_KEY)
+        self.values = np.zeros(0, FLOW)
+        self.counters = np.zeros((1, CPUS), COUNTERS)
+        self.rtts = np.zeros((3, CPUS), HIST)
+        self.subnet_keys = np.zeros(0, SUBNET_KEY)
+        self.subnets = np.zeros(0, SUBNET)
+        self.events = np.zeros(0, EVENT)
+        self.fold = FlowsFold(Setup("eth0", CPUS))
+
+    def flow(self, number: int, protocol: int = 6, remote_port: int = 80) -> Array:
+        """A new flow, open and just used; its id is its number."""
+        key, value = np.zeros(1, FLOW_KEY), np.zeros(1, FLOW)
+        key["local"], key["remote"] = packed("10.0.0.1"), packed(f"10.0.{number >> 8}.{number & 255}")
+        key["local_port"], key["remote_port"], key["protocol"] = 40_000, remote_port, protocol
+        value["id"], value["first"], value["last"] = number, self.now_ns, self.now_ns
+        value["state"] = STATE_OPEN if protocol == 6 else 0
+        self.keys, self.values = np.concatenate([self.keys, key]), np.concatenate([self.values, value])
+        self.counters["created"][0, number % CPUS] += 1
+        return self.of(number)
+
+    def of(self, number: int) -> Array:
+        """A flow's entry, to be changed in place."""
+        (place,) = np.flatnonzero(self.values["id"] == number)
+        return self.values[place : place + 1]
+
+    def subnet(self, prefix: str, length: int, version: int = 4) -> Array:
+        """A new subnet's entry, to be changed in place until the next one is made."""
+        key = np.zeros(1, SUBNET_KEY)
+        key["prefix"], key["length"], key["version"] = packed(prefix), length, version
+        self.subnet_keys = np.concatenate([self.subnet_keys, key])
+        self.subnets = np.concatenate([self.subnets, np.zeros(1, SUBNET)])
+        return self.subnets[-1:]
+
+    def scan(self, seconds: float = 1.0) -> Folded:
+        """What a reading gives, so long after the one before; what the fold deletes goes from the table."""
+        self.now_ns += int(seconds * S)
+        maps = {
+            "counters": self.counters,
+            "flows": (self.keys, self.values),
+            "owners": (np.zeros(0, FLOW_KEY), np.zeros(0, OWNER)),
+            "rtts": self.rtts,
+            "subnets": (self.subnet_keys, self.subnets),
+            "events": self.events,
+        }
+        folded = self.fold(Reads(self.now_ns, int(seconds * S), maps, {}))
+        if (gone := folded.delete.get("flows")) is not None:
+            kept = np.array([key.tobytes() not in {g.tobytes() for g in gone} for key in self.keys], bool)
+            self.keys, self.values = self.keys[kept], self.values[kept]
+        self.events = np.zeros(0, EVENT)
+        return folded
+
+    def section(self, seconds: float = 1.0) -> Flows:
+        section = self.scan(seconds).section
+        assert isinstance(section, Flows)
+        return section
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+def row(section: Flows, number: int) -> Any:
+    (found,) = section.rows[section.rows["id"] == number]
+    return found
+
+
+# Two scans
+
+
+def test_counts_are_of_the_interval_and_totals_of_the_flow(kernel: Kernel) -> None:
+    value = kernel.flow(7)
+    value["dir"]["bytes"] = [1000, 200]
+    value["dir"]["packets"] = [10, 2]
+    assert kernel.section()
+    value = kernel.of(7)
+    value["dir"]["bytes"] += np.array([[37, 11]], np.uint64)
+    value["dir"]["packets"] += np.array([[3, 1]], np.uint64)
+    found = row(kernel.section(), 7)
+
+    assert (found["rx_bytes"], found["tx_bytes"], found["rx_packets"], found["tx_packets"]) == (37, 11, 3, 1)
+    assert (found["rx_bytes_total"], found["tx_bytes_total"]) == (1037, 211)
+
+
+def test_a_flow_that_is_new_in_this_scan_counts_from_nothing(kernel: Kernel) -> None:
+    kernel.flow(5)["dir"]["bytes"] = [[10, 10]]
+    kernel.section()
+    kernel.flow(3)["dir"]["bytes"] = [[41, 0]]
+    kernel.flow(9)["dir"]["bytes"] = [[43, 0]]
+    section = kernel.section()
+
+    assert [int(row(section, number)["rx_bytes"]) for number in (3, 5, 9)] == [41, 0, 43]
+
+
+def test_another_connection_with_the_same_ports_starts_anew(kernel: Kernel) -> None:
+    value = kernel.flow(5)
+    value["dir"]["bytes"], value["rtt"]["samples"] = [[1000, 1000]], [[20, 0]]
+    kernel.section()
+    value = kernel.of(5)
+    value["id"], value["dir"]["bytes"], value["rtt"]["samples"] = 6, [[11, 0]], [[2, 0]]
+    kernel.counters["created"][0, 0] += 1
+    kernel.counters["replaced"][0, 0] += 1
+    section = kernel.section()
+
+    assert section.evicted == 0
+    assert row(section, 6)["rx_bytes"] == 11
+    assert row(section, 6)["rtt"]["samples"] == 2
+
+
+def test_the_order_in_which_the_kernel_lists_flows_does_not_matter(kernel: Kernel) -> None:
+    for number in range(1, 40):
+        kernel.flow(number)["dir"]["bytes"] = [[number, 0]]
+    kernel.section()
+    kernel.values["dir"]["bytes"][:, 0] *= np.uint64(3)
+    shuffled = np.random.default_rng(1).permutation(39)
+    kernel.keys, kernel.values = kernel.keys[shuffled], kernel.values[shuffled]
+    section = kernel.section()
+
+    assert all(int(r["rx_bytes"]) == 2 * int(r["id"]) for r in section.rows)
+
+
+# RTT
+
+
+def test_both_sides_of_a_flow_have_their_own_rtt(kernel: Kernel) -> None:
+    value = kernel.flow(7)
+    for side, base in ((OUTWARD, 20 * MS), (INWARD, 3 * MS)):
+        names = ("last", "min", "smoothed", "variance", "time", "samples", "method")
+        for name, number in zip(
+            names, (base, base - 5, base + 7, base // 8, kernel.now_ns, 4, 1 + side), strict=True
+        ):
+            value["rtt"][name][:, side] = number
+    kernel.section()
+    kernel.of(7)["rtt"]["samples"] += np.array([[3, 5]], np.uint32)
+    section = kernel.section()
+    found = section.to_json(10, "rate")["flows"][0]
+
+    assert found["rtt"] == {
+        "last_ns": 20 * MS,
+        "min_ns": 20 * MS - 5,
+        "smoothed_ns": 20 * MS + 7,
+        "jitter_ns": 20 * MS // 8,
+        "samples": 3,
+        "samples_total": 7,
+        "method": "timestamp",
+        "last_sample_ns": 1000 * S,
+    }
+    assert (found["internal_rtt"]["last_ns"], found["internal_rtt"]["samples"]) == (3 * MS, 5)
+    assert found["internal_rtt"]["method"] == "sequence"
+    again = Flows.from_json(section.to_json(10, "rate"))
+    assert again.to_json(10, "rate")["flows"][0] == found
+
+
+def test_a_side_that_was_never_measured_is_null(kernel: Kernel) -> None:
+    kernel.flow(7)
+    found = kernel.section().to_json(10, "rate")["flows"][0]
+
+    assert found["rtt"] is None
+    assert found["internal_rtt"] is None
+
+
+def test_histograms_are_of_the_interval_and_summed_over_cpus(kernel: Kernel) -> None:
+    kernel.rtts["slots"][OUTWARD, 0, 100], kernel.rtts["sum"][OUTWARD, 0] = 5, 500
+    kernel.section()
+    kernel.rtts["slots"][OUTWARD, 0, 100] += 2
+    kernel.rtts["slots"][OUTWARD, 1, 101] += 3
+    kernel.rtts["slots"][INWARD, 1, 40] += 1
+    kernel.rtts["sum"][OUTWARD] += np.array([30, 12], np.uint64)
+    section = kernel.section()
+
+    assert section.outward.counts[100] == 2
+    assert section.outward.counts[101] == 3
+    assert (section.outward.count, section.outward.sum_ns, section.inward.count) == (5, 42, 1)
+
+
+def test_subnets_are_differences_largest_first_and_named(kernel: Kernel) -> None:
+    for prefix, length, version in (("10.1.2.0", 24, 4), ("0.0.0.0", 0, 4), ("fd77::", 48, 6), ("::", 0, 6)):
+        value = kernel.subnet(prefix, length, version)
+        value["slots"][:, 50], value["sum"], value["min"] = 10, 1000, 77
+    kernel.section()
+    for place, grown in enumerate((1, 7, 3, 0)):
+        kernel.subnets["slots"][place, 50] += grown
+        kernel.subnets["sum"][place] += grown * 100
+    kernel.subnets["min"][3] = 0
+    section = kernel.section()
+
+    assert [(s.prefix, s.rtt.count, s.rtt.sum_ns, s.min_ns) for s in section.subnets] == [
+        ("0.0.0.0/0", 7, 700, 77),
+        ("fd77::/48", 3, 300, 77),
+        ("10.1.2.0/24", 1, 100, 77),
+        ("::/0", 0, 0, None),
+    ]
+
+
+def test_a_subnet_keeps_its_place_when_others_come_between(kernel: Kernel) -> None:
+    kernel.subnet("10.1.2.0", 24)["slots"][:, 9] = 4
+    kernel.section()
+    kernel.subnet("10.1.3.0", 24)["slots"][:, 9] = 6
+    kernel.subnet_keys, kernel.subnets = kernel.subnet_keys[::-1].copy(), kernel.subnets[::-1].copy()
+    section = kernel.section()
+
+    assert {s.prefix: s.rtt.count for s in section.subnets} == {"10.1.3.0/24": 6, "10.1.2.0/24": 0}
+
+
+def test_what_finds_no_room_among_the_subnets_is_shown_as_others(kernel: Kernel) -> None:
+    slot = stats.bucket_of(5 * MS)
+    kernel.subnet("10.1.2.0", 24)["slots"][:, slot] = 4
+    kernel.rtts["slots"][OUTWARD, 0, slot] = 4
+    assert [s.prefix for s in kernel.section().subnets] == ["10.1.2.0/24"]
+    kernel.rtts["slots"][OUTWARD, 1, slot] += 3
+    kernel.rtts["slots"][2, 1, slot] += 3
+    kernel.rtts["sum"][2, 1] += 15 * MS
+    section = kernel.section()
+    others = section.subnets[-1]
+
+    assert (others.prefix, others.rtt.count, others.rtt.sum_ns) == (OTHERS, 3, 15 * MS)
+    assert others.min_ns is not None
+    assert 5 * MS / 1.0625 <= others.min_ns <= 5 * MS
+    assert sum(s.rtt.count for s in section.subnets) == section.outward.count
+    # It stays, as any other subnet does, when a second brings no more.
+    assert kernel.section().subnets[-1].prefix == OTHERS
+
+
+def test_samples_are_those_of_the_focused_flow_the_newest_if_there_are_too_many(kernel: Kernel) -> None:
+    events = np.zeros(MAX_SAMPLES + 30, EVENT)
+    events["kind"], events["time"], events["rtt"] = EVENT_SAMPLE, np.arange(len(events)), 5 * MS
+    events["method"], events["side"] = METHODS.index("spin"), OUTWARD
+    events["kind"][[3, 700]] = EVENT_OPEN, EVENT_CLOSE
+    events["side"][-1] = INWARD
+    kernel.events = events
+    samples = kernel.section().samples
+
+    assert len(samples) == MAX_SAMPLES
+    assert samples[-1].time_ns == MAX_SAMPLES + 29
+    assert (samples[-1].inward, samples[-2].inward) == (True, False)
+    assert {(s.rtt_ns, s.method) for s in samples} == {(5 * MS, "spin")}
+    assert kernel.section().samples == ()
+
+
+# The spin bit
+
+
+@pytest.mark.parametrize(
+    ("packets", "edges", "singles", "verdict"),
+    [
+        (63, 0, 0, None),  # too few to tell
+        (64, 0, 0, False),  # constant
+        (64, 1, 0, False),  # turned once
+        (1000, 500, 250, False),  # chance
+        (1000, 470, 260, False),
+        (40, 10, 0, None),  # four a round, too early
+        (80, 20, 0, True),  # four a round
+        (60, 30, 0, True),  # two a round: half are edges, but no run has one packet
+        (40, 40, 40, True),  # one a round
+        (180, 120, 60, True),  # one and two by turns
+        (300, 9, 0, True),  # thirty a round
+    ],
+)
+def test_a_bit_spins_unless_chance_would_do_the_same(
+    kernel: Kernel, packets: int, edges: int, singles: int, verdict: bool | None
+) -> None:
+    value = kernel.flow(7, protocol=17, remote_port=443)
+    value["dir"]["sent"]["value"][:, 1, 1] = packets
+    value["dir"]["sent"]["method"][:, 1, 1] = edges
+    value["dir"]["stamp"][:, 1] = singles
+    section = kernel.section()
+
+    assert spinning(row(section, 7)) is verdict
+    again = Flows.from_json(section.to_json(10, "rate"))
+    assert spinning(again.rows[0]) is verdict
+
+
+@pytest.mark.parametrize(("protocol", "port"), [(6, 443), (17, 53), (17, 4433), (1, 443)])
+def test_only_quic_spins(kernel: Kernel, protocol: int, port: int) -> None:
+    value = kernel.flow(7, protocol=protocol, remote_port=port)
+    value["dir"]["sent"]["value"][:, 1, 1] = 4711  # the id of a query, say
+    value["dir"]["sent"]["method"][:, 1, 1] = 5
+    assert spinning(row(kernel.section(), 7)) is None
+
+
+# What the table loses, and what is taken out of it
+
+
+def test_evictions_are_what_was_created_and_is_neither_there_nor_deleted(kernel: Kernel) -> None:
+    for number in range(1, 11):
+        kernel.flow(number)
+    assert kernel.section().evicted == 0
+    kernel.keys, kernel.values = kernel.keys[4:], kernel.values[4:]
+    assert kernel.section().evicted == 4
+    assert kernel.section().evicted == 0
+    kernel.of(9)["state"] = STATE_CLOSED
+    assert len(kernel.scan(6.0).delete["flows"]) == 1
+    assert kernel.section().evicted == 0
+    kernel.keys, kernel.values = kernel.keys[1:], kernel.values[1:]
+    assert kernel.section().evicted == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "protocol", "seconds"),
+    [
+        (STATE_CLOSED, 6, flows.LINGER_CLOSED),
+        (STATE_SYN, 6, flows.LINGER_SYN),
+        (0, 17, flows.LINGER_OTHER),
+        (STATE_OPEN, 6, flows.LINGER_TCP),
+    ],
+)
+def test_a_quiet_flow_is_deleted_when_its_time_is_over(
+    kernel: Kernel, state: int, protocol: int, seconds: int
+) -> None:
+    kernel.flow(7, protocol=protocol)["state"] = state
+    assert "flows" not in kernel.scan(seconds - 0.5).delete
+    folded = kernel.scan(1.0)
+    section = folded.section
+
+    assert isinstance(section, Flows)
+    assert [key.tobytes() for key in folded.delete["flows"]] == [kernel_key(7, protocol)]
+    assert section.expired == (0 if state == STATE_CLOSED else 1)
+
+
+def kernel_key(number: int, protocol: int) -> bytes:
+    key = np.zeros(1, FLOW_KEY)
+    key["local"], key["remote"] = packed("10.0.0.1"), packed(f"10.0.0.{number}")
+    key["local_port"], key["remote_port"], key["protocol"] = 40_000, 80, protocol
+    return key.tobytes()
+
+
+def test_counters_grow_over_all_cpus(kernel: Kernel) -> None:
+    kernel.counters["opened"] = [[5, 6]]
+    kernel.counters["lost_events"] = [[1, 0]]
+    kernel.section()
+    kernel.counters["opened"] = [[7, 9]]
+    kernel.counters["closed"] = [[0, 2]]
+    kernel.counters["lost_events"] = [[1, 3]]
+    kernel.counters["untracked"] = [[1, 1]]
+    section = kernel.section()
+
+    assert (section.opened, section.closed, section.opened_total) == (5, 2, 16)
+    assert section.health() == {"lost_events": 3, "evicted_flows": 0, "untracked_packets": 2}
+
+
+def test_a_table_too_large_for_a_frame_keeps_the_extremes_of_every_measure(kernel: Kernel) -> None:
+    count = MAX_ROWS + 5000
+    kernel.keys, kernel.values = np.zeros(count, FLOW_KEY), np.zeros(count, FLOW)
+    kernel.values["id"] = np.arange(1, count + 1)
+    kernel.values["state"], kernel.values["last"] = STATE_OPEN, kernel.now_ns
+    kernel.values["first"] = kernel.now_ns - 1
+    kernel.counters["created"][0, 0] = count
+    kernel.section()
+    kernel.values["rtt"]["smoothed"][17, OUTWARD] = 900 * MS
+    kernel.values["dir"]["bytes"][18, 1] = 10_000
+    kernel.values["dir"]["retransmits"][19, 0] = 3
+    section = kernel.section()
+
+    assert section.total == count
+    assert len(section.rows) <= MAX_ROWS
+    assert {18, 19, 20} <= set(section.rows["id"].tolist())
+    assert section.top(1, "rtt")["id"] == [18]
+    assert section.top(1, "rate")["id"] == [19]
+    assert section.top(1, "retransmits")["id"] == [20]
+
+
+def test_histogram_slots_are_those_of_the_kernel() -> None:
+    assert HIST["slots"].shape == SUBNET["slots"].shape == (SLOTS,)

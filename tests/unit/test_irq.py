@@ -1,0 +1,232 @@
+"""The fold of the interrupt path, its parsers and its pane."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nettop.kernel.interrupts import Softnet, device_lines, parse_interrupts, parse_softnet
+from nettop.model import Frame
+from nettop.probes import draw, irq_view
+from nettop.probes.base import Reads, Setup
+from nettop.probes.irq import LINE, POLLER, PROBE, SOFTIRQ, VECTORS, Irq, IrqFold
+from nettop.probes.view import Canvas, text_of
+from nettop.stats import bucket_of
+
+SECOND = 1_000_000_000
+CPUS = 2
+NET_RX = VECTORS.index("NET_RX")
+
+
+class Kernel:
+    """Maps as the programs leave them."""
+
+    def __init__(self) -> None:
+        self.softirqs = np.zeros((len(VECTORS), CPUS), SOFTIRQ)
+        self.pollers = np.zeros((2, CPUS), POLLER)
+        self.keys = np.zeros(0, "u4")
+        self.lines = np.zeros(0, LINE)
+        self.softnet: tuple[Softnet, ...] | None = (Softnet(0, 0, 0, 0), Softnet(1, 0, 0, 0))
+        self.own: frozenset[int] | None = frozenset({38})
+
+    def interrupt(self, irq: int, name: bytes, ns: int, count: int = 1) -> None:
+        if irq not in self.keys:
+            self.keys = np.append(self.keys, np.uint32(irq))
+            self.lines = np.append(self.lines, np.zeros(1, LINE))
+        line = self.lines[list(self.keys).index(irq)]
+        line["name"] = name
+        line["run"]["sum"] += ns * count
+        line["run"]["slots"][bucket_of(ns)] += count
+        line["to_poll"]["slots"][bucket_of(2 * ns)] += count
+        line["to_poll"]["sum"] += 2 * ns * count
+
+    def softirq(self, vector: int, cpu: int, wait: int, run: int, count: int = 1) -> None:
+        for name, ns in (("wait", wait), ("run", run)):
+            self.softirqs[vector, cpu][name]["sum"] += ns * count
+            self.softirqs[vector, cpu][name]["slots"][bucket_of(ns)] += count
+
+    def reads(self) -> Reads:
+        maps = {"softirqs": self.softirqs, "pollers": self.pollers, "lines": (self.keys, self.lines)}
+        return Reads(0, SECOND, maps, {"softnet": self.softnet, "irq_lines": self.own})
+
+
+def folded(fold: IrqFold, kernel: Kernel) -> Irq:
+    section = fold(kernel.reads()).section
+    assert isinstance(section, Irq)
+    return section
+
+
+@pytest.fixture
+def fold() -> IrqFold:
+    return IrqFold(Setup("eth0", CPUS))
+
+
+def test_an_interval_is_what_was_added(fold):
+    kernel = Kernel()
+    kernel.softirq(NET_RX, 0, 2_000, 9_000, 5)
+    kernel.softirq(NET_RX, 1, 4_000, 9_000, 6)
+    kernel.interrupt(38, b"virtio2-input.0", 1_000, 3)
+    folded(fold, kernel)
+    kernel.softirq(NET_RX, 1, 4_000, 9_000, 13)
+    kernel.interrupt(38, b"virtio2-input.0", 1_000, 17)
+    section = folded(fold, kernel)
+    found = next(s for s in section.soft if s.vector == "NET_RX")
+    assert (found.wait.count, found.run.count, found.wait.sum_ns) == (13, 13, 52_000)
+    assert section.hard[0].latency.count == 17
+    assert section.poll[0].irq_to_poll is not None
+    assert section.poll[0].irq_to_poll.count == 17
+
+
+def test_the_devices_own_lines_come_first(fold):
+    kernel = Kernel()
+    kernel.interrupt(36, b"disk", 1_000, 500)
+    kernel.interrupt(38, b"eth0-rx-0", 1_000, 2)
+    section = folded(fold, kernel)
+    assert [(x.irq, x.own) for x in section.hard] == [(38, True), (36, False)]
+    assert section.hardware is True
+    poll = section.poll[0].irq_to_poll
+    assert poll is not None
+    assert poll.count == 2  # not the disk's
+
+
+def test_what_is_not_known_is_none(fold):
+    kernel = Kernel()
+    kernel.interrupt(36, b"disk", 1_000)
+    kernel.own, kernel.softnet = None, None
+    section = folded(fold, kernel)
+    assert section.hard[0].own is None
+    assert section.hardware is None
+    assert section.cpus is None
+    assert section.poll[0].irq_to_poll is None
+    kernel.own = frozenset()
+    assert folded(fold, kernel).hardware is False
+
+
+def test_softnet_counters_are_of_the_interval_and_come_round(fold):
+    kernel = Kernel()
+    kernel.softnet = (Softnet(0, 0xFFFFFFF0, 1, 0),)
+    folded(fold, kernel)
+    kernel.softnet = (Softnet(0, 0x10, 4, 2), Softnet(1, 9, 9, 9))
+    section = folded(fold, kernel)
+    assert section.cpus is not None
+    assert [(c.cpu, c.processed, c.dropped, c.time_squeeze) for c in section.cpus] == [
+        (0, 32, 3, 2),
+        (1, 0, 0, 0),
+    ]
+
+
+def test_json_there_and_back(fold):
+    kernel = Kernel()
+    kernel.interrupt(38, b"eth0\x1b[31m", 5_000, 2)
+    kernel.softirq(NET_RX, 0, 1_000, 2_000)
+    section = folded(fold, kernel)
+    data = section.to_json(1, "")
+    assert "\x1b" not in section.hard[0].name
+    assert PROBE.load(data).to_json(1, "") == data
+    assert PROBE.load({}).to_json(1, "")["irq"]["cpus"] is None
+
+
+def test_softnet_of_old_and_new_kernels():
+    new = "000d751b 0000000a 00000002 0 0 0 0 0 0 0 0 00000000 00000003 0 0\n"
+    old = "00000001 00000000 00000000 0 0 0 0 0 0 0 0\n00000002 00000000 00000001 0 0 0 0 0 0 0 0\n"
+    assert parse_softnet(new) == (Softnet(3, 0xD751B, 10, 2),)
+    assert parse_softnet(old) == (Softnet(0, 1, 0, 0), Softnet(1, 2, 0, 1))
+
+
+def test_interrupts_of_any_column_layout():
+    text = (
+        "           CPU0       CPU1\n"
+        " 24:          1          0  IO-APIC   5-edge      ACPI:Ged\n"
+        " 32:        721          4 PCI-MSIX-0000:00:01.0   4-edge      virtio0-input.0\n"
+        " 33:         10         20 PCI-MSI 16385-edge      eth0, ehci_hcd:usb1\n"
+        "NMI:          0          0   Non-maskable interrupts\n"
+        "ERR:          0\n"
+    )
+    assert parse_interrupts(text) == {
+        24: (1, "ACPI:Ged"),
+        32: (725, "virtio0-input.0"),
+        33: (30, "eth0, ehci_hcd:usb1"),
+    }
+    assert parse_interrupts("") == {}
+
+
+def test_a_device_and_its_lines(tmp_path: Path):
+    """As sysfs has them: virtio below PCI, a pin, a virtual device."""
+    pci = tmp_path / "devices/pci0000:00/0000:00:03.0"
+    virtio = pci / "virtio2"
+    (virtio / "net/eth0").mkdir(parents=True)
+    (virtio / "net/eth0/device").symlink_to(virtio)
+    (pci / "msi_irqs").mkdir()
+    for number in (37, 38, 39):
+        (pci / "msi_irqs" / str(number)).write_text("msix\n")
+    pin = tmp_path / "devices/pci0000:00/0000:00:04.0"
+    (pin / "net/eth1").mkdir(parents=True)
+    (pin / "net/eth1/device").symlink_to(pin)
+    (pin / "irq").write_text("11\n")
+    (tmp_path / "devices/virtual/net/lo").mkdir(parents=True)
+    names = tmp_path / "class/net"
+    names.mkdir(parents=True)
+    for name, place in (
+        ("eth0", virtio / "net/eth0"),
+        ("eth1", pin / "net/eth1"),
+        ("lo", tmp_path / "devices/virtual/net/lo"),
+    ):
+        (names / name).symlink_to(place)
+    assert device_lines("eth0", tmp_path) == {37, 38, 39}
+    assert device_lines("eth1", tmp_path) == {11}
+    assert device_lines("lo", tmp_path) == frozenset()
+    with pytest.raises(FileNotFoundError):
+        device_lines("gone0", tmp_path)
+
+
+def history(hardware: bool) -> list[Frame]:
+    kernel, fold = Kernel(), IrqFold(Setup("eth0", CPUS))
+    if not hardware:
+        kernel.own = frozenset()
+    result = []
+    for number in range(12):
+        kernel.interrupt(38, b"eth0-rx-0", 1_500, 100)
+        kernel.interrupt(36, b"virtio1-req.0", 5_000, 3)
+        kernel.softirq(NET_RX, 0, 2_000, 30_000, 90)
+        kernel.softirq(VECTORS.index("RCU"), 0, 2_000, 30_000, 9)
+        for name, count in (("polls", 100), ("work", 1_210), ("exhausted", 4)):
+            kernel.pollers[0 if hardware else 1, 0][name] += count
+        kernel.softnet = (Softnet(0, 1_000 * number, 0, number), Softnet(1, 10 * number, 0, 0))
+        result.append(Frame(number * SECOND, SECOND, "h", "eth0", sections={"irq": folded(fold, kernel)}))
+    return result
+
+
+def test_the_pane_of_a_card():
+    text = "\n".join(text_of(row) for row in irq_view.pane(history(True), Canvas(100, 12)))
+    for part in (
+        "eth0-rx-0",
+        "NET_RX wait",
+        "NET_RX run",
+        "irq→poll",
+        "poll work 12.1 of 64",
+        "budget spent 4",
+        "squeezed 1",
+    ):
+        assert part in text
+    assert "virtio1-req.0" not in text
+    zoomed = "\n".join(text_of(row) for row in irq_view.pane(history(True), Canvas(100, 40, zoomed=True)))
+    assert "virtio1-req.0" in zoomed
+    assert "RCU run" in zoomed
+
+
+def test_the_pane_of_a_device_without_interrupts_says_so():
+    text = "\n".join(text_of(row) for row in irq_view.pane(history(False), Canvas(100, 12)))
+    assert "no hardware interrupts" in text
+    assert "backlog poll" in text
+    assert "irq→poll" not in text
+
+
+@pytest.mark.parametrize("width", [1, 3, 11, 30, 50, 80, 121])
+@pytest.mark.parametrize("height", [1, 2, 5, 11, 40])
+@pytest.mark.parametrize("selected", ["", "NET_RX wait", "irq 38", "irq to poll", "poll"])
+def test_no_line_is_wider_or_more_than_the_canvas(width, height, selected):
+    for hardware in (True, False):
+        for zoomed in (True, False):
+            lines = irq_view.pane(history(hardware), Canvas(width, height, zoomed, (3, 4), selected))
+            assert len(lines) <= height
+            assert max((draw.cells_of(row) for row in lines), default=0) <= width

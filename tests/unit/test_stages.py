@@ -1,0 +1,219 @@
+"""The fold of stages: differences of per-CPU counters, rows that this kernel has, and what a pane makes of them."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nettop.model import Frame
+from nettop.probes import stages_view
+from nettop.probes.base import Reads, Setup
+from nettop.probes.stages import ENTRIES, HOOKS, PATHS, PROBE, STAGE, Stages, StagesFold
+from nettop.probes.view import Canvas, text_of
+from nettop.stats import bucket_of, mean
+
+SECOND = 1_000_000_000
+ALL = {hook.name: "tp_btf" for hook in HOOKS}
+CPUS = 3
+RX = {"stack": 0, "ip": 1, "local": 2, "forward": 3, "transport": 4, "socket": 5, "application": 6}
+RX_WHOLE = 7
+
+
+class Kernel:
+    """Maps as the programs leave them."""
+
+    def __init__(self) -> None:
+        self.stages = np.zeros((ENTRIES, CPUS), STAGE)
+        self.paths = np.zeros((1, CPUS), PATHS)
+
+    def record(self, index: int, cpu: int, ns: int, count: int = 1, path: bool = True) -> None:
+        entry = self.stages[index, cpu]
+        entry["sum"] += ns * count
+        entry["slots"][bucket_of(ns)] += count
+        if path:
+            self.paths[0, cpu]["ns"][index] += ns * count
+            self.paths[0, cpu]["packets"][index] += count
+
+    def reads(self) -> Reads:
+        return Reads(0, SECOND, {"stages": self.stages, "paths": self.paths}, {})
+
+
+def folded(fold: StagesFold, kernel: Kernel) -> Stages:
+    section = fold(kernel.reads()).section
+    assert isinstance(section, Stages)
+    return section
+
+
+def row(section: Stages, stage: str, direction: str = "rx"):
+    return next(s for s in getattr(section, direction) if s.stage == stage)
+
+
+def setup(**hooks: str) -> Setup:
+    return Setup("eth0", CPUS, hooks=hooks or ALL)
+
+
+def test_an_interval_is_what_was_added_on_all_cpus():
+    kernel, fold = Kernel(), StagesFold(setup())
+    for cpu in range(CPUS):
+        kernel.record(RX["ip"], cpu, 1000, 7)
+    kernel.stages[RX["ip"], 1]["missed"] = 5
+    assert row(folded(fold, kernel), "ip").matched == 7 * CPUS
+    kernel.record(RX["ip"], 2, 3000, 11)
+    kernel.stages[RX["ip"], 0]["missed"] += 2
+    section = folded(fold, kernel)
+    ip = row(section, "ip")
+    assert (ip.matched, ip.missed, ip.latency.sum_ns) == (11, 2, 33_000)
+    assert ip.coverage == pytest.approx(11 / 13)
+    assert section.health() == {"untracked_packets": 2}
+    assert row(folded(fold, kernel), "ip").matched == 0
+
+
+def test_rows_stand_in_the_packets_order():
+    section = folded(StagesFold(setup()), Kernel())
+    assert [s.stage for s in section.rx] == [
+        "stack", "ip", "local", "transport", "socket", "application", "forward",
+    ]  # fmt: skip
+    assert [s.stage for s in section.tx] == ["application", "ip", "qdisc", "driver", "done"]
+    for rows in (section.rx[:-1], section.tx[:-1]):
+        for before, after in itertools.pairwise(rows):
+            assert before.end == after.begin
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone", "heir", "begin"),
+    [
+        (("ip_rcv",), "ip", "local", "netif_receive_skb"),
+        (("tcp_rcv_established", "udp_queue_rcv_skb"), "transport", "socket", "ip_local_deliver"),
+    ],
+)
+def test_a_boundary_that_is_missing_is_merged_and_said(missing, gone, heir, begin):
+    hooks = {name: via for name, via in ALL.items() if name not in missing}
+    section = folded(StagesFold(setup(**hooks)), Kernel())
+    assert gone not in [s.stage for s in section.rx]
+    merged = row(section, heir)
+    assert merged.begin == begin
+    assert merged.merged == (gone,)
+
+
+def test_a_way_without_its_beginning_begins_later():
+    hooks = {
+        name: via for name, via in ALL.items() if name not in ("driver", "tcp_sendmsg_locked", "udp_sendmsg")
+    }
+    section = folded(StagesFold(setup(**hooks)), Kernel())
+    assert section.rx[0].stage == "ip"
+    assert section.tx[0].stage == "ip"
+
+
+def test_nothing_is_called_zero_that_is_not_known():
+    hooks = {name: via for name, via in ALL.items() if name != "kfree_skb"}
+    section = folded(StagesFold(setup(**hooks)), Kernel())
+    assert row(section, "ip").dropped is None
+    assert row(section, "done", "tx").missed is None
+    assert row(section, "ip").coverage is None
+
+
+def test_json_there_and_back():
+    kernel = Kernel()
+    kernel.record(RX["application"], 0, 123_456, 3)
+    kernel.record(RX_WHOLE, 0, 130_000, 3)
+    kernel.stages[RX["application"], 1]["missed"] = 1
+    section = folded(StagesFold(setup()), kernel)
+    data = section.to_json(10, "")
+    again = PROBE.load(data)
+    assert isinstance(again, Stages)
+    assert again.to_json(10, "") == data
+    assert mean(again.rx_whole) == 130_000
+    assert PROBE.load({}).to_json(1, "")["stages"]["rx"] == []
+
+
+def frames(*stages_ns: dict[str, int], count: int = 100) -> list[Frame]:
+    """One frame for each dictionary of received stages' delays."""
+    kernel, fold = Kernel(), StagesFold(setup())
+    result = []
+    for number, delays_ns in enumerate(stages_ns):
+        for stage, ns in delays_ns.items():
+            kernel.record(RX[stage], 0, ns, count)
+        kernel.record(RX_WHOLE, 0, sum(delays_ns.values()), count, path=False)
+        section = folded(fold, kernel)
+        result.append(Frame(number * SECOND, SECOND, "h", "eth0", sections={"stages": section}))
+    return result
+
+
+USUAL = {
+    "stack": 1_000,
+    "ip": 1_000,
+    "local": 1_000,
+    "transport": 1_000,
+    "socket": 1_000,
+    "application": 95_000,
+}
+
+
+def test_the_last_line_says_where_a_mean_microsecond_goes():
+    text = text_of(stages_view.where(frames(*[USUAL] * 3), Canvas(120, 1)))
+    assert "100 µs" in text
+    assert "95 % waiting for its reader" in text
+
+
+def test_what_changed_most_in_the_last_minute():
+    history = frames(*[USUAL] * 20, *[replace_ns(USUAL, ip=40_000, socket=9_000)] * 5)
+    found = stages_view.changed(history)
+    assert found is not None
+    direction, stage, before, now = found
+    assert (direction, stage) == ("rx", "ip")
+    assert before == pytest.approx(1_000)
+    assert now == pytest.approx(40_000)
+    assert "stack→ip 1.00 µs → 40.0 µs" in text_of(stages_view.where(history, Canvas(120, 1)))
+    assert stages_view.changed(frames(*[USUAL] * 30)) is None
+
+
+def replace_ns(delays_ns: dict[str, int], **changed: int) -> dict[str, int]:
+    return {**delays_ns, **changed}
+
+
+def test_rows_show_the_newest_interval_and_all_of_it():
+    history = frames(*[USUAL] * 12, replace_ns(USUAL, application=20_000_000))
+    lines = [text_of(row) for row in stages_view.pane(history, Canvas(100, 16))]
+    application = next(text for text in lines if "application" in text)
+    assert "20." in application
+    assert "ms" in application
+    assert "100 %" in application  # nearly all of the way, and every packet seen
+
+
+def test_the_cursor_names_the_cell_of_an_entered_stage():
+    history = frames(*[USUAL] * 30)
+    canvas = Canvas(100, 30, zoomed=True, selected="rx application")
+    plain = [text_of(row) for row in stages_view.pane(history, canvas)]
+    bright = next(y for y, text in enumerate(plain[2:]) if any(c in text for c in "█▀▄"))
+    named = stages_view.pane(history, replace(canvas, cursor=(2, bright)))
+    text = text_of(named[-1])
+    assert text.strip().startswith("2 s ago")
+    assert "100 samples" in text
+    assert "from sk_data_ready" in plain[1]
+    assert any("100 ms" in row or "10 ms" in row or "1 ms" in row for row in plain)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 20, 40, 63, 80, 120, 200])
+@pytest.mark.parametrize("height", [1, 2, 3, 8, 16, 40])
+@pytest.mark.parametrize("zoomed", [False, True])
+@pytest.mark.parametrize("selected", ["", "rx ip", "tx qdisc"])
+def test_no_line_is_wider_or_more_than_the_canvas(width, height, zoomed, selected):
+    from nettop.probes import draw
+
+    for history in (frames(*[USUAL] * 9), frames({})):
+        for cursor in (None, (0, 0), (300, 90)):
+            canvas = Canvas(width, height, zoomed, cursor, selected, unicode=width % 2 == 0)
+            lines = stages_view.pane(history, canvas)
+            assert len(lines) <= height
+            assert max((draw.cells_of(row) for row in lines), default=0) <= width
+
+
+def test_names_that_can_be_entered_are_the_rows_in_order():
+    history = frames(USUAL)
+    names = stages_view.names(history[-1])
+    assert names[0] == "rx stack"
+    assert "rx forward" not in names  # nothing was forwarded
+    lines = [text_of(row) for row in stages_view.pane(history, Canvas(120, 40, cursor=(0, 2)))]
+    assert sum(row.startswith("▸") for row in lines) == 1
+    assert lines[3].startswith("▸ip→local")
