@@ -223,13 +223,13 @@ static __always_inline bool filter_accepts(struct __sk_buff *skb, u32 l2_len, in
 static __always_inline void filter_look(struct filter_packet *packet, const void *skb, int typed, u32 l2_len,
 					int direction, int where)
 {
+#ifdef FILTER
 	u32 behind = where == AT_LINK ? 0 : l2_len, length = 0, paged = 0;
 	const void *data = 0;
 	u16 vlan_proto = 0, vlan_tci = 0;
 	u8 present = 1;
 
 	__builtin_memset(packet, 0, sizeof(*packet));
-#ifdef FILTER
 	LOAD(typed, data, skb, struct sk_buff, data);
 	LOAD(typed, length, skb, struct sk_buff, len);
 	LOAD(typed, paged, skb, struct sk_buff, data_len);

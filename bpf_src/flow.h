@@ -107,7 +107,7 @@ struct counters {
 	u64 replaced; /* of these, over an earlier connection with the same ports */
 	u64 opened; /* connections: a SYN, or the first packet of anything else */
 	u64 closed; /* by FINs or RST */
-	u64 untracked; /* packets that belong to no flow: no IP, or no room */
+	u64 untracked; /* packets that belong to no flow: neither IP nor ARP, or no room */
 	u64 fragments; /* that came without their first one */
 	u64 lost_events;
 	u64 samples;

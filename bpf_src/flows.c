@@ -481,7 +481,7 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 		return TC_ACT_UNSPEC;
 	parse_packet(skb, c->l2_len, &packet);
 	if (!packet.version) {
-		n->untracked++;
+		n->untracked += packet.protocol != PROTO_ARP;
 		return TC_ACT_UNSPEC;
 	}
 	packet_size(skb, &packet, direction == IN ? c->count_in : c->count_out, &size);

@@ -14,7 +14,7 @@
 
 #define ETH_HLEN 14
 
-#define IN 0  /* received: TC ingress */
+#define IN 0 /* received: TC ingress */
 #define OUT 1 /* sent: TC egress */
 
 #define NO_WAKEUP 1 /* BPF_RB_NO_WAKEUP: a wake-up costs fifteen times the event */

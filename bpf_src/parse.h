@@ -135,8 +135,8 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	for (i = 0; i < EXTENSION_HEADERS; i++) {
 		u8 extension_copy[8], *extension;
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
-		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH && next != IPPROTO_DSTOPTS)
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_FRAGMENT &&
+		    next != IPPROTO_AH && next != IPPROTO_DSTOPTS)
 			break;
 		extension = packet_bytes(skb, p->l4, extension_copy, 8);
 		if (!extension) {

@@ -52,6 +52,7 @@
 #define SOCKETS (1 << SOCKET_BITS)
 #define DELTAS 4
 #define OLD (30ULL * 1000 * NSEC_PER_MSEC) /* nothing waits so long inside a host: another packet's slot */
+#define AT_ONCE (100 * NSEC_PER_MSEC) /* between boundaries of one run of the stack */
 #define FRESH (2 * NSEC_PER_MSEC) /* within which the segments of a packet are sent */
 #define SOON 50000 /* ns after a write in which no other data of its socket comes out */
 #define IDLE (200 * NSEC_PER_MSEC) /* after which a socket's entry may be taken by another */
@@ -295,15 +296,11 @@ static __always_inline int rx_driver(const void *skb, int typed)
 			s->skb = 0;
 		return 0;
 	}
-	s->skb = key;
-	if (!sampled(c)) {
-		s->passed = NOT_SAMPLED;
-		return 0;
-	}
 	now = bpf_ktime_get_ns();
+	s->skb = key;
 	s->at = now;
 	s->start = now;
-	s->passed = AT_DRIVER;
+	s->passed = sampled(c) ? AT_DRIVER : NOT_SAMPLED;
 	return 0;
 }
 
@@ -344,30 +341,34 @@ static __always_inline int rx_stack(const void *skb, int typed)
 	return 0;
 }
 
-/* ip_rcv, ipv6_rcv.  `ours`: it came in by the watched interface itself, not by a VLAN or a bridge upon it. */
+/*
+ * ip_rcv, ipv6_rcv.  `ours`: it came in by the watched interface itself, not by a VLAN or a bridge upon it.  The same
+ * run of the stack leads here, so an old slot is not this packet's: a sniffer that keeps the skb makes IP go on with a
+ * clone, which nobody has seen before.
+ */
 static __always_inline int rx_ip(u64 key, bool ours)
 {
 	struct slot *s = rx_slot(key);
 	u64 now, ns;
 
-	if (!s)
+	if (!s || (s->skb != key && !ours))
 		return 0;
-	if (s->skb != key) {
-		if (!ours)
+	now = bpf_ktime_get_ns();
+	if (s->skb == key && since(s->at, now) < AT_ONCE) {
+		if (s->passed & (NOT_SAMPLED | AT_IP))
 			return 0;
-		now = bpf_ktime_get_ns();
+		ns = since(s->at, now);
+		s->deltas[1] = short_ns(ns);
+		record(RX_IP, ns, 1);
+	} else if (ours) {
 		s->skb = key;
 		s->start = 0;
 		s->deltas[0] = 0;
 		s->deltas[1] = 0;
 		miss(RX_IP, 1);
 	} else {
-		if (s->passed & (NOT_SAMPLED | AT_IP))
-			return 0;
-		now = bpf_ktime_get_ns();
-		ns = since(s->at, now);
-		s->deltas[1] = short_ns(ns);
-		record(RX_IP, ns, 1);
+		s->skb = 0;
+		return 0;
 	}
 	s->at = now;
 	s->passed = AT_DRIVER | AT_STACK | AT_IP;
@@ -581,11 +582,11 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 		return 0;
 	LOAD_AT(typed, first, skb, cb + offsetof(struct tcp_skb_cb, seq));
 	LOAD_AT(typed, end, skb, cb + offsetof(struct tcp_skb_cb, end_seq));
-	if (s->skb != key) {
+	c = settings();
+	if (!c)
+		return 0;
+	if (s->skb != key || !sock_watched(c, sock, typed)) {
 		LOAD(typed, index, skb, struct sk_buff, skb_iif);
-		c = settings();
-		if (!c)
-			return 0;
 		if (index != c->ifindex || !sock_watched(c, sock, typed)) {
 			/* Not ours, though its socket, or one at this address before, had packets of ours. */
 			r = reader_of(address(sock, typed, 3));
@@ -722,6 +723,7 @@ static __always_inline int rx_ready_datagram(void *sock, int typed, u64 id)
 		add_path(p, RX_STACK, s->deltas[0], 1);
 		add_path(p, RX_IP, s->deltas[1], 1);
 		add_path(p, RX_LOCAL, s->deltas[2], 1);
+		s->skb = 0;
 	}
 	record_path(RX_SOCKET, since(d->at, now), 1, start);
 	r = reader_for(id, now, &fresh);

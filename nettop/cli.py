@@ -188,10 +188,6 @@ def _live(arguments: Arguments) -> int:
     interface, filter_text = interfaces.choose(
         arguments.words, interfaces.names(), interfaces.current_default()
     )
-    if filter_text:
-        raise NettopError(
-            f"filters are not part of this version: {filter_text}", "leave FILTER out", ExitCode.USAGE
-        )
     # numpy's BLAS, which nobody here uses, would start threads before the privileges are gone.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from nettop import live

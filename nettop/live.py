@@ -87,6 +87,8 @@ class LoaderHandle:
 
     def close(self) -> None:
         """Let the loader go, and wait for it: it may have filters to take away."""
+        if self._sock.fileno() < 0:
+            return
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # also for a thread that waits for an answer
         self._sock.close()
@@ -317,7 +319,8 @@ class Live:
             self._change_filter(wanted)
             self._filter_note = ""
         except NettopError as error:
-            self._filter_note = f"the filter {wanted!r} is not applied: {error.message}"
+            shown = wanted if len(wanted) <= 60 else wanted[:59] + "…"
+            self._filter_note = f"the filter {shown!r} is not applied: {error.message}"
             _log.warning("%s (%s)", self._filter_note, error.hint)
             if self._control.filter == wanted:
                 self._control.filter = self._filter

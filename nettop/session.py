@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from nettop.errors import NettopError
+from nettop.filter import link_type, understand
+from nettop.loader.interface import link_header
 from nettop.model import Frame
 from nettop.recording import Recorder, View, file_name, header_of, start_recorder, write_snapshot
 from nettop.settings import Control, Settings
 from nettop.sources import Source
-from nettop.ui.control import Commands, Options
+from nettop.ui.control import Commands, Filtered, Options
 
 
 class Session(Commands):
@@ -29,7 +31,7 @@ class Session(Commands):
         problem: NettopError | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.offers = frozenset({"snapshot", "record"} | ({"interval", "focus"} if control else set()))
+        self.offers = frozenset({"snapshot", "record"} | ({"interval", "focus", "filter"} if control else set()))
         self._settings = settings
         self._control = control
         self._problem = problem
@@ -86,6 +88,20 @@ class Session(Commands):
         """Keep this flow's own histograms and samples."""
         if self._control:
             self._control.focus = flow
+
+    async def set_filter(self, text: str) -> Filtered:
+        """A pcap-filter expression goes to the kernel; a plain word to the screen, and the kernel's filter goes."""
+        if not self._control:
+            return Filtered(word=text)
+        try:
+            link = link_type(link_header(self._settings.interface))
+            program = await asyncio.to_thread(understand, text, link) if text else None
+        except NettopError as error:
+            return Filtered(error=error.message)
+        except OSError:
+            return Filtered(error=f"{self._settings.interface} is gone")
+        self._control.filter = text if program else ""
+        return Filtered(word="" if program else text)
 
     async def snapshot(self, frames: list[Frame]) -> str:
         """Write the frames into a new file in the current directory; its name."""

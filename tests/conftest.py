@@ -60,7 +60,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    live = [item for item in items if item.path.is_relative_to(LIVE)]
+    live = [item for item in items if item.path.is_relative_to(LIVE) or item.get_closest_marker("live")]
     reason = missing_for_live() if live else ""
     for item in live:
         item.add_marker(pytest.mark.live)

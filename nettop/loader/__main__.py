@@ -24,7 +24,7 @@ from nettop.errors import ExitCode, NettopError
 from nettop.filter import Instructions, from_words
 from nettop.loader import attach, interface
 from nettop.loader.compile import Object, compile_probe, takes_filter
-from nettop.loader.hooks import Place
+from nettop.loader.hooks import TYPES, Place
 from nettop.protocol import (
     Done,
     Filter,
@@ -130,6 +130,7 @@ class Loader:
             self._probes.append(probe)
             send(self._sock, answer)
             attach.handed_over(probe)
+        TYPES.close()
         return Done(config=config.pack().hex())
 
     def _reattach(self) -> Done:
@@ -153,9 +154,7 @@ class Loader:
         try:
             probes = [probe for probe in self._probes if takes_filter(probe.name)]
             with ThreadPoolExecutor() as pool:  # each waits for a compiler of its own
-                fresh = pool.map(
-                    lambda probe: compile_probe(probe.name, self._cache, instructions=instructions), probes
-                )
+                fresh = pool.map(lambda p: self._compiled(p.name, instructions), probes)
                 made.extend(attach.prepare(probe, new) for probe, new in zip(probes, fresh, strict=True))
         except BaseException:
             for ready in made:
@@ -165,6 +164,9 @@ class Loader:
         for ready in made:
             send(self._sock, attach.exchange(ready, self._place))
         return Done()
+
+    def _compiled(self, name: str, instructions: Instructions) -> Object:
+        return compile_probe(name, self._cache, instructions=instructions, background=True)
 
     def _switch_stats(self, on: bool) -> Done:
         if on and self._stats < 0:

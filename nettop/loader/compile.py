@@ -33,6 +33,7 @@ from nettop.probes.hooks import Attachment, Candidate, Hook
 
 FORMAT = 3  # of the cached objects
 _FAR = 32767  # instructions that a jump can reach; clang before 17 does not say so where one cannot
+_BACKGROUND = 10  # nice: the screen goes on drawing while a compiler runs beside it
 _KEPT = 64  # cached objects, before the oldest go: each filter makes its own
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
@@ -117,20 +118,29 @@ def takes_filter(name: str) -> bool:
 
 
 def compile_probe(
-    name: str, cache: Path, defines: tuple[str, ...] = (), instructions: Instructions = ()
+    name: str,
+    cache: Path,
+    defines: tuple[str, ...] = (),
+    instructions: Instructions = (),
+    background: bool = False,
 ) -> Object:
     """Compile a probe's C file, with its hooks and the filter, if it takes one; otherwise as compile_source."""
     text = to_c(instructions) if instructions and takes_filter(name) else ""
-    return compile_source(bpf_source(f"{name}.c"), cache, defines, name, text)
+    return compile_source(bpf_source(f"{name}.c"), cache, defines, name, text, background)
 
 
 def compile_source(
-    source: Path, cache: Path, defines: tuple[str, ...] = (), probe: str = "", filter_text: str = ""
+    source: Path,
+    cache: Path,
+    defines: tuple[str, ...] = (),
+    probe: str = "",
+    filter_text: str = "",
+    background: bool = False,
 ) -> Object:
     """Compile one C file for the running kernel, or take the result of an earlier run.
 
-    ``filter_text`` is what bpf_src/filter.h includes as the filter.  Raises NettopError with the compiler's words as
-    hint; a broken cache entry is compiled again.
+    ``filter_text`` is what bpf_src/filter.h includes as the filter.  With ``background`` others get the CPU first.
+    Raises NettopError with the compiler's words as hint; a broken cache entry is compiled again.
     """
     tree = header_tree(cache)
     source = source.resolve()  # BCC changes the directory while it compiles
@@ -156,7 +166,7 @@ def compile_source(
             ).resolve()
             (folder / "filter_generated.h").write_text(filter_text)
             flags += ("-DFILTER", f"-I{folder}")
-        job = json.dumps({"source": str(source), "flags": flags, "probe": probe})
+        job = json.dumps({"source": str(source), "flags": flags, "probe": probe, "background": background})
         done = subprocess.run(
             [sys.executable, "-m", "nettop.loader.compile"],
             input=job,
@@ -264,6 +274,8 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
 def main() -> int:
     """The child: a job on standard input, an Object on standard output, the compiler's words on standard error."""
     job = json.load(sys.stdin)
+    if job["background"]:
+        os.nice(_BACKGROUND)
     # libbcc and clang print to descriptors 1 and 2 as they like: keep the way out to ourselves.
     out = os.dup(1)
     os.dup2(2, 1)

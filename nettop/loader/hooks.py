@@ -86,13 +86,50 @@ def _tracing(program: int, _attachment: Attachment, _: Place) -> int:
     return bpf.raw_tracepoint_open(program)
 
 
-def _btf_id(attach_type: bpf.AttachType) -> Callable[[Attachment], int]:
-    def find(attachment: Attachment) -> int:
+class _Types:
+    """The kernel's BTF, parsed when first asked for: 10 ms and as many megabytes, so once, and not for long."""
+
+    _KIND_TYPEDEF, _KIND_FUNC = 8, 12
+
+    def __init__(self) -> None:
+        self._library: ctypes.CDLL | None = None
+        self._btf = 0
+
+    def find(self, name: str, attach_type: bpf.AttachType) -> int:
+        """Id of a function, or of the type that stands for a tracepoint's arguments; 0 or less: there is none."""
+        library = self._open()
+        traced = attach_type == bpf.AttachType.TRACE_RAW_TP
+        kind, prefix = (self._KIND_TYPEDEF, "btf_trace_") if traced else (self._KIND_FUNC, "")
+        return int(library.btf__find_by_name_kind(self._btf, f"{prefix}{name}".encode(), kind))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._library and self._btf:
+            self._library.btf__free(self._btf)
+        self._btf = 0
+
+    def _open(self) -> ctypes.CDLL:
         from nettop.loader.headers import libbpf
 
-        library = libbpf()
+        if self._library is None:
+            self._library = library = libbpf()
+            library.btf__load_vmlinux_btf.restype = ctypes.c_void_p
+            library.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
+            library.btf__free.argtypes = [ctypes.c_void_p]
+        if not self._btf:
+            self._btf = self._library.btf__load_vmlinux_btf() or 0
+        if not self._btf:
+            raise OSError(errno.EOPNOTSUPP, "the kernel says nothing of its types (BTF)")
+        return self._library
+
+
+TYPES = _Types()
+
+
+def _btf_id(attach_type: bpf.AttachType) -> Callable[[Attachment], int]:
+    def find(attachment: Attachment) -> int:
         for name in attachment.target.split("|"):
-            ident = int(library.libbpf_find_vmlinux_btf_id(name.encode(), int(attach_type)))
+            ident = TYPES.find(name, attach_type)
             if ident > 0:
                 return ident
         raise OSError(errno.ENOENT, f"the kernel has no function {attachment.target} to trace")
@@ -124,6 +161,8 @@ def _kprobe(returns: bool) -> Callable[[int, Attachment, Place], int]:
 def _perf_kprobe(function: str, returns: bool) -> int:
     """A kprobe as a perf event of its own (kernel/trace/trace_event_perf.c): gone when its descriptor is."""
     pmu = Path("/sys/bus/event_source/devices/kprobe")
+    if not pmu.exists():
+        raise OSError(errno.EOPNOTSUPP, "this kernel has no kprobes")
     kind = int((pmu / "type").read_text())
     config = 0
     if returns:

@@ -9,15 +9,15 @@ import json
 import sys
 import time
 
-from nettop.live import frames, start_loader
+from nettop.live import LoaderHandle, frames, start_loader
 from nettop.probes.flows import Flows
 from nettop.settings import Control, Settings
 
 
-async def follow(interface: str, port: int, seconds: float) -> None:
+async def follow(handle: LoaderHandle, interface: str, port: int, seconds: float) -> None:
     settings = Settings(interface=interface, probes=("flows",), delay=0.2)
     control = Control.of(settings)
-    stream = frames(start_loader(), settings, control)
+    stream = frames(handle, settings, control)
     lost, before, after, until = 0, {}, {}, None
     async for frame in stream:
         section = frame.sections["flows"]
@@ -43,4 +43,6 @@ async def follow(interface: str, port: int, seconds: float) -> None:
     print(json.dumps({"lost": lost, "counted": counted}), flush=True)
 
 
-asyncio.run(follow(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+# Before there is a thread: privileges belong to threads.
+loader = start_loader()
+asyncio.run(follow(loader, sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))

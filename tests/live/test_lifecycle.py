@@ -197,7 +197,7 @@ def test_an_interface_that_goes_is_waited_for(lab: Lab, veth: Link, via: str) ->
         assert absent["notes"] == [f"{name} is gone; waiting for it to come back"]
         assert absent["throughput"]["rx"]["bytes_total"] is None
         assert nettop.process.running()
-        quiet = nettop.more_frames(3)
+        quiet = nettop.more_frames(2)
         assert all(frame["notes"] == absent["notes"] for frame in quiet)
 
         lab.recreate(veth)
@@ -291,7 +291,7 @@ def add_filters(end: Endpoint, program: int, priority: int) -> None:
     end.ns.call(add)
 
 
-@pytest.mark.parametrize("priority", [1, 2, 49152])
+@pytest.mark.parametrize("priority", [1, 49152])
 def test_clsact_of_somebody_else_stays_as_it_is(lab: Lab, veth: Link, priority: int) -> None:
     """Their qdisc and filters, which let every packet pass: the same after us, and we count beside them."""
     with pass_program() as program:

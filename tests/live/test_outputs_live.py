@@ -174,12 +174,11 @@ def test_a_reader_that_has_enough_ends_it(lab: Lab, veth: Link) -> None:
 
 
 def test_the_first_frame_comes_soon(lab: Lab, veth: Link) -> None:
-    """With a warm cache; the best of three, since the machine may have other things to do."""
-    times = []
-    for _ in range(3):
-        start = time.monotonic()
-        with Nettop(lab, veth.a, "-d", "0.1", "-p", PROBES) as nettop:
-            nettop.wait_frames(1)
-            times.append(time.monotonic() - start)
-    print(f"first frame after {', '.join(f'{t:.2f}' for t in times)} s, 0.1 s of it the interval")
-    assert min(times) < 5
+    """With a warm cache. About a second on an idle machine; the bound is for one with other things to do."""
+    run_nettop(lab, veth.a, "-b", "-n", "1", "-d", "0.1", "-p", PROBES)
+    start = time.monotonic()
+    with Nettop(lab, veth.a, "-d", "0.1", "-p", PROBES) as nettop:
+        nettop.wait_frames(1)
+        taken = time.monotonic() - start
+    print(f"first frame after {taken:.2f} s, 0.1 s of it the interval")
+    assert taken < 5

@@ -261,7 +261,7 @@ def test_a_hostile_name_reaches_no_terminal(lab: Lab, veth: Link) -> None:
         assert Path(f"/proc/{process.pid}/comm").read_bytes().startswith(b"\x1b[31m[b]")
         for form in ("ndjson", "text", "csv"):
             outcome = run_nettop(
-                lab, veth.a, *("-b", "--format", form, "-n", "3", "-d", "0.3", "-p", "flows")
+                lab, veth.a, *("-b", "--format", form, "-n", "2", "-d", "0.2", "-p", "flows")
             )
             assert outcome.code == 0
             assert "[b]" in outcome.stdout

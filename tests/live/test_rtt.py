@@ -16,6 +16,7 @@ from rtts import (
     MS,
     Pings,
     Row,
+    close_to,
     flow,
     hasten,
     histogram_sum,
@@ -120,12 +121,12 @@ def test_every_method_finds_the_delay_of_the_wire(lab: Lab, delay_ms: int) -> No
         print(f"  {name}: {kind}")
     wrong = [f"{name}: {words}" for name, kind in kinds.items() for words in kind.compare(wire)]
     assert not wrong
-    # The kernel's own smoothed RTT, read when the process last used the socket.
+    # The kernel's own smoothed RTT, read when the process last used the socket: no median, one late answer shows.
     own = {name: kinds[name].row["kernel_rtt"]["smoothed_ns"] for name in names}
-    assert all(is_median(smoothed, wire[1]) for smoothed in own.values()), own
+    assert all(close_to(smoothed, wire[1], part=0.1, extra_ms=1) for smoothed in own.values()), own
     # The witnesses themselves: five sockets of TCP were there to be asked, and their clients agree.
     assert sum(kind.ss_min is not None for kind in kinds.values()) == 5
-    assert all(is_median(asked.median_ns, wire[1]) for asked in clients)
+    assert all(is_median(asked.median_ns, wire[1]) for asked in clients), clients
 
     upper = middle_bucket(histogram_sum([frame["rtt"]["all"] for frame in frames]))
     assert upper / 1.0625 * 0.95 - MS / 2 <= wire[1] <= upper * 1.05 + MS / 2
@@ -303,6 +304,10 @@ def test_a_flow_in_focus_shows_its_samples_as_they_come(lab: Lab) -> None:
         running = [asking(link.a, s, seconds=6) for s in (server, other)]
         driver = lab.spawn(
             link.a.ns,
+            *(
+                "env",
+                "OPENBLAS_NUM_THREADS=1",
+            ),  # as nettop itself does: numpy's threads would keep privileges
             interpreter(),
             str(Path(__file__).with_name("focus.py")),
             link.a.name,

@@ -124,15 +124,19 @@ def test_bytes_and_packets_beside_iperf3(stations: Callable[[bool, str], Station
             parts > 1 and flow_packets - 10 <= fragments <= flow_packets
         )
     else:
-        # TcpOutSegs counts each segment of a GSO packet, and what was sent again: so do wire packets.
+        # Each segment of a GSO packet counts: TcpOutSegs has the new ones, TcpRetransSegs those sent again.
         segments = seen.total(way, "segments")
-        print(f"segments: nettop {segments}, TcpOutSegs {sent['TcpOutSegs']}")
-        assert segments == pytest.approx(sent["TcpOutSegs"], rel=0.005)
+        wire, again = sent["TcpOutSegs"] + sent["TcpRetransSegs"], sent["TcpRetransSegs"]
+        print(f"segments: nettop {segments}, TcpOutSegs and TcpRetransSegs {wire}, of these again {again}")
+        if case.reverse:
+            # A busy machine drops between the sender and us (its veth's backlog), so some of these do not arrive.
+            assert result.received_bytes / 1448 <= segments <= wire
+        else:
+            assert segments == pytest.approx(wire, abs=3)
+            assert flow["tx_retransmits_total"] == again
         assert result.received_bytes <= flow_bytes
         # At most the headers of each segment, and what was sent again.
-        header_bytes = TCP_HEADERS[case.ipv6] * sent["TcpOutSegs"]
-        assert flow_bytes <= result.sent_bytes + header_bytes + sent["TcpRetransSegs"] * 1514
-        assert flow[f"{way}_retransmits_total"] == sent["TcpRetransSegs"]
+        assert flow_bytes <= result.sent_bytes + TCP_HEADERS[case.ipv6] * wire + again * 1514
         if case.offload:
             # GSO: the packets that the interface counts are far fewer than those of the wire.
             assert segments > 1.5 * seen.total(way, "packets")

@@ -1,0 +1,95 @@
+"""Each rung of each hook's ladder, tried on this kernel by the loader's own code; and the table of what holds.
+
+`python3 ladder.py FILE` writes what it found as JSON, for the table in docs/kernels.md.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nettop.loader import attach
+from nettop.loader.__main__ import cache_directory
+from nettop.loader.clsact import Clsact
+from nettop.loader.compile import compile_probe
+from nettop.loader.hooks import Place
+from nettop.probes.base import all_probes
+from nettop.protocol import Plan
+
+INTERFACE = "lo"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One candidate of a hook; `refused` is empty where it holds."""
+
+    via: str
+    targets: tuple[str, ...]
+    refused: str
+
+
+def version() -> tuple[int, int]:
+    """The kernel's: (6, 12)."""
+    major, minor = re.findall(r"\d+", platform.release())[:2]
+    return int(major), int(minor)
+
+
+def climb() -> dict[tuple[str, str], list[Way]]:
+    """Attach each candidate by itself, to a loopback that carries nothing, and let it go again."""
+    found: dict[tuple[str, str], list[Way]] = {}
+    place = Place(INTERFACE, 1, Clsact())
+    cache = cache_directory()  # nettop's own: later runs find everything compiled
+    for name in all_probes():
+        plan = Plan(INTERFACE, (name,), 1024, 24, 48, "", ())
+        probe = attach.Attached(name, compile_probe(name, cache))
+        attach.make_maps(probe, plan)
+        for hook in probe.object.hooks:
+            ways = found.setdefault((name, hook.name), [])
+            for candidate in hook.candidates:
+                refused = ""
+                try:
+                    attach._try(probe, hook, candidate, place)
+                except Exception as error:  # whatever it is, it is the kernel's answer
+                    refused = str(getattr(error, "strerror", None) or error)
+                finally:
+                    place.clsact.detach()
+                    attach.handed_over(probe)
+                targets = tuple(a.target for a in candidate.attachments)
+                ways.append(Way(candidate.via, targets, refused))
+        probe.close()
+    return found
+
+
+def bcc_version() -> str:
+    import bcc
+
+    return str(bcc.__version__)
+
+
+def llvm_version() -> str:
+    """Of the LLVM that Debian's BCC is linked with: 14, 19."""
+    packages = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package}\n", "libllvm*"], capture_output=True, text=True, check=False
+    ).stdout
+    return ", ".join(sorted(set(re.findall(r"^libllvm(\d+)", packages, re.MULTILINE))))
+
+
+def table(ways: dict[tuple[str, str], list[Way]]) -> dict[str, object]:
+    return {
+        "kernel": platform.release(),
+        "bcc": bcc_version(),
+        "llvm": llvm_version(),
+        "hooks": [
+            {"probe": probe, "hook": hook, "ways": [asdict(way) for way in found]}
+            for (probe, hook), found in ways.items()
+        ],
+    }
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    Path(sys.argv[1]).write_text(json.dumps(table(climb()), indent=1))
