@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
     options = parser.parse_args()
     programs = {"empty": empty, "throughput": probe("throughput"), "flows": probe("flows")}
-    print(f"{'workload':30}{'program':20}{'packets':>10}{'ns a run':>10}{'net':>8}   (median of {options.repeats})")
+    print(
+        f"{'workload':30}{'program':20}{'packets':>10}{'ns a run':>10}{'net':>8}   (median of {options.repeats})"
+    )
     for name, workload in WORKLOADS.items():
         if options.only not in name:
             continue

@@ -143,7 +143,7 @@ struct socket_slot {
 	u64 sk;
 	u64 jiffies;
 	u32 pid;
-	u32 spare;
+	u32 ports; /* the next socket at this address has others */
 };
 
 #endif

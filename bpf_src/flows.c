@@ -721,13 +721,17 @@ static __always_inline int own(u64 sk)
 	struct flow_key key = {};
 	struct owner owner = {};
 	u16 protocol = 0;
+	u32 ports = 0;
 
 	if (!slot || !sk)
 		return 0;
-	if (slot->sk == sk && slot->pid == pid && jiffies - slot->jiffies < OWNER_REFRESH)
+	READ_FIELD(ports, sk, struct sock_common, skc_portpair);
+	if (slot->sk == sk && slot->pid == pid && slot->ports == ports &&
+	    jiffies - slot->jiffies < OWNER_REFRESH)
 		return 0;
 	slot->sk = sk;
 	slot->pid = pid;
+	slot->ports = ports;
 	slot->jiffies = jiffies;
 
 	if (READ(common, sk))

@@ -19,7 +19,8 @@ struct traffic {
 	u64 packets;
 	u64 segments;
 	u64 fragments;
-	u64 sizes[SIZE_CLASSES]; /* segments by length of frame: to 64, 128, 256, 512, 1024, 1518, 9018, above */
+	u64 sizes
+		[SIZE_CLASSES]; /* segments by length of frame: to 64, 128, 256, 512, 1024, 1518, 9018, above */
 	u64 protocols[PROTO_SLOTS]; /* bytes by protocol */
 };
 

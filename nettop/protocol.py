@@ -36,7 +36,7 @@ class Plan:
     max_flows: int = 65536
     subnet4: int = 24
     subnet6: int = 48
-    via: str = ""  # force this mechanism where a hook has it; for tests
+    via: str = ""  # try this mechanism first where a hook has it; for tests
     filter: tuple[int, ...] = ()  # as Filter has it
 
     def __post_init__(self) -> None:

@@ -31,7 +31,9 @@ class Session(Commands):
         problem: NettopError | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.offers = frozenset({"snapshot", "record"} | ({"interval", "focus", "filter"} if control else set()))
+        self.offers = frozenset(
+            {"snapshot", "record"} | ({"interval", "focus", "filter"} if control else set())
+        )
         self._settings = settings
         self._control = control
         self._problem = problem

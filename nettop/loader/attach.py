@@ -127,8 +127,7 @@ def attach(probe: Attached, place: Place, plan: Plan, bound_only: bool = False) 
         candidates = [
             c for c in hook.candidates if all(a.program in probe.object.programs for a in c.attachments)
         ]
-        if plan.via and any(c.via == plan.via for c in candidates):
-            candidates = [c for c in candidates if c.via == plan.via]
+        candidates.sort(key=lambda c: c.via != plan.via)  # what is asked for first, the others in their order
         if bound_only:
             candidates = [c for c in candidates if MECHANISMS[c.via].bound]
             if not candidates:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Via = Literal["tp_btf", "raw_tracepoint", "netfilter", "fentry", "fexit", "kprobe", "kretprobe", "tcx", "clsact"]
+Via = Literal[
+    "tp_btf", "raw_tracepoint", "netfilter", "fentry", "fexit", "kprobe", "kretprobe", "tcx", "clsact"
+]
 
 
 @dataclass(frozen=True)

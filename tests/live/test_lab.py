@@ -46,7 +46,10 @@ def test_ping_meets_the_delay_that_the_wire_says_it_gave(lab: Lab, delay_ms: flo
     assert pings.received == 97
     assert asked <= minimum <= asked + 50_000
     assert minimum <= pings.min_ns <= minimum + PING_OVERHEAD_NS
-    assert median - 50_000 <= pings.mean_ns <= 1.02 * median + PING_OVERHEAD_NS
+    # The middle one, not the mean: a machine that is busy for a moment is no fault of the wire.  From 100 ms on
+    # ping prints whole milliseconds.
+    middle = sorted(pings.rtts_ns)[len(pings.rtts_ns) // 2]
+    assert median - 1_000_000 <= middle <= 1.02 * median + PING_OVERHEAD_NS
 
 
 def test_the_two_directions_of_a_wire_have_delays_of_their_own(lab: Lab) -> None:

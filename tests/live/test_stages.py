@@ -178,7 +178,7 @@ def test_a_token_bucket_is_the_qdisc_stage_alone(lab: Lab, veth: Link) -> None:
         ask(veth.a, server, kind="udp", count=60)
     totals = stages(frames)
     qdisc = totals["tx", "qdisc"]
-    assert qdisc.count >= 60
+    assert qdisc.count >= 57  # 95 % of them, the coverage that is promised
     assert qdisc.percentile_ns(0.5) == pytest.approx(10 * MS, rel=0.07, abs=1 * MS)
     assert totals["tx", "whole"].percentile_ns(0.5) == pytest.approx(10 * MS, rel=0.07, abs=1 * MS)
     small(totals, ("tx", "qdisc"))
@@ -195,7 +195,7 @@ def test_the_stages_add_up_to_the_whole(lab: Lab, veth: Link, traffic: str) -> N
     totals = stages(frames)
     for direction, names in (("rx", RECEIVE), ("tx", SEND)):
         whole = totals[direction, "whole"]
-        assert whole.count > 500
+        assert whole.count > 200  # enough for a mean; how many depends on how large GRO makes them
         parts = sum(totals[direction, name].path_ns for name in names)
         assert parts / whole.count == pytest.approx(whole.mean_ns, rel=0.05)
         # The same packets: as many went through each stage as through the whole.

@@ -226,14 +226,21 @@ def test_sizes_protocols_and_peak_of_known_frames(station: Station) -> None:
             packets.send(lab, veth.b, [frame(size)] * count)
         packets.send(lab, veth.b, [frame(200, protocol=47)] * 37)
         packets.send(lab, veth.b, [arp] * 41)
+        # LLDP, 802.1AB.
+        packets.send(lab, veth.b, [arp[:12] + b"\x88\xcc" + arp[14:]] * 43)
 
     seen.agrees(tolerance=0)
-    expected = {64: 7 + 3 + 41, 128: 5 + 11, 256: 13 + 2 + 37, 512: 17, 1024: 19 + 23, 1518: 29 + 31}
+    expected = {64: 7 + 3 + 41 + 43, 128: 5 + 11, 256: 13 + 2 + 37, 512: 17, 1024: 19 + 23, 1518: 29 + 31}
     assert seen.sizes("rx") == expected
     udp_bytes = sum(size * count for size, count in counts.items())
-    assert seen.protocols() == {"udp": (udp_bytes, 0), "gre": (200 * 37, 0), "arp": (60 * 41, 0)}
-    # ARP is no flow, and is said to be none.
-    assert seen.health("untracked_packets") == 41
+    assert seen.protocols() == {
+        "udp": (udp_bytes, 0),
+        "gre": (200 * 37, 0),
+        "arp": (60 * 41, 0),
+        "other": (60 * 43, 0),
+    }
+    # What is neither IP nor ARP belongs to no flow, and that is said.
+    assert seen.health("untracked_packets") == 43
 
 
 def test_a_burst_shows_in_the_peak_and_not_in_the_mean(station: Station) -> None:

@@ -201,8 +201,6 @@ def test_help_and_version_are_0(flag, capfd):
 
 
 def test_what_is_not_there_yet_says_so(live, tmp_path, monkeypatch, capfd):
-    assert cli.main(["eth0", "-b", "tcp", "port", "443"]) == ExitCode.USAGE
-    assert "tcp port 443" in two_lines(capfd)[0]
     monkeypatch.setattr(cli, "DEMO", tmp_path / "none")
     assert cli.main(["--demo", "-b"]) == ExitCode.USAGE
     two_lines(capfd)

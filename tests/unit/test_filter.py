@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import socket
@@ -104,13 +105,16 @@ def test_generated_expressions_agree_with_libpcap(texts):
     assert_native_agrees(programs, cut(MIX, len(programs)))
 
 
-@pytest.mark.slow
-def test_ten_thousand_generated_expressions_agree_with_libpcap():
+# NETTOP_EXPRESSIONS=10000 is what the filter was accepted with: two minutes.  A tenth of it in every run.
+GENERATED = int(os.environ.get("NETTOP_EXPRESSIONS", "1000"))
+
+
+def test_thousands_of_generated_expressions_agree_with_libpcap():
     agreed = refused = 0
 
     # No shrinking: the packet and the expression are in the message, and a run takes a minute.
     @settings(
-        max_examples=120,
+        max_examples=GENERATED * 12 // 1000,  # of a hundred each, of which libpcap refuses some
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
@@ -125,7 +129,7 @@ def test_ten_thousand_generated_expressions_agree_with_libpcap():
 
     batch()
     print(f"{agreed} expressions agree on {3 * len(MIX)} packets each; libpcap refused {refused} more")
-    assert agreed >= 10_000
+    assert agreed >= GENERATED
 
 
 # --- the language, and what is none of it -----------------------------------------------------------------

@@ -53,7 +53,7 @@ hub | e1000)
 esac
 
 qemu=(
-	qemu-system-x86_64 -accel "${ACCEL:-tcg,thread=multi,tb-size=512}" -M q35 -cpu max,la57=off
+	qemu-system-x86_64 -accel "${ACCEL:-tcg,thread=multi,tb-size=512}" -M q35 -cpu "${CPU:-max,la57=off}"
 	-smp 2 -m "${MEMORY:-1536}" -nodefaults -no-user-config -display none -monitor none -serial stdio -no-reboot
 	-kernel "$kernel/vmlinuz" -initrd "$kernel/initrd"
 	-append 'console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable audit=0 apparmor=0 random.trust_cpu=on net.ifnames=0'
