@@ -31,8 +31,8 @@ def empty() -> Object:
     return Object(made.maps, made.programs, EMPTY_HOOKS)
 
 
-def probe(name: str) -> Callable[[], Object]:
-    return lambda: compile_probe(name, CACHE)
+def probe(name: str, *defines: str) -> Callable[[], Object]:
+    return lambda: compile_probe(name, CACHE, defines)
 
 
 @contextmanager

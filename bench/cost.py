@@ -61,31 +61,36 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
     options = parser.parse_args()
-    programs = {"empty": empty, "throughput": probe("throughput"), "flows": probe("flows")}
+    programs = {
+        "empty": empty,
+        "throughput": probe("throughput"),
+        "flows": probe("flows"),
+        "flows without RTT": probe("flows", "-DRTT=0"),
+    }
     print(
-        f"{'workload':30}{'program':20}{'packets':>10}{'ns a run':>10}{'net':>8}   (median of {options.repeats})"
+        f"{'workload':30}{'program':26}{'packets':>10}{'ns a run':>10}{'net':>8}   (median of {options.repeats})"
     )
     for name, workload in WORKLOADS.items():
         if options.only not in name:
             continue
-        found: dict[str, list[tuple[int, float]]] = {}
+        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for _ in range(options.repeats):
             with Lab() as lab:
                 link = lab.veth()
                 with attached(link.a, programs) as probes, bpf_statistics():
                     workload(link, options.seconds)
-                    for it in probes.values():
+                    for name_of_it, it in probes.items():
                         for function, (runs, ns) in costs(it).items():
                             if runs:
-                                found.setdefault(function, []).append((runs, ns / runs))
+                                way = function.rpartition("_")[2]
+                                found.setdefault((name_of_it, way), []).append((runs, ns / runs))
         base = {
-            way: statistics.median(cost for _, cost in found[f"empty_{way}"]) for way in ("ingress", "egress")
+            way: statistics.median(cost for _, cost in found["empty", way]) for way in ("ingress", "egress")
         }
-        for function, measured in found.items():
+        for (it_name, way), measured in found.items():
             cost = statistics.median(each for _, each in measured)
-            way = function.rpartition("_")[2]
             net = f"{cost - base[way]:8.0f}" if way in base else "       -"
-            print(f"{name:30}{function:20}{measured[0][0]:10d}{cost:10.0f}{net}", flush=True)
+            print(f"{name:30}{it_name + ' ' + way:26}{measured[0][0]:10d}{cost:10.0f}{net}", flush=True)
 
 
 if __name__ == "__main__":

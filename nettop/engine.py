@@ -116,10 +116,11 @@ class Pace:
 
     _GLANCE = 0.25  # s between looks at whether the interval has changed
 
-    def __init__(self, interval: Callable[[], float]) -> None:
-        """``interval`` gives the seconds between frames as they are now."""
+    def __init__(self, interval: Callable[[], float], first: float | None = None) -> None:
+        """``interval`` gives the seconds between frames as they are now; ``first`` is a shorter one to begin with."""
         self.interval = interval
         self._last = time.monotonic()
+        self._first = first
 
     async def wait(self) -> None:
         """Until the next frame's time.  Frames that were missed are skipped, not made up for."""
@@ -127,10 +128,14 @@ class Pace:
         while left > 0:
             await asyncio.sleep(min(left, self._GLANCE))
             left = self._left()
-        self._last = max(self._last + self.interval(), time.monotonic() - self.interval() / 2)
+        self._last = max(self._last + self._interval(), time.monotonic() - self._interval() / 2)
+        self._first = None
+
+    def _interval(self) -> float:
+        return self.interval() if self._first is None else min(self._first, self.interval())
 
     def _left(self) -> float:
-        return self._last + self.interval() - time.monotonic()
+        return self._last + self._interval() - time.monotonic()
 
 
 class Engine:
@@ -152,6 +157,7 @@ class Engine:
         tasks = [asyncio.create_task(self._drain()), asyncio.create_task(self._measure())]
         start = time.monotonic_ns()
         await self._step()  # the first reading is the base of the first interval
+        self._meter.health(0)  # and what starting has cost is not the interval's
         try:
             while True:
                 await self.pace.wait()

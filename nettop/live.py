@@ -31,6 +31,7 @@ from nettop.protocol import Done, Filter, HookInfo, Load, Loaded, Plan, ProbeInf
 from nettop.settings import Control, Settings
 
 _log = logging.getLogger(__name__)
+_FIRST_SECONDS = 0.2  # until the screen's first frame: who opens it wants to see something
 _STATS_SECONDS = 0.1  # of each second: statistics cost every run about 20 ns
 
 
@@ -392,7 +393,12 @@ async def frames(handle: LoaderHandle, settings: Settings, control: Control) -> 
     """Frames of the running kernel, one an interval, for ever.  Closing the iterator detaches everything."""
     live = Live(handle, settings, control)
     await asyncio.to_thread(live.load)
-    engine = Engine(live.workers, Pace(lambda: control.delay), live.meter, live.describe)
+    engine = Engine(
+        live.workers,
+        Pace(lambda: control.delay, None if settings.batch else _FIRST_SECONDS),
+        live.meter,
+        live.describe,
+    )
     watcher = asyncio.create_task(live.watch())
     stream = engine.frames()
     try:

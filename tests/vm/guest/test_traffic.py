@@ -110,8 +110,10 @@ def leave_clsact(end_run: Callable[..., object], name: str) -> None:
     end_run("tc", "filter", "add", "dev", name, "ingress", "prio", "7", "matchall", "action", "continue")
 
 
-@pytest.mark.parametrize("foreign", [False, True], ids=["alone", "beside another's filter"])
-@pytest.mark.parametrize("via", ["", "clsact", "fentry", "kprobe"])
+@pytest.mark.parametrize(
+    ("via", "foreign"),
+    [("", False), ("clsact", True), ("clsact", False), ("fentry", True), ("kprobe", False)],
+)
 def test_nothing_is_left(lab: Lab, veth: Link, via: str, foreign: bool) -> None:
     if foreign:
         leave_clsact(veth.a.ns.run, veth.a.name)

@@ -1,0 +1,3 @@
+"""The tests in guest/ run inside a guest, where test_guests.py starts them."""
+
+collect_ignore = ["guest"]
