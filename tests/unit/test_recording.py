@@ -9,6 +9,7 @@ import resource
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -292,41 +293,41 @@ def test_where_no_file_can_be(tmp_path, name):
     assert caught.value.code == ExitCode.USAGE
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[int]:
-    """No file grows beyond this: the kernel refuses, as it does on a full disk."""
+    """No file grows beyond this: the kernel refuses, as it does on a full disk.
+
+    Within a test only: pytest's own output may be a file, too.
+    """
     limit = 4000
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    yield limit
-    allow_all()
+    try:
+        yield limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def allow_all() -> None:
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-
-
-def test_no_room_to_unpack_is_said_as_it_is(tmp_path, small_disk):
+def test_no_room_to_unpack_is_said_as_it_is(tmp_path):
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(text_of(*(frame(i) for i in range(100))).encode()))
-    with pytest.raises(NettopError, match="no room to unpack"):
+    with small_disk(), pytest.raises(NettopError, match="no room to unpack"):
         opened(path)
 
 
 @SUFFIXES
-def test_a_full_disk_stops_the_recording_and_keeps_what_is_whole(tmp_path, name, small_disk):
+def test_a_full_disk_stops_the_recording_and_keeps_what_is_whole(tmp_path, name):
     path = tmp_path / name
-    recorder = Recorder(str(path), HEADER, 1000, "")
     made = [frame(i, *(hash((i, j)) % 2**60 for j in range(9))) for i in range(500)]
-    with pytest.raises(NettopError, match="stopped") as caught:
-        write_all(recorder, made)
+    with small_disk() as limit:
+        recorder = Recorder(str(path), HEADER, 1000, "")
+        with pytest.raises(NettopError, match="stopped") as caught:
+            write_all(recorder, made)
     assert caught.value.hint
     assert recorder.closed
     written = recorder.frames
     assert written > 3
-    assert path.stat().st_size <= small_disk
-    allow_all()
+    assert path.stat().st_size <= limit
     with opened(path) as recording:
         assert list(recording.frames()) == made[:written]
         assert recording.problem is None
