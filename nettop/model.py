@@ -8,7 +8,7 @@ share.  Schema: docs/frame.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -123,3 +123,49 @@ class Histogram:
             else np.zeros(SLOTS, np.uint64),
             sum(p.sum_ns for p in parts),
         )
+
+
+class PackedHistogram(Histogram):
+    """A histogram that keeps only the buckets between its first and its last one in use: a tenth of the memory.
+
+    What a history is made of: ten minutes of every delay would be a hundred megabytes otherwise.
+    """
+
+    __slots__ = ("_start", "_window")
+    _start: int
+    _window: NDArray[Any]
+
+    def __init__(self, of: Histogram) -> None:
+        used = np.flatnonzero(of.counts)
+        start, end = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
+        window = of.counts[start:end]
+        small = window.size == 0 or int(window.max()) < 1 << 32
+        object.__setattr__(self, "sum_ns", of.sum_ns)
+        object.__setattr__(self, "_start", start)
+        object.__setattr__(self, "_window", window.astype(np.uint32 if small else np.uint64))
+
+    @property
+    def counts(self) -> NDArray[np.uint64]:
+        """uint64[SLOTS], made anew each time."""
+        whole = np.zeros(SLOTS, np.uint64)
+        whole[self._start : self._start + len(self._window)] = self._window
+        return whole
+
+    @property
+    def count(self) -> int:
+        return int(self._window.sum(dtype=np.uint64))
+
+
+def packed(value: Any) -> Any:
+    """The same section with every histogram in it packed, however deep in tuples and dataclasses."""
+    if isinstance(value, Histogram):
+        return value if isinstance(value, PackedHistogram) else PackedHistogram(value)
+    if type(value) is tuple:
+        parts = tuple(packed(part) for part in value)
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
+    if is_dataclass(value) and not isinstance(value, type):
+        before = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        after = {name: packed(part) for name, part in before.items()}
+        changed = {name: part for name, part in after.items() if part is not before[name]}
+        return replace(value, **changed) if changed else value
+    return value

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from nettop.model import Frame
+from nettop.model import Frame, packed
 from nettop.probes.view import Canvas, Pane
 from nettop.ui.theme import Palette
 
@@ -54,7 +54,7 @@ class State:
             self.history.pop()
         if self.history:
             newest = self.history[-1]
-            kept = {name: section.trimmed(ROWS_KEPT) for name, section in newest.sections.items()}
+            kept = {name: packed(section.trimmed(ROWS_KEPT)) for name, section in newest.sections.items()}
             self.history[-1] = replace(newest, sections=kept)
         else:
             self.first_ns = frame.time_ns - frame.interval_ns

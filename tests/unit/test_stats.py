@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nettop import stats
-from nettop.model import SLOTS, STEPS, Histogram
+from nettop.model import SLOTS, STEPS, Histogram, packed
 
 LARGEST = int(stats.bucket_lowers()[-1])
 delays = st.integers(0, LARGEST - 1)
@@ -123,3 +123,23 @@ def test_rebinning_loses_nothing(values):
 def test_rebinning_puts_values_between_their_edges():
     edges = np.array([0, 1000, 10**6, 10**9], np.int64)
     assert stats.rebin(histogram([500, 5000, 5000, 5 * 10**7, 5 * 10**9]), edges).tolist() == [1, 2, 2]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(1, 2**40)), max_size=20), st.integers(0, 2**50)
+)
+def test_a_packed_histogram_is_the_same_histogram(entries, total):
+    counts = np.zeros(SLOTS, np.uint64)
+    for slot, count in entries:
+        counts[slot] += np.uint64(count)
+    whole = Histogram(counts, total)
+    small = packed((1, (whole, "x")))[1][0]
+    assert small.counts.tolist() == counts.tolist()
+    assert (small.count, small.sum_ns) == (whole.count, whole.sum_ns)
+    assert stats.percentile(small, 0.5) == stats.percentile(whole, 0.5)
+    assert (small + whole).counts.tolist() == (whole + whole).counts.tolist()
+
+
+def test_what_holds_no_histogram_is_not_copied():
+    value = (1, "x", ("y",))
+    assert packed(value) is value
