@@ -1,6 +1,6 @@
 """From the command to the first figures on the screen, in a pseudo-terminal of 120x40, with a warm cache.
 
-    sudo .venv/bin/python bench/start.py [--repeats N]
+sudo .venv/bin/python bench/start.py [--repeats N]
 """
 
 from __future__ import annotations

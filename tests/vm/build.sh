@@ -162,7 +162,7 @@ requirements() {
 key() {
 	{
 		cat "$here/build.sh"
-		[[ $1 == root ]] && requirements || cat "$here/early-init"
+		if [[ $1 == root ]]; then requirements; else cat "$here/early-init"; fi
 	} | sha256sum | cut -c 1-12
 }
 

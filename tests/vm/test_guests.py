@@ -25,8 +25,8 @@ HEAD = """\
 # Kernels
 
 Written by `scripts/test --vm`: each way of watching each hook, tried in the stock kernels of Debian 12 and 13 with the
-BCC of either. *In use* is what nettop takes by itself; *holds too* are the other ways of the hook's ladder that the kernel
-has, and that give the same counts in the tests (`tests/vm/guest`); *not there* are those that it lacks.
+BCC of either. *In use* is what nettop takes by itself; *holds too* are the other ways of the hook's ladder that the
+kernel has, and that count the same in the tests (`tests/vm/guest`); *not there* are those that it lacks.
 """
 
 
