@@ -6,11 +6,8 @@ values.  They raise OSError where there is nothing to read, which makes the read
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,10 +15,8 @@ from typing import Any
 
 import psutil
 
+from nettop import ethtool
 from nettop.kernel import interrupts
-
-_SIOCETHTOOL = 0x8946
-_ETHTOOL_GDRVINFO = 0x03
 
 
 @dataclass(frozen=True)
@@ -79,14 +74,7 @@ def interface_counters(interface: str) -> InterfaceCounters:
 
 def peer_is_local(interface: str) -> bool:
     """Whether what is behind the interface runs on this host too: a veth leads to another namespace of it."""
-    request = array.array("B", struct.pack("I", _ETHTOOL_GDRVINFO).ljust(196, b"\0"))
-    address, _ = request.buffer_info()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP", interface.encode(), address))
-        except OSError:
-            return False
-    return request.tobytes()[4:36].split(b"\0", 1)[0] == b"veth"
+    return ethtool.driver(interface) == "veth"
 
 
 @cache

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import socket
 import struct
 from pathlib import Path
 
+from nettop import ethtool
 from nettop.control import Config, Counting
 from nettop.errors import ExitCode, NettopError
 from nettop.protocol import Plan
 
 _SIOCGIFHWADDR = 0x8927
-_SIOCETHTOOL = 0x8946
-_ETHTOOL_GDRVINFO = 0x03
-_ETHTOOL_GTSO = 0x1E
-_ETHTOOL_GGRO = 0x2B
 _ARPHRD_ETHER = 1
 _ARPHRD_LOOPBACK = 772
 # Drivers of virtual machines: they hand a large packet on whole, and count it as one.
 _WHOLE_SENDERS = ("virtio_net", "xen_netfront", "vif", "hv_netvsc")
-
-
-def _ethtool(name: str, request: bytes) -> bytes | None:
-    buffer = array.array("B", request)
-    address, _ = buffer.buffer_info()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP", name.encode(), address))
-        except OSError:
-            return None
-    return buffer.tobytes()
-
-
-def _feature(name: str, command: int) -> bool:
-    answer = _ethtool(name, struct.pack("II", command, 0))
-    return bool(answer and struct.unpack("II", answer)[1])
-
-
-def _driver(name: str) -> str:
-    answer = _ethtool(name, struct.pack("I", _ETHTOOL_GDRVINFO).ljust(196, b"\0"))
-    return answer[4:36].split(b"\0", 1)[0].decode(errors="replace") if answer else ""
 
 
 def _hardware(name: str) -> int:
@@ -68,12 +43,12 @@ def counting(name: str) -> tuple[Counting, Counting]:
     if _hardware(name) == _ARPHRD_LOOPBACK:
         return Counting.BARE, Counting.BARE
     virtual = not Path("/sys/class/net", name, "device").exists()
-    driver = _driver(name)
-    received = Counting.SKB if virtual and not _feature(name, _ETHTOOL_GGRO) else Counting.WIRE
+    driver = ethtool.driver(name)
+    received = Counting.SKB if virtual and not ethtool.feature(name, ethtool.GRO) else Counting.WIRE
     if driver == "veth" and received is Counting.WIRE:
         received = Counting.WIRE | Counting.BARE | Counting.NAPI
     whole = virtual or driver in _WHOLE_SENDERS
-    sent = Counting.SKB if whole and _feature(name, _ETHTOOL_GTSO) else Counting.WIRE
+    sent = Counting.SKB if whole and ethtool.feature(name, ethtool.TSO) else Counting.WIRE
     return received, sent
 
 

@@ -205,11 +205,11 @@ def plane(row: Row, history: History, canvas: Canvas, height: int) -> list[Line]
         legend = draw.legend(canvas, "1", f"{units.count(high)} samples a cell")
         lines.append(draw.pad((Span(" " * _AXIS), *legend), canvas.width))
     else:
-        lines.append(_named(whole, history, canvas.cursor, inner))
+        lines.append(named_cell(whole, history, canvas.cursor, inner))
     return lines
 
 
-def _named(whole: draw.Plane, history: History, cursor: tuple[int, int], inner: Canvas) -> Line:
+def named_cell(whole: draw.Plane, history: History, cursor: tuple[int, int], inner: Canvas) -> Line:
     """The cell under the cursor: when, from which delay to which, how many."""
     back, low, high, count = whole.under(cursor, inner)
     ago = history[-1].time_ns - history[-1 - back].time_ns if back < len(history) else 0

@@ -11,7 +11,8 @@ import numpy as np
 from nettop import stats, units
 from nettop.model import SLOTS, Frame, Histogram
 from nettop.probes import draw
-from nettop.probes.view import ACCENT, DIM, LABEL, PLAIN, VALUE, Canvas, History, Line, Pane, Span, line
+from nettop.probes.delays import named_cell
+from nettop.probes.view import ACCENT, DIM, LABEL, PLAIN, VALUE, Canvas, History, Line, Pane, Span
 
 if TYPE_CHECKING:
     from nettop.probes.flows import Flows
@@ -73,27 +74,11 @@ def pane(history: History, canvas: Canvas) -> list[Line]:
     plane = draw.Plane.of(histograms, inner, *decades(histograms))
     lines = [(*a, *b) for a, b in zip(draw.delay_axis(plane.edges, inner), plane.lines(inner), strict=True)]
     if canvas.cursor is not None:
-        lines.append(_named(plane, history, canvas.cursor, inner))
+        lines.append(named_cell(plane, history, canvas.cursor, inner))
     else:
         axis = draw.time_axis([f.time_ns for f in history[-width:]], width, canvas)
         lines.append((Span(" " * _AXIS), *axis))
     return draw.clip([*lines, *table], canvas)
-
-
-def _named(plane: draw.Plane, history: History, cursor: tuple[int, int], inner: Canvas) -> Line:
-    """The cell under the cursor in words."""
-    back, low, high, count = plane.under(cursor, inner)
-    ago = history[-1].time_ns - history[-1 - back].time_ns if back < len(history) else 0
-    return line(
-        " " * _AXIS,
-        (f"{units.age(ago)} ago", VALUE),
-        ("  from ", LABEL),
-        (units.duration(low), VALUE),
-        (" to ", LABEL),
-        (units.duration(high), VALUE),
-        ("  ", LABEL),
-        (f"{units.count(count)} samples", VALUE),
-    )
 
 
 def _subnets(frame: Frame, canvas: Canvas, most: int) -> list[Line]:
