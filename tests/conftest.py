@@ -5,10 +5,12 @@ missing such a test is skipped and says why; with NETTOP_REQUIRE_LIVE=1, as in C
 failed.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.live)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@contextlib.contextmanager
+def _turn(alone: bool) -> Iterator[None]:
+    """A place among the tests that run now: shared with others, or nobody else's.
+
+    Whoever waits for it stands at the gate, so that those who come later cannot pass by.  What is locked is just two
+    files that there are.
+    """
+    with Path(__file__).open() as gate, (LIVE / "conftest.py").open() as turn:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Where tests run side by side (pytest-xdist), one that is marked `alone` has the machine to itself."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with _turn(item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,11 +4,13 @@ import functools
 import json
 import re
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lab import bpf
 from lab.errors import LabError
@@ -153,6 +155,51 @@ def interrupts() -> dict[str, Interrupt]:
         counts = [int(word) for word in words[:cpus] if word.isdigit()]
         table[number.strip()] = Interrupt(counts, " ".join(words[len(counts) :]))
     return table
+
+
+class Watch:
+    """A counter of the kernel's, read a hundred times a second while its block lasts.
+
+    What it grew by between two frames is known within bounds then, wherever the machine was held up: nettop has read
+    its own maps at most ``slack_ns`` before the time that the frame says.
+    """
+
+    def __init__(self, counter: Callable[[], int], slack_ns: int = 50_000_000) -> None:
+        self._counter = counter
+        self._slack_ns = slack_ns
+        self._readings: list[tuple[int, int, int]] = []  # begun, ended (CLOCK_REALTIME), count
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    def _read(self) -> None:
+        while not self._over.wait(0.01):
+            begun = time.time_ns()
+            count = self._counter()
+            self._readings.append((begun, time.time_ns(), count))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _at(self, time_ns: int) -> tuple[int, int]:
+        """The least and the most that it can have been when the frame of this time was read."""
+        least = [count for _, ended, count in self._readings if ended <= time_ns - self._slack_ns]
+        most = [count for begun, _, count in self._readings if begun >= time_ns]
+        if not least or not most:
+            raise LabError("the frames are not all from the time that was watched")
+        return least[-1], most[0]
+
+    def growth(self, after: Mapping[str, Any], until: Mapping[str, Any]) -> tuple[int, int]:
+        """The least and the most that it grew by from one frame to a later one."""
+        (first_least, first_most), (last_least, last_most) = (
+            self._at(after["time_ns"]),
+            self._at(until["time_ns"]),
+        )
+        return last_least - first_most, last_most - first_least
 
 
 @dataclass(frozen=True)

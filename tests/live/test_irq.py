@@ -1,7 +1,6 @@
 """The interrupt path against /proc/softirqs, /proc/interrupts, and a softirq that is held up by a known time."""
 
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -14,25 +13,19 @@ NET_RX, TIMER = 3, 1
 
 
 def test_runs_are_those_of_proc_softirqs(lab: Lab, veth: Link) -> None:
-    """Read as a frame comes, and again as a later one comes, in the middle of even traffic."""
-    with Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop:
-        nettop.wait_frames(1)
-        traffic = threading.Thread(
-            target=lambda: iperf3(veth.a, veth.b, seconds=8, udp=True, length=1200, bits_per_s="100M")
-        )
-        traffic.start()
-        try:
-            first = len(nettop.more_frames(2)) and len(nettop.frames)
-            before = witness.softirqs()
-            last = first + len(nettop.more_frames(9))
-            after = witness.softirqs()
-            frames = nettop.frames[first:last]
-        finally:
-            traffic.join()
-    expected = sum(after["NET_RX"]) - sum(before["NET_RX"])
-    wait, run = softirqs(frames, "NET_RX")
-    assert expected > 10_000
-    assert run.count == pytest.approx(expected, rel=0.01)
+    def runs() -> int:
+        return sum(witness.softirqs()["NET_RX"])
+
+    with Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop, witness.Watch(runs) as watch:
+        nettop.wait_frames(3)
+        first = len(nettop.frames)
+        iperf3(veth.a, veth.b, seconds=3, udp=True, length=1200, bits_per_s="100M")
+        nettop.more_frames(3)
+        frames = nettop.frames[first - 1 : -1]
+    least, most = watch.growth(frames[0], frames[-1])
+    wait, run = softirqs(frames[1:], "NET_RX")
+    assert least > 10_000
+    assert 0.99 * least <= run.count <= 1.01 * most
     assert wait.count == pytest.approx(run.count, rel=0.01)
 
 
@@ -61,41 +54,43 @@ def test_a_softirq_that_is_held_up_has_waited(lab: Lab, veth: Link) -> None:
 
 
 def test_handlers_are_those_of_proc_interrupts(lab: Lab, veth: Link, tmp_path: Path) -> None:
-    """The disk's line: its interrupts are made by writing past the page cache.
+    """The disk's line: its interrupts are made by writing past the page cache."""
 
-    Both readings come with a frame, so that whatever else writes to the disk is in both counts.
-    """
-    with Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop:
-        nettop.wait_frames(2)
-        first = len(nettop.more_frames(1)) and len(nettop.frames)
-        before = witness.interrupts()
+    def counts() -> dict[int, int]:
+        return {int(irq): sum(line.counts) for irq, line in witness.interrupts().items() if irq.isdigit()}
+
+    def write() -> None:
         file = os.open(tmp_path / "data", os.O_CREAT | os.O_WRONLY | os.O_DSYNC)
         try:
             for _ in range(503):
                 os.write(file, b"x" * 4096)
         finally:
             os.close(file)
-        last = len(nettop.more_frames(1)) and len(nettop.frames)
-        after = witness.interrupts()
-        frames = nettop.frames[first:last]
-    grown = {
-        int(irq): sum(line.counts) - sum(before[irq].counts)
-        for irq, line in after.items()
-        if irq.isdigit() and irq in before
-    }
+
+    before = counts()
+    write()
+    grown = {irq: count - before.get(irq, 0) for irq, count in counts().items()}
     busiest = max(grown, key=lambda irq: grown[irq])
     if grown[busiest] < 100:
         pytest.fail(f"no device of this machine interrupts when a file is written: {grown}")
-    counted = sum(
-        line["latency"]["count"] + line["unhandled"]
-        for frame in frames
-        for line in frame["irq"]["hard"]
-        if line["irq"] == busiest
-    )
-    assert counted == pytest.approx(grown[busiest], rel=0.01, abs=5)
-    names = {line["name"] for frame in frames for line in frame["irq"]["hard"] if line["irq"] == busiest}
+
+    with (
+        Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop,
+        witness.Watch(lambda: counts()[busiest]) as watch,
+    ):
+        nettop.wait_frames(3)
+        first = len(nettop.frames)
+        write()
+        nettop.more_frames(3)
+        frames = nettop.frames[first - 1 : -1]
+    lines = [line for f in frames[1:] for line in f["irq"]["hard"] if line["irq"] == busiest]
+    counted = sum(line["latency"]["count"] + line["unhandled"] for line in lines)
+    least, most = watch.growth(frames[0], frames[-1])
+    assert least >= 100
+    assert 0.99 * least - 5 <= counted <= 1.01 * most + 5
+    names = {line["name"] for line in lines}
     assert len(names) == 1
-    assert names.pop() in after[str(busiest)].name
+    assert names.pop() in witness.interrupts()[str(busiest)].name
     assert all(line["own"] is False for frame in frames for line in frame["irq"]["hard"])
 
 

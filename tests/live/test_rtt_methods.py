@@ -584,5 +584,10 @@ def test_packets_that_overtake_the_turn_of_the_bit_make_no_short_rounds(played: 
     # Without the rule the packet that is late would end a round of 0.3 ms, and begin one of as much.
     assert found.row["spinning"] is True
     assert found.row["rtt"]["samples_total"] >= 20
-    assert found.row["rtt"]["min_ns"] > 17 * MS
-    assert max(found.outward) < 33 * MS
+    # A round is seven to nine packets long. Its time by their own clock, not by the plan: the sender may be held up.
+    shortest, longest = (
+        choose(later - earlier for earlier, later in zip(found.times, found.times[n:], strict=False))
+        for choose, n in ((min, 7), (max, 9))
+    )
+    assert found.row["rtt"]["min_ns"] > min(17 * MS, 0.9 * shortest)
+    assert max(found.outward) < max(33 * MS, longest * 1.0625 + MS / 2)
