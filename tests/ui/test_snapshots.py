@@ -25,6 +25,10 @@ SCREENS: dict[str, list[str]] = {
     "filter-error": ["/", *"prot tcp", "enter"],
     "paused": ["[", "[", "["],
     "stages": ["4"],
+    "stages-zoomed": ["4", "z"],
+    "stage": ["4", "z", "j", "j", "j", "j", "j", "enter", *"hhhhhhhh", "k", "k"],
+    "irq": ["5"],
+    "irq-zoomed": ["5", "z"],
     "bytes": ["u"],
 }
 
@@ -51,6 +55,9 @@ async def test_bad_day(size):
     probes = dict(frame.probes)
     probes["throughput"] = ProbeStatus(
         "failed", "OSError: [Errno 12] Cannot allocate memory\nThe log has more."
+    )
+    probes["irq"] = ProbeStatus(
+        "unavailable", "irq_handler_entry: this kernel has none of the ways to watch it"
     )
     frame = replace(
         frame,
