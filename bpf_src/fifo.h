@@ -16,13 +16,15 @@ struct waiting {
 	u64 start; /* when its path began, 0: not known */
 	u32 position;
 	u32 packets; /* that it stands for */
+	u32 focused; /* of these, packets of the flow in focus */
+	u32 trace; /* the newest one's number, if it is traced */
 };
 
 struct fifo {
 	u32 head; /* next to write */
 	u32 tail; /* next to read */
 	u32 skipped; /* packets since the last entry, to be counted with the next */
-	u32 pad;
+	u32 skipped_focused;
 	struct waiting slots[FIFO_SLOTS];
 };
 
@@ -40,6 +42,7 @@ static __always_inline void fifo_clear(struct fifo *f)
 {
 	f->tail = f->head;
 	f->skipped = 0;
+	f->skipped_focused = 0;
 }
 
 /* How many packets the next entry has to stand for. */
@@ -54,11 +57,13 @@ static __always_inline u32 fifo_step(const struct fifo *f)
 	return free > 2 ? 64 : 1024;
 }
 
-static __always_inline void fifo_push(struct fifo *f, u64 at, u64 start, u32 position, u32 packets)
+static __always_inline void fifo_push(struct fifo *f, u64 at, u64 start, u32 position, u32 packets,
+				      u32 focused, u32 trace)
 {
 	struct waiting *w;
 
 	f->skipped += packets;
+	f->skipped_focused += focused;
 	if (f->skipped < fifo_step(f) || f->head - f->tail >= FIFO_SLOTS)
 		return;
 	w = &f->slots[f->head & (FIFO_SLOTS - 1)];
@@ -66,7 +71,10 @@ static __always_inline void fifo_push(struct fifo *f, u64 at, u64 start, u32 pos
 	w->start = start;
 	w->position = position;
 	w->packets = f->skipped;
+	w->focused = f->skipped_focused;
+	w->trace = trace;
 	f->skipped = 0;
+	f->skipped_focused = 0;
 	f->head++;
 }
 

@@ -226,8 +226,6 @@ static __always_inline void filter_look(struct filter_packet *packet, const void
 #ifdef FILTER
 	u32 behind = where == AT_LINK ? 0 : l2_len, length = 0, paged = 0;
 	const void *data = 0;
-	u16 vlan_proto = 0, vlan_tci = 0;
-	u8 present = 1;
 
 	__builtin_memset(packet, 0, sizeof(*packet));
 	LOAD(typed, data, skb, struct sk_buff, data);
@@ -239,17 +237,8 @@ static __always_inline void filter_look(struct filter_packet *packet, const void
 	packet->length = length + behind;
 	packet->direction = direction;
 	packet->linked = !l2_len || where != AT_NETWORK_ALONE;
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
-	/* a bit of its own, and what the tag was may still be there without it */
-	LOAD_AT(typed, present, skb, offsetof(struct sk_buff, __pkt_vlan_present_offset));
-	present &= 0x80;
-#endif
-	LOAD(typed, vlan_proto, skb, struct sk_buff, vlan_proto);
-	if (l2_len && present && vlan_proto) {
-		LOAD(typed, vlan_tci, skb, struct sk_buff, vlan_tci);
-		packet->tag = (u32)swap16(vlan_proto) << 16 | vlan_tci;
-		packet->tagged = true;
-	}
+	packet->tag = l2_len ? lifted_tag(skb, typed) : 0;
+	packet->tagged = packet->tag != 0;
 #endif
 }
 

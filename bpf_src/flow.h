@@ -30,19 +30,6 @@
 #define OUTWARD 0 /* from the interface to the remote end and back */
 #define INWARD 1 /* from the interface to the local end and back */
 
-/*
- * Local and remote as the interface sees them: what it sends comes from the local
- * end. IPv4 is v4-mapped. ICMP echo has its id for both ports.
- */
-struct flow_key {
-	u32 local[4];
-	u32 remote[4];
-	u16 local_port;
-	u16 remote_port;
-	/* IP protocol in bits 0-7, outer VID in 8-19, inner VID in 20-31; of a socket: its namespace's inode in 8-31 */
-	u32 protocol;
-};
-
 /* Something that was sent and whose answer will give a round trip. */
 struct outstanding {
 	u64 time; /* 0: none */
@@ -83,6 +70,35 @@ struct flow {
 	struct rtt rtt[2];
 };
 
+/*
+ * The flow in focus, one entry. Its socket is found by a packet that it sends, and read when one comes in:
+ * then TCP is at rest. The times of the kernel's own account of what kept the sender (tcp_info's busy and
+ * rwnd_limited) are in jiffies.
+ */
+struct focused {
+	u64 id; /* of the flow that all this is about */
+	u64 time; /* of the last reading; 0: no socket on this host */
+	u64 jiffies;
+	u64 socket;
+	u64 spoke[2]; /* when each end last sent data */
+	u64 answer_ns[2]; /* from the other end's last data to this one's first, summed */
+	u32 answers[2];
+	u32 data[2]; /* packets with data, a GSO packet as one */
+	u32 zero_windows[2]; /* segments that announce a window of 0 */
+	u32 cwnd; /* segments */
+	u32 ssthresh;
+	u32 mss;
+	u32 send_window; /* bytes, as the remote end has last announced, scaled */
+	u32 receive_window; /* our own */
+	u32 in_flight; /* bytes sent and not acknowledged */
+	u32 unsent; /* bytes written and not sent */
+	u32 unread; /* bytes received in order and not read */
+	u32 chrono_start; /* of what keeps it now, jiffies */
+	u32 chrono[3]; /* busy, limited by the receiver's window, by the send buffer: what is over of each */
+	u32 last; /* 1 + the direction of the last data; 0: none yet */
+	u32 spare;
+};
+
 #define EVENT_OPEN 1
 #define EVENT_CLOSE 2
 #define EVENT_SAMPLE 3
@@ -112,6 +128,9 @@ struct counters {
 	u64 lost_events;
 	u64 samples;
 	u64 subnet_overflow; /* samples of subnets beyond the table */
+	/* no counters: the coarse clock as it was read last, and when that was */
+	u64 tick; /* jiffies */
+	u64 tick_ns;
 };
 
 /* Histogram of a subnet's round trips: shared by all CPUs, since samples are rare. */

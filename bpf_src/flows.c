@@ -14,6 +14,7 @@
 #include "filter.h"
 #include "hist.h"
 #include "flow.h"
+#include "load.h"
 
 #define FIN 1
 #define SYN 2
@@ -32,6 +33,7 @@
 #define FRAGMENT_SLOTS 1024
 #define SOCKET_SLOTS 8192
 #define OWNER_REFRESH 64 /* jiffies: how often a busy socket is looked at again */
+#define FOCUS_REFRESH (8 * NSEC_PER_MSEC) /* how often the socket in focus is */
 
 struct fragment_slot {
 	u64 hash; /* of addresses, protocol and id */
@@ -51,6 +53,7 @@ BPF_ARRAY(fragments, struct fragment_slot, FRAGMENT_SLOTS);
 BPF_RINGBUF_OUTPUT(events, 1024);
 BPF_TABLE("lru_hash", struct flow_key, struct owner, owners, 16384);
 BPF_ARRAY(sockets, struct socket_slot, SOCKET_SLOTS);
+BPF_ARRAY(focused, struct focused, 1);
 
 /* A TCP segment, or what of another protocol plays the same part. */
 struct segment {
@@ -296,13 +299,12 @@ static __always_inline void forget(struct flow_dir *dir)
 
 /* What this TCP segment leaves outstanding in its direction; retransmissions and reordering. */
 static __always_inline void sent_segment(struct flow *flow, int direction, const struct segment *s,
-					 const struct size *size, u64 coarse)
+					 const struct size *size, u64 coarse, u8 tick)
 {
 	struct flow_dir *dir = &flow->dir[direction];
 	u32 end = s->sequence + s->payload + !!(s->flags & (SYN | FIN));
 	/* not "sequence is not 0": it is after every 4 GB */
 	bool known = dir->packets > size->segments, fresh = false, contiguous, old;
-	u8 tick = coarse >> TICK_SHIFT;
 
 	if (s->has_stamp) {
 		fresh = !(flow->flags & FLOW_STAMPED(direction)) || before(dir->stamp, s->tsval);
@@ -465,6 +467,79 @@ static __always_inline void event_of(struct event *e, u8 kind, u64 now, const st
 	e->state = flow->state;
 }
 
+/* What the socket in focus says of itself: struct tcp_sock, include/linux/tcp.h. */
+static __always_inline void read_socket(struct focused *f, const struct flow_key *key, u64 now)
+{
+	struct sock_common common;
+	u64 sk = f->socket;
+	u32 sent = 0, acknowledged = 0, written = 0, received = 0, copied = 0;
+
+	/* another socket may be at this address by now */
+	if (!sk || READ(common, sk) || common.skc_num != key->local_port ||
+	    swap16(common.skc_dport) != key->remote_port)
+		return;
+	/* neither a request nor what is left of a connection in TIME_WAIT */
+	if (common.skc_state == 12 || common.skc_state == 10 || common.skc_state == 7 ||
+	    common.skc_state == 6)
+		return;
+	READ_FIELD(sent, sk, struct tcp_sock, snd_nxt);
+	READ_FIELD(acknowledged, sk, struct tcp_sock, snd_una);
+	READ_FIELD(written, sk, struct tcp_sock, write_seq);
+	READ_FIELD(received, sk, struct tcp_sock, rcv_nxt);
+	READ_FIELD(copied, sk, struct tcp_sock, copied_seq);
+	READ_FIELD(f->cwnd, sk, struct tcp_sock, snd_cwnd);
+	READ_FIELD(f->ssthresh, sk, struct tcp_sock, snd_ssthresh);
+	READ_FIELD(f->mss, sk, struct tcp_sock, mss_cache);
+	READ_FIELD(f->send_window, sk, struct tcp_sock, snd_wnd);
+	READ_FIELD(f->receive_window, sk, struct tcp_sock, rcv_wnd);
+	READ_FIELD(f->chrono_start, sk, struct tcp_sock, chrono_start);
+	READ_FIELD(f->chrono, sk, struct tcp_sock, chrono_stat);
+	f->in_flight = sent - acknowledged;
+	f->unsent = before(sent, written) ? written - sent : 0;
+	f->unread = before(copied, received) ? received - copied : 0;
+	f->jiffies = bpf_jiffies64();
+	f->time = now;
+}
+
+/* A TCP segment of the flow in focus. */
+static __always_inline void look_closer(struct focused *f, struct __sk_buff *skb, const struct flow *flow,
+					const struct flow_key *key, int direction, const struct segment *s)
+{
+	u64 now = bpf_ktime_get_ns();
+
+	if (f->id != flow->id) {
+		__builtin_memset(f, 0, sizeof(*f));
+		f->id = flow->id;
+	}
+	if (!s->window && !(s->flags & RST))
+		f->zero_windows[direction]++;
+	if (s->payload) {
+		f->data[direction]++;
+		if (f->last == 1 + !direction) {
+			f->answers[direction]++;
+			f->answer_ns[direction] += now - f->spoke[!direction];
+		}
+		f->spoke[direction] = now;
+		f->last = 1 + direction;
+	}
+	if (direction == OUT)
+		f->socket = (u64)skb->sk;
+	else if (now - f->time > FOCUS_REFRESH)
+		read_socket(f, key, now);
+}
+
+/* The coarse clock goes on with jiffies, which are one load where asking for it is a call: so it is kept for a tick. */
+static __always_inline u64 coarse_clock(struct counters *n)
+{
+	u64 jiffies = bpf_jiffies64();
+
+	if (n->tick != jiffies) {
+		n->tick = jiffies;
+		n->tick_ns = bpf_ktime_get_coarse_ns();
+	}
+	return n->tick_ns;
+}
+
 static __always_inline int account(struct __sk_buff *skb, int direction)
 {
 	struct packet packet;
@@ -476,7 +551,7 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 	struct flow_dir *dir, *other;
 	u32 method = METHOD_NONE;
 	u64 coarse, now = 0, sent = 0;
-	u8 opening = 0, closing = 0;
+	u8 opening = 0, closing = 0, tick_shift;
 	bool replacing = false, putting = false;
 	int zero = 0, side;
 	struct config *c = config.lookup(&zero);
@@ -507,10 +582,13 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 		}
 	}
 	if (packet.fragment) {
-		/* later fragments have no ports: the first one's are kept for them */
+		/*
+		 * Later fragments have no ports: the first one's are kept for them. For
+		 * each direction, since on loopback the same packet passes in both.
+		 */
 		u64 hash = mix(mix(mix(*(u64 *)&packet.source[2], *(u64 *)&packet.destination[2]),
 				   *(u64 *)&packet.source[0] ^ *(u64 *)&packet.destination[0]),
-			       (u64)packet.fragment_id << 8 | (packet.protocol & 0xff));
+			       (u64)packet.fragment_id << 9 | (packet.protocol & 0xff) << 1 | direction);
 		int index = hash >> 32 & (FRAGMENT_SLOTS - 1);
 		struct fragment_slot *slot = fragments.lookup(&index);
 
@@ -526,7 +604,8 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 		}
 	}
 
-	coarse = bpf_ktime_get_coarse_ns();
+	tick_shift = TICK_SHIFT + (c->rtt_shift & 7);
+	coarse = coarse_clock(n);
 	flow = flows.lookup(&key);
 	/* the same ports again: another connection */
 	if (flow && packet.protocol == IPPROTO_TCP && (s.flags & (SYN | ACK)) == SYN &&
@@ -560,7 +639,7 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 		now = bpf_ktime_get_ns();
 		new->id = ((u64)bpf_get_smp_processor_id() + 1) << 48 | ++n->created;
 		new->first = now;
-		new->tick[IN] = (now >> TICK_SHIFT) - 1;
+		new->tick[IN] = (now >> tick_shift) - 1;
 		new->tick[OUT] = new->tick[IN];
 		if (packet.protocol == IPPROTO_TCP && packet.l4) {
 			new->state = (s.flags & (SYN | ACK)) == SYN ? STATE_SYN : STATE_OPEN;
@@ -593,12 +672,18 @@ static __always_inline int account(struct __sk_buff *skb, int direction)
 			}
 			goto events;
 		}
+		if (c->focus && c->focus == flow->id) {
+			struct focused *f = focused.lookup(&zero);
+
+			if (f)
+				look_closer(f, skb, flow, &key, direction, &s);
+		}
 		if (s.flags & ACK) {
 			sent = answered(other, &s, &method);
 			if (flow->state == STATE_SYN && !(s.flags & SYN))
 				flow->state = STATE_OPEN;
 		}
-		sent_segment(flow, direction, &s, &size, coarse);
+		sent_segment(flow, direction, &s, &size, coarse, coarse >> tick_shift);
 		if (s.flags & FIN && flow->state < STATE_CLOSED) {
 			flow->flags |= FLOW_FIN(direction);
 			flow->state = STATE_CLOSING;
@@ -715,31 +800,15 @@ int flows_egress(struct __sk_buff *skb)
 
 /*
  * The process behind a socket: seen when it reads or writes, in its own context.
- * A slot for each socket keeps the usual call short; the map is written when the
- * socket or the process is new, and now and then for the kernel's RTT.
+ * What is known of it is written when the socket or the process is new, and now
+ * and then for the kernel's RTT.
  */
-static __always_inline int own(u64 sk)
+static __always_inline int write_owner(u64 sk, u32 pid)
 {
-	u32 pid = bpf_get_current_pid_tgid() >> 32;
-	u64 jiffies = bpf_jiffies64();
-	int index = mix(sk, 0) >> 32 & (SOCKET_SLOTS - 1);
-	struct socket_slot *slot = sockets.lookup(&index);
 	struct sock_common common;
 	struct flow_key key = {};
 	struct owner owner = {};
 	u16 protocol = 0;
-	u32 ports = 0;
-
-	if (!slot || !sk)
-		return 0;
-	READ_FIELD(ports, sk, struct sock_common, skc_portpair);
-	if (slot->sk == sk && slot->pid == pid && slot->ports == ports &&
-	    jiffies - slot->jiffies < OWNER_REFRESH)
-		return 0;
-	slot->sk = sk;
-	slot->pid = pid;
-	slot->ports = ports;
-	slot->jiffies = jiffies;
 
 	if (READ(common, sk))
 		return 0;
@@ -776,6 +845,51 @@ static __always_inline int own(u64 sk)
 	return 0;
 }
 
+/*
+ * A slot for each socket keeps the usual call short. The ports tell a connection
+ * from the one before it whose socket was at the same address.
+ */
+static __always_inline int own(u64 sk, u32 ports)
+{
+	int index = mix(sk, 0) >> 32 & (SOCKET_SLOTS - 1);
+	struct socket_slot *slot = sockets.lookup(&index);
+	u32 pid = bpf_get_current_pid_tgid() >> 32;
+	u64 jiffies = bpf_jiffies64();
+
+	if (!slot || !sk)
+		return 0;
+	if (slot->sk == sk && slot->pid == pid && slot->ports == ports &&
+	    jiffies - slot->jiffies < OWNER_REFRESH)
+		return 0;
+	slot->sk = sk;
+	slot->pid = pid;
+	slot->ports = ports;
+	slot->jiffies = jiffies;
+	return write_owner(sk, pid);
+}
+
+static __always_inline int own_untyped(u64 sk)
+{
+	u32 ports = 0;
+
+	READ_FIELD(ports, sk, struct sock_common, skc_portpair);
+	return own(sk, ports);
+}
+
+/* Typed raw tracepoint: the ports are one load, where a call of the helper costs as much as all the rest. */
+int flows_owner_typed(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 ports = 0;
+	void *sock;
+	u64 sk;
+
+	ARGUMENT(sock, ctx, 0);
+	LOAD(TYPED, ports, sock, struct sock, __sk_common.skc_portpair);
+	sk = (u64)sock;
+	asm volatile("%0 = -%0; %0 = -%0" : "+r"(sk)); /* as below */
+	return own(sk, ports);
+}
+
 /* Raw tracepoint or fentry: the socket is the first argument. */
 int flows_owner(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -783,10 +897,10 @@ int flows_owner(struct bpf_raw_tracepoint_args *ctx)
 
 	/* to fentry's verifier a socket, with which no arithmetic is allowed, until it has been negated */
 	asm volatile("%0 = -%0; %0 = -%0" : "+r"(sk));
-	return own(sk);
+	return own_untyped(sk);
 }
 
 int flows_owner_kprobe(struct pt_regs *ctx)
 {
-	return own(PT_REGS_PARM1(ctx));
+	return own_untyped(PT_REGS_PARM1(ctx));
 }

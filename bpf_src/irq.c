@@ -180,6 +180,22 @@ static __always_inline int entered(u32 vector)
 	return 0;
 }
 
+/* What was asked up to then is done.  An interrupt that came later has its poll before it, in this run or the next. */
+static __always_inline void answered(struct cpu_state *cpu, u64 then)
+{
+	u32 i, kept = 0;
+
+	for (i = 0; i < WAITING; i++) {
+		if (i >= cpu->asks)
+			break;
+		if (cpu->asked[i].at <= then)
+			continue;
+		cpu->asked[kept & (WAITING - 1)] = cpu->asked[i];
+		kept++;
+	}
+	cpu->asks = kept;
+}
+
 static __always_inline int left(u32 vector)
 {
 	struct cpu_state *cpu = this_cpu();
@@ -192,8 +208,8 @@ static __always_inline int left(u32 vector)
 		hist_add(&s->run, since(cpu->entered[vector], bpf_ktime_get_ns()));
 	cpu->entered[vector] = 0;
 	if (vector == NET_RX) {
+		answered(cpu, cpu->poll_at);
 		cpu->poll_at = 0;
-		cpu->asks = 0;
 	}
 	return 0;
 }
@@ -237,12 +253,14 @@ static __always_inline int polled(const void *napi, int work, int budget, int ty
 	for (i = 0; i < WAITING; i++) {
 		if (i >= cpu->asks)
 			break;
+		if (cpu->asked[i].at > began)
+			continue; /* it came in the middle of this poll, which had enabled interrupts again */
 		irq = cpu->asked[i].irq;
 		l = lines.lookup(&irq);
 		if (l)
 			line_add(&l->to_poll, since(cpu->asked[i].at, began));
 	}
-	cpu->asks = 0;
+	answered(cpu, began);
 	return 0;
 }
 

@@ -22,6 +22,19 @@
 #define NSEC_PER_MSEC 1000000ULL
 
 /*
+ * Local and remote as the interface sees them: what it sends comes from the local
+ * end. IPv4 is v4-mapped. ICMP echo has its id for both ports.
+ */
+struct flow_key {
+	u32 local[4];
+	u32 remote[4];
+	u16 local_port;
+	u16 remote_port;
+	/* IP protocol in bits 0-7, outer VID in 8-19, inner VID in 20-31; of a socket: its namespace's inode in 8-31 */
+	u32 protocol;
+};
+
+/*
  * One entry of the map `config`: what the programs are told. Written by the
  * loader once everything is attached, and by the screen (focus, sampling) later.
  */
@@ -34,9 +47,13 @@ struct config {
 	u8 subnet4; /* prefix lengths for RTT by subnet */
 	u8 subnet6;
 	u8 sample_shift; /* stages follow one packet in 2^n */
-	u8 flags;
+	u8 rtt_shift; /* RTT probes 2^n times as far apart as usual */
 	u64 focus; /* id of the flow in focus, 0: none */
-	u64 focus_hash; /* hash of that flow's key, see flow.h */
+	struct flow_key focus_key; /* of that flow */
+	u32 generation; /* of the filter: programs that were compiled for another do nothing */
+	u32 trace_rate; /* packets a second that each CPU may trace */
+	u32 flags; /* what stages.c is to know, see there */
+	u32 spare;
 };
 
 /* BCC's rewriter takes map functions in the main file only, and not inside macros: look it up by hand. */

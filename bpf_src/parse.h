@@ -207,7 +207,8 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 		parse_ipv6(skb, p);
 	else if (ethertype == swap16(ETH_P_ARP))
 		p->protocol = PROTO_ARP;
-	if (p->fragment == FRAGMENT_LATER)
+	/* by its own length too short for the header: what follows in the frame is padding */
+	if (p->fragment == FRAGMENT_LATER || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
 		p->l4 = 0;
 	BLUR(p->l4, 0x3fff); /* the longest chain of extension headers ends before 12400 */
 	BLUR(p->end, 0x7fffffff);
@@ -253,7 +254,8 @@ static __always_inline void packet_size(struct __sk_buff *skb, const struct pack
 	s->bytes = s->segment_bytes - bare;
 	s->packets = 1;
 	s->segments = 1;
-	if (!gso_size)
+	/* a guest may say that anything is made of segments; without headers to repeat it is not */
+	if (!gso_size || !p->l4)
 		return;
 	headers = p->l4 + transport_header_len(skb, p);
 	if (!segments) /* a guest's or a tap's skb comes without the count */

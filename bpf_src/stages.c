@@ -18,6 +18,9 @@
 #include "hist.h"
 #include "load.h"
 #include "fifo.h"
+#include "focus.h"
+#define FILTER_SK_BUFF
+#include "filter.h"
 
 /* Index of `stages`; nettop/probes/stages.py has the same list.  A stage ends where it is recorded. */
 #define RX_STACK 0
@@ -44,13 +47,38 @@
 #define AT_QUEUE 0x10
 #define AT_XMIT 0x20
 #define AT_SENT 0x40
-#define NOT_SAMPLED 0x80
+#define LEFT_OUT 0x80 /* and no other: nobody asked for this packet */
+
+/* The config's flags, see nettop/control.py.  Hooks that this kernel does not give: */
+#define NO_DRIVER 1
+#define NO_LOCAL 2
+#define NO_READY 4
+#define NO_WRITE 8
+/* What the user asks for: */
+#define FILTERED 16
+#define TRACE 32 /* the packets of the flow in focus, one by one */
+#define TRACE_ALL 64 /* or whatever the filter accepts */
+
+/* Programs that hold a filter are attached beside those with the one before, and obey their own config alone. */
+#ifndef GENERATION
+#define GENERATION 0
+#endif
+#ifdef FILTER
+#define FILTERING true
+#else
+#define FILTERING false
+#endif
+
+/* What an event's `stage` may be besides: */
+#define RX_BEGIN 14
+#define TX_BEGIN 15
+#define TRACE_DROP 0x100 /* the packet ended in the stage */
 
 #define SLOT_BITS 15
 #define SLOTS (1 << SLOT_BITS)
 #define SOCKET_BITS 11
 #define SOCKETS (1 << SOCKET_BITS)
-#define DELTAS 4
+#define DELTAS 3
 #define OLD (30ULL * 1000 * NSEC_PER_MSEC) /* nothing waits so long inside a host: another packet's slot */
 #define AT_ONCE (100 * NSEC_PER_MSEC) /* between boundaries of one run of the stack */
 #define FRESH (2 * NSEC_PER_MSEC) /* within which the segments of a packet are sent */
@@ -77,9 +105,9 @@ struct slot {
 	u64 skb; /* its address, never followed */
 	u64 at; /* the last boundary */
 	u64 start; /* the first one, 0: not seen there */
+	u64 mark; /* of the flow in focus, see focus.h; in the upper half the packet's number, where it is traced */
 	u32 passed;
 	u32 deltas[DELTAS]; /* ns of the stages so far, for the sums over whole paths */
-	u32 pad;
 };
 
 /* One stage on one CPU. */
@@ -96,6 +124,25 @@ struct stage {
 struct paths {
 	u64 ns[STAGES];
 	u64 packets[STAGES];
+};
+
+/* One boundary that one packet has passed. */
+struct traced_event {
+	u64 time;
+	u64 flow; /* its id, 0: not the one in focus */
+	u64 delay; /* ns of the stage that ends there */
+	u32 packet; /* a number for it: addresses are the kernel's own business */
+	u16 stage;
+	u16 cpu;
+};
+
+/* The budget of traced packets on one CPU. */
+struct tracing {
+	u64 second;
+	u64 left_out; /* packets beyond it */
+	u64 lost; /* events that the ring had no room for */
+	u32 packets;
+	u32 number;
 };
 
 /* The packet that this CPU is delivering: UDP's way to its socket shows no skb. */
@@ -115,7 +162,8 @@ struct cut {
 	u64 start;
 	u32 deltas[DELTAS];
 	u32 flow;
-	u32 pad;
+	u64 mark;
+	u64 segments; /* that are still to come */
 };
 
 /* A socket that receives. */
@@ -130,9 +178,12 @@ struct reader {
 	u32 held;
 	u32 held_end;
 	u32 pending_end;
-	u32 not_sampled;
+	u32 left_out; /* the packet in hand is none of ours */
 	u32 in; /* UDP: datagrams queued, and read */
 	u32 out;
+	u64 pending_mark;
+	u32 held_focused; /* of those held, packets of the flow in focus */
+	u32 mark; /* of the focused packets in the queue; those of an earlier focus count for nobody */
 	struct fifo queue;
 };
 
@@ -152,17 +203,27 @@ BPF_ARRAY(rx_slots, struct slot, SLOTS);
 BPF_ARRAY(tx_slots, struct slot, SLOTS);
 BPF_ARRAY(readers, struct reader, SOCKETS);
 BPF_ARRAY(writers, struct writer, SOCKETS);
-BPF_PERCPU_ARRAY(stages, struct stage, STAGES);
-BPF_PERCPU_ARRAY(paths, struct paths, 1);
+BPF_PERCPU_ARRAY(stages, struct stage, 2 * STAGES); /* of all packets, then of the flow in focus */
+BPF_PERCPU_ARRAY(paths, struct paths, 2);
 BPF_PERCPU_ARRAY(deliveries, struct delivery, 1);
 BPF_PERCPU_ARRAY(cuts, struct cut, 1);
 BPF_PERCPU_ARRAY(addresses, u64, 32);
+BPF_PERCPU_ARRAY(tracing, struct tracing, 1);
+BPF_RINGBUF_OUTPUT(trace, 64);
 
 static __always_inline struct config *settings(void)
 {
 	int zero = 0;
 
 	return config.lookup(&zero);
+}
+
+/* The same for a program that holds a filter. */
+static __always_inline struct config *settings_here(void)
+{
+	struct config *c = settings();
+
+	return c && c->generation == GENERATION ? c : 0;
 }
 
 /*
@@ -215,19 +276,101 @@ static __always_inline u64 since(u64 then, u64 now)
 	return ns & ~(ns >> 63);
 }
 
-static __always_inline void record(int index, u64 ns, u32 packets)
+/* Is this a mark of the flow that is in focus now? */
+static __always_inline bool in_focus(u64 mark)
 {
-	struct stage *s = stage_of(index);
+	struct config *c = settings();
 
+	return c && c->focus && focus_mark(c) == (u32)mark;
+}
+
+/* ---- one packet's way, as events ----------------------------------------------------------------------------- */
+
+/* With TRACING alone: it makes every program half as long again. */
+static __always_inline void emit(u32 stage, u64 ns, u64 mark, u64 at)
+{
+#ifdef TRACING
+	struct config *c = settings();
+	struct traced_event e = {};
+	struct tracing *t;
+	int zero = 0;
+
+	if (!c || !(c->flags & TRACE))
+		return;
+	e.time = at;
+	e.flow = c->focus && focus_mark(c) == (u32)mark ? c->focus : 0;
+	e.delay = ns;
+	e.packet = mark >> 32;
+	e.stage = stage;
+	e.cpu = bpf_get_smp_processor_id();
+	if (!trace.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
+		return;
+	t = tracing.lookup(&zero);
+	if (t)
+		t->lost++;
+#endif
+}
+
+/* Whether a packet is traced is decided where it is first seen; whole ways or nothing, so many a second. */
+static __always_inline u64 traced(const struct config *c, u64 mark, u32 begin, u64 now, u64 begun)
+{
+#ifdef TRACING
+	struct tracing *t;
+	int zero = 0;
+	u64 second;
+
+	if (!(c->flags & TRACE) || !(c->flags & TRACE_ALL || (u32)mark & FOCUSED))
+		return mark;
+	t = tracing.lookup(&zero);
+	if (!t)
+		return mark;
+	second = now >> 30;
+	if (t->second != second) {
+		t->second = second;
+		t->packets = 0;
+	}
+	if (t->packets >= c->trace_rate) {
+		t->left_out++;
+		return mark;
+	}
+	t->packets++;
+	t->number = (t->number + 1) & 0xffffff;
+	if (!t->number)
+		t->number = 1;
+	mark |= (u64)(t->number | bpf_get_smp_processor_id() << 24) << 32;
+	emit(begin, 0, mark, begun);
+#endif
+	return mark;
+}
+
+/* ---- what is counted ----------------------------------------------------------------------------------------- */
+
+static __always_inline void add_stage(struct stage *s, u64 ns, u32 packets)
+{
 	if (s)
 		hist_add_many(&s->delay, ns, packets);
 }
 
-static __always_inline struct paths *this_paths(void)
+/* `focused` of the packets have this mark. */
+static __always_inline void record_many(int index, u64 ns, u32 packets, u64 mark, u32 focused)
 {
-	int zero = 0;
+	add_stage(stage_of(index), ns, packets);
+	if (!mark)
+		return;
+	if (in_focus(mark))
+		add_stage(stage_of(STAGES + index), ns, focused);
+	if (mark >> 32 && index != RX_WHOLE && index != TX_WHOLE)
+		emit(index, ns, mark, bpf_ktime_get_ns());
+}
 
-	return paths.lookup(&zero);
+static __always_inline void record(int index, u64 ns, u64 mark)
+{
+	record_many(index, ns, 1, mark, 1);
+}
+
+static __always_inline struct paths *paths_of(int which)
+{
+	return paths.lookup(&which);
 }
 
 static __always_inline void add_path(struct paths *p, int index, u64 ns, u32 packets)
@@ -237,26 +380,44 @@ static __always_inline void add_path(struct paths *p, int index, u64 ns, u32 pac
 }
 
 /* As record(), for packets whose path began at `start`; 0: not known, and none of a path. */
-static __always_inline void record_path(int index, u64 ns, u32 packets, u64 start)
+static __always_inline void record_path(int index, u64 ns, u32 packets, u64 start, u64 mark, u32 focused)
 {
-	struct paths *p = this_paths();
+	u32 known = -(u32)hist_any(start);
+	struct paths *p = paths_of(0);
 
-	record(index, ns, packets);
+	add_stage(stage_of(index), ns, packets);
 	if (p)
-		add_path(p, index, ns, packets & -(u32)hist_any(start));
+		add_path(p, index, ns, packets & known);
+	if (!mark)
+		return;
+	if (in_focus(mark)) {
+		add_stage(stage_of(STAGES + index), ns, focused);
+		p = paths_of(1);
+		if (p)
+			add_path(p, index, ns, focused & known);
+	}
+	if (mark >> 32)
+		emit(index, ns, mark, bpf_ktime_get_ns());
 }
 
-static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets)
+static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets, u64 mark, u32 focused)
 {
-	record(index, since(start, now), packets & -(u32)hist_any(start));
+	u32 known = -(u32)hist_any(start);
+
+	record_many(index, since(start, now), packets & known, mark, focused & known);
 }
 
-static __always_inline void miss(int index, u32 packets)
+static __always_inline void count_miss(struct stage *s, u32 packets)
 {
-	struct stage *s = stage_of(index);
-
 	if (s)
 		s->missed += packets;
+}
+
+static __always_inline void miss(int index, u64 mark)
+{
+	count_miss(stage_of(index), 1);
+	if (mark && in_focus(mark))
+		count_miss(stage_of(STAGES + index), 1);
 }
 
 static __always_inline u32 short_ns(u64 ns)
@@ -270,6 +431,88 @@ static __always_inline bool sampled(const struct config *c)
 	return !c->sample_shift || !(bpf_get_prandom_u32() & ((1 << (c->sample_shift & 31)) - 1));
 }
 
+/* Where the IP header of a packet begins on its way in, or out above the device; or a VLAN tag before it. */
+static __always_inline const void *at_data(const void *skb, int typed)
+{
+	const void *data = 0;
+
+	LOAD(typed, data, skb, struct sk_buff, data);
+	return data;
+}
+
+/* The same on its way out, at the device. */
+static __always_inline const void *at_network(const void *skb, int typed)
+{
+	const void *head = 0;
+	u16 network = 0;
+
+	LOAD(typed, head, skb, struct sk_buff, head);
+	LOAD(typed, network, skb, struct sk_buff, network_header);
+	return head + network;
+}
+
+/* Is the IP header where it can be read?  A driver of napi_gro_frags has it in a page until the stack gets it. */
+static __always_inline bool has_headers(const void *skb, int typed)
+{
+	u32 length = 0, paged = 0;
+
+	LOAD(typed, length, skb, struct sk_buff, len);
+	LOAD(typed, paged, skb, struct sk_buff, data_len);
+	return length - paged >= 20;
+}
+
+static __always_inline bool accepted(const struct config *c, const void *skb, int typed, int direction,
+				     int where)
+{
+#ifdef FILTER
+	struct filter_packet packet;
+
+	filter_look(&packet, skb, typed, c->l2_len, direction, where);
+	packet.ifindex = c->ifindex;
+	return filter_program(&packet);
+#else
+	return true;
+#endif
+}
+
+#define UNREAD 1 /* not to be told yet */
+#define REFUSED 2 /* by the filter */
+
+/* What a packet is to us, asked where it is first seen: 0, or the mark of the flow in focus, or one of the above. */
+static __always_inline u32 look(const struct config *c, const void *skb, int typed, int direction, int where)
+{
+	if (!FILTERING && !c->focus)
+		return 0;
+	if (!has_headers(skb, typed))
+		return UNREAD;
+	if (!accepted(c, skb, typed, direction, where))
+		return REFUSED;
+	if (!c->focus)
+		return 0;
+	return focus_look(c, skb, typed, where == AT_LINK ? at_network(skb, typed) : at_data(skb, typed),
+			  direction);
+}
+
+/* The same where it cannot be put off. */
+static __always_inline u32 look_now(const struct config *c, const void *skb, int typed, int direction,
+				    int where)
+{
+	u32 mark = look(c, skb, typed, direction, where);
+
+	if (mark == UNREAD)
+		return FILTERING ? REFUSED : 0;
+	return mark;
+}
+
+/*
+ * Not every packet is followed: one that is not known at a later boundary may be none that was asked for, and is not
+ * missed.  What is known to be lost is: see lose().
+ */
+static __always_inline bool some(const struct config *c)
+{
+	return c->sample_shift || c->flags & FILTERED;
+}
+
 static __always_inline bool internet(const void *skb, int typed)
 {
 	u16 protocol = 0;
@@ -280,27 +523,50 @@ static __always_inline bool internet(const void *skb, int typed)
 
 /* ---- receive: by skb ---------------------------------------------------------------------------------------- */
 
+static __always_inline void forget(struct slot *s, u64 key)
+{
+	if (s->skb == key)
+		s->skb = 0;
+}
+
+/* Let no later boundary take this packet for one that it does not know. */
+static __always_inline void leave_out(const struct config *c, struct slot *s, u64 key)
+{
+	if (c->sample_shift) {
+		forget(s, key);
+		return;
+	}
+	s->skb = key;
+	s->passed = LEFT_OUT;
+}
+
 /* The driver hands a packet to the stack. */
 static __always_inline int rx_driver(const void *skb, int typed)
 {
 	u64 key = address(skb, typed, 0), now;
-	struct config *c = settings();
+	struct config *c = settings_here();
 	struct slot *s = rx_slot(key);
 	void *dev = 0;
+	u64 mark;
 
 	if (!c || !s)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
-	if (!watched(c, dev, typed)) {
-		if (s->skb == key)
-			s->skb = 0;
+	if (!sampled(c) || !watched(c, dev, typed)) {
+		forget(s, key);
+		return 0;
+	}
+	mark = look(c, skb, typed, IN, AT_NETWORK);
+	if (mark == REFUSED) {
+		leave_out(c, s, key);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
+	s->mark = mark == UNREAD ? mark : traced(c, mark, RX_BEGIN, now, now);
 	s->skb = key;
 	s->at = now;
 	s->start = now;
-	s->passed = sampled(c) ? AT_DRIVER : NOT_SAMPLED;
+	s->passed = AT_DRIVER;
 	return 0;
 }
 
@@ -311,34 +577,62 @@ static __always_inline int rx_driver(const void *skb, int typed)
 static __always_inline int rx_stack(const void *skb, int typed)
 {
 	u64 key = address(skb, typed, 1), now, ns;
-	struct config *c = settings();
+	struct config *c = settings_here();
 	struct slot *s = rx_slot(key);
 	void *dev = 0;
+	u64 mark;
 
 	if (!c || !s)
 		return 0;
+	if (c->sample_shift && s->skb != key && !(c->flags & NO_DRIVER))
+		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	if (!watched(c, dev, typed)) {
-		if (s->skb == key)
-			s->skb = 0;
+		forget(s, key);
 		return 0;
 	}
-	if (s->skb == key && s->passed == NOT_SAMPLED)
+	if (s->skb == key && s->passed == LEFT_OUT && !(c->flags & NO_DRIVER))
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (s->skb == key && s->passed == AT_DRIVER && since(s->at, now) < OLD) {
+		if (s->mark == UNREAD) {
+			s->mark = look_now(c, skb, typed, IN, AT_NETWORK);
+			if (s->mark == REFUSED) {
+				leave_out(c, s, key);
+				return 0;
+			}
+			s->mark = traced(c, s->mark, RX_BEGIN, now, now);
+		}
 		ns = since(s->at, now);
 		s->deltas[0] = short_ns(ns);
-		record(RX_STACK, ns, 1);
+		record(RX_STACK, ns, s->mark);
 	} else {
+		if (c->sample_shift && (!(c->flags & NO_DRIVER) || !sampled(c))) {
+			forget(s, key);
+			return 0;
+		}
+		mark = look_now(c, skb, typed, IN, AT_NETWORK);
+		if (mark == REFUSED) {
+			leave_out(c, s, key);
+			return 0;
+		}
+		mark = traced(c, mark, RX_BEGIN, now, now);
+		s->mark = mark;
 		s->skb = key;
-		s->start = 0;
+		s->start = c->flags & NO_DRIVER ? now : 0;
 		s->deltas[0] = 0;
-		miss(RX_STACK, 1);
+		miss(RX_STACK, mark);
 	}
 	s->at = now;
 	s->passed = AT_DRIVER | AT_STACK;
 	return 0;
+}
+
+static __always_inline void deliver(struct delivery *d, u64 key, u64 now, u64 net)
+{
+	d->skb = key;
+	d->at = now;
+	d->net = net;
 }
 
 /*
@@ -346,37 +640,53 @@ static __always_inline int rx_stack(const void *skb, int typed)
  * run of the stack leads here, so an old slot is not this packet's: a sniffer that keeps the skb makes IP go on with a
  * clone, which nobody has seen before.
  */
-static __always_inline int rx_ip(u64 key, bool ours)
+static __always_inline int rx_ip(const void *skb, u64 key, int typed, const struct config *c, bool ours,
+				 const void *net)
 {
 	struct slot *s = rx_slot(key);
+	struct delivery *d;
 	u64 now, ns;
+	int zero = 0;
+	u64 mark;
 
-	if (!s || (s->skb != key && !ours))
+	if (!s || (s->skb != key && (!ours || c->sample_shift)))
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (s->skb == key && since(s->at, now) < AT_ONCE) {
-		if (s->passed & (NOT_SAMPLED | AT_IP))
+		if (s->passed & (LEFT_OUT | AT_IP))
 			return 0;
 		ns = since(s->at, now);
 		s->deltas[1] = short_ns(ns);
-		record(RX_IP, ns, 1);
-	} else if (ours) {
+		record(RX_IP, ns, s->mark);
+	} else if (ours && !c->sample_shift) {
+		mark = look_now(c, skb, typed, IN, AT_NETWORK);
+		if (mark == REFUSED) {
+			leave_out(c, s, key);
+			return 0;
+		}
+		mark = traced(c, mark, RX_BEGIN, now, now);
+		s->mark = mark;
 		s->skb = key;
 		s->start = 0;
 		s->deltas[0] = 0;
 		s->deltas[1] = 0;
-		miss(RX_IP, 1);
+		miss(RX_IP, mark);
 	} else {
 		s->skb = 0;
 		return 0;
 	}
 	s->at = now;
 	s->passed = AT_DRIVER | AT_STACK | AT_IP;
+	if (c->flags & NO_LOCAL) {
+		d = deliveries.lookup(&zero);
+		if (d)
+			deliver(d, key, now, address(net, typed, 27));
+	}
 	return 0;
 }
 
 /* ip_local_deliver, ip6_input. */
-static __always_inline int rx_local(u64 key, bool ours, u64 net)
+static __always_inline int rx_local(u64 key, const struct config *c, bool ours, u64 net)
 {
 	struct slot *s = rx_slot(key);
 	struct delivery *d;
@@ -388,55 +698,78 @@ static __always_inline int rx_local(u64 key, bool ours, u64 net)
 		return 0;
 	if (s->skb != key) {
 		d->skb = 0;
-		if (!ours)
+		if (!ours || some(c))
 			return 0;
 		now = bpf_ktime_get_ns();
 		s->skb = key;
 		s->start = 0;
-		miss(RX_LOCAL, 1);
+		s->mark = 0;
+		miss(RX_LOCAL, 0);
 	} else {
-		if (s->passed & (NOT_SAMPLED | AT_LOCAL)) {
+		if (s->passed & (LEFT_OUT | AT_LOCAL)) {
 			d->skb = 0;
 			return 0;
 		}
 		now = bpf_ktime_get_ns();
 		ns = since(s->at, now);
 		s->deltas[2] = short_ns(ns);
-		record(RX_LOCAL, ns, 1);
+		record(RX_LOCAL, ns, s->mark);
 	}
 	s->at = now;
 	s->passed |= AT_LOCAL;
-	d->skb = key;
-	d->at = now;
-	d->net = net;
+	deliver(d, key, now, net);
 	return 0;
 }
 
-/* Routed on: a packet of ours ends its way here, and one that is to leave by our interface begins it. */
-static __always_inline int forward(u64 key, bool ours, bool leaving)
+/* Another packet takes the slot of one that waits in the queue. */
+static __always_inline void lose(const struct config *c, const struct slot *s, u64 key, u64 now)
 {
-	struct config *c = settings();
+	if (some(c) && s->skb && s->skb != key && s->passed == AT_QUEUE && since(s->at, now) < OLD)
+		miss(TX_QDISC, s->mark);
+}
+
+/* Routed on: a packet of ours ends its way here, and one that is to leave by our interface begins it. */
+static __always_inline int forward(const void *skb, u64 key, int typed, bool ours, bool leaving)
+{
+	struct config *c = settings_here();
 	struct slot *s = rx_slot(key), *out = tx_slot(key);
+	struct delivery *d;
+	bool known = false;
 	u64 now = 0;
+	int zero = 0;
+	u64 mark;
 
 	if (!c || !s || !out)
 		return 0;
-	if (s->skb == key && !(s->passed & (AT_LOCAL | NOT_SAMPLED))) {
+	if (s->skb == key && !(s->passed & (AT_LOCAL | LEFT_OUT))) {
+		known = true;
 		now = bpf_ktime_get_ns();
-		record(RX_FORWARD, since(s->at, now), 1);
-	} else if (s->skb != key && ours) {
-		miss(RX_FORWARD, 1);
+		record(RX_FORWARD, since(s->at, now), s->mark);
+	} else if (s->skb != key && ours && !some(c)) {
+		miss(RX_FORWARD, 0);
 	}
-	if (s->skb == key)
-		s->skb = 0;
+	forget(s, key);
+	if (c->flags & NO_LOCAL) {
+		d = deliveries.lookup(&zero);
+		if (d)
+			d->skb = 0;
+	}
 	if (!leaving)
 		return 0;
-	out->skb = key;
-	if (!sampled(c)) {
-		out->passed = NOT_SAMPLED;
+	if (ours ? c->sample_shift && !known : !sampled(c)) {
+		forget(out, key);
 		return 0;
 	}
-	out->at = now ? now : bpf_ktime_get_ns();
+	mark = look_now(c, skb, typed, OUT, AT_NETWORK_ALONE);
+	if (mark == REFUSED) {
+		leave_out(c, out, key);
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	lose(c, out, key, now);
+	out->skb = key;
+	out->mark = traced(c, mark, TX_BEGIN, now, now);
+	out->at = now;
 	out->start = 0;
 	out->deltas[0] = 0;
 	out->passed = AT_IP;
@@ -477,15 +810,17 @@ static __always_inline struct reader *reader_for(u64 sock, u64 now, bool *fresh)
 	return r;
 }
 
-static __always_inline void queued(struct reader *r, u64 at, u64 start, u32 position, u32 packets)
+static __always_inline void queued(struct reader *r, u64 at, u64 start, u32 position, u32 packets,
+				   u32 focused, u32 trace)
 {
-	fifo_push(&r->queue, at, start, position, packets);
+	fifo_push(&r->queue, at, start, position, packets, focused, trace);
 }
 
 /* Everything up to this position has been read. */
 static __always_inline void taken(struct reader *r, u32 position)
 {
 	struct waiting *w;
+	u64 mark;
 	u64 now;
 	int i;
 
@@ -500,8 +835,9 @@ static __always_inline void taken(struct reader *r, u32 position)
 		w = fifo_oldest(&r->queue);
 		if (before(position, w->position))
 			break;
-		record_path(RX_APPLICATION, since(w->at, now), w->packets, w->start);
-		record_whole(RX_WHOLE, w->start, now, w->packets);
+		mark = (w->focused ? r->mark : 0) | (u64)w->trace << 32;
+		record_path(RX_APPLICATION, since(w->at, now), w->packets, w->start, mark, w->focused);
+		record_whole(RX_WHOLE, w->start, now, w->packets, mark, w->focused);
 		r->queue.tail++;
 	}
 }
@@ -523,12 +859,13 @@ static __always_inline bool sock_watched(const struct config *c, const void *soc
 }
 
 /* Keep what nobody was told of: it came before its turn, or is less than the reader asked for. */
-static __always_inline void hold(struct reader *r, u64 at, u64 start, u32 end)
+static __always_inline void hold(struct reader *r, u64 at, u64 start, u32 end, u64 mark)
 {
 	if (!r->held) {
 		r->held_sum = 0;
 		r->held_starts = 0;
 		r->held_unknown = 0;
+		r->held_focused = 0;
 		r->held_end = end;
 	}
 	if (before(r->held_end, end))
@@ -536,6 +873,7 @@ static __always_inline void hold(struct reader *r, u64 at, u64 start, u32 end)
 	r->held_sum += at;
 	r->held_starts += start;
 	r->held_unknown |= !start;
+	r->held_focused += (u32)mark != 0;
 	r->held++;
 }
 
@@ -558,10 +896,21 @@ static __always_inline int order_of(struct reader *r, void *sock, int typed, u32
 	if (before(received, first))
 		return LATER;
 	if (r->pending)
-		hold(r, r->pending, r->pending_start, received);
+		hold(r, r->pending, r->pending_start, received, r->pending_mark);
 	if (received == copied)
 		fifo_clear(&r->queue); /* nothing is unread: what is left there is another connection's */
 	return NEXT;
+}
+
+/* The way up to the socket; `transport` 0: none, or recorded already. */
+static __always_inline void rx_path(struct paths *p, const struct slot *s, u64 transport)
+{
+	if (!p)
+		return;
+	add_path(p, RX_STACK, s->deltas[0], 1);
+	add_path(p, RX_IP, s->deltas[1], 1);
+	add_path(p, RX_LOCAL, s->deltas[2], 1);
+	add_path(p, RX_TRANSPORT, transport, hist_any(transport));
 }
 
 /* TCP has the packet: tcp_rcv_established, out of the backlog if the socket was in use. */
@@ -571,76 +920,85 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 	const u32 cb = offsetof(struct sk_buff, cb);
 	struct slot *s = rx_slot(key);
 	u32 first = 0, end = 0, index = 0;
+	u64 mark = 0;
 	struct reader *r;
-	struct paths *p;
 	struct config *c;
 	bool fresh = false;
 	u8 flags = 0;
 	int order;
 
-	if (!s)
+	c = settings();
+	if (!c || !s || (s->skb != key && some(c)))
 		return 0;
 	LOAD_AT(typed, first, skb, cb + offsetof(struct tcp_skb_cb, seq));
 	LOAD_AT(typed, end, skb, cb + offsetof(struct tcp_skb_cb, end_seq));
-	c = settings();
-	if (!c)
-		return 0;
 	if (s->skb != key || !sock_watched(c, sock, typed)) {
 		LOAD(typed, index, skb, struct sk_buff, skb_iif);
 		if (index != c->ifindex || !sock_watched(c, sock, typed)) {
 			/* Not ours, though its socket, or one at this address before, had packets of ours. */
 			r = reader_of(address(sock, typed, 3));
 			if (r)
-				r->not_sampled = 1;
+				r->left_out = 1;
 			return 0;
 		}
-		miss(RX_TRANSPORT, 1);
+		miss(RX_TRANSPORT, 0);
 		if (first == end)
 			return 0;
 		now = bpf_ktime_get_ns();
 	} else {
 		s->skb = 0;
-		if (s->passed & NOT_SAMPLED) {
+		if (s->passed & LEFT_OUT) {
 			r = reader_of(address(sock, typed, 3));
 			if (r)
-				r->not_sampled = 1;
+				r->left_out = 1;
 			return 0;
 		}
 		now = bpf_ktime_get_ns();
 		ns = since(s->at, now);
-		record(RX_TRANSPORT, ns, 1);
+		mark = s->mark;
+		record(RX_TRANSPORT, ns, mark);
 		if (first == end)
 			return 0;
 		start = s->start;
 	}
 	LOAD_AT(typed, flags, skb, cb + offsetof(struct tcp_skb_cb, tcp_flags));
-	if (end - first == 1 && flags & TCP_FIN)
-		return 0;
-	r = reader_for(address(sock, typed, 3), now, &fresh);
-	if (!r) {
-		miss(RX_SOCKET, 1);
-		miss(RX_APPLICATION, 1);
+	if (end - first == 1 && flags & TCP_FIN) {
+		r = reader_of(address(sock, typed, 3));
+		if (r)
+			r->left_out = 1; /* its reader is told, and has nothing to read */
 		return 0;
 	}
-	r->not_sampled = 0;
+	r = reader_for(address(sock, typed, 3), now, &fresh);
+	if (!r) {
+		miss(RX_SOCKET, mark);
+		miss(RX_APPLICATION, mark);
+		return 0;
+	}
+	r->left_out = 0;
 	/* Where the last one ended this one begins: in order, and no need to ask the socket. */
 	order = NEXT;
 	if (fresh || r->pending || r->pending_end != first)
 		order = order_of(r, sock, typed, first, end, now);
 	if (order == KNOWN)
 		return 0;
-	if (order == LATER) {
-		hold(r, now, start, end);
+	if (c->flags & NO_READY) {
+		/* Nothing will say when the reader is told: it waits from here on, behind a gap as well. */
+		queued(r, now, start, end, 1, (u32)mark != 0, mark >> 32);
+		r->pending_end = end;
+	} else if (order == LATER) {
+		hold(r, now, start, end, mark);
 	} else {
 		r->pending = now;
+		r->pending_mark = mark;
 		r->pending_start = start;
 		r->pending_end = end;
 	}
-	if (start && (p = this_paths())) {
-		add_path(p, RX_STACK, s->deltas[0], 1);
-		add_path(p, RX_IP, s->deltas[1], 1);
-		add_path(p, RX_LOCAL, s->deltas[2], 1);
-		add_path(p, RX_TRANSPORT, ns, 1);
+	if ((u32)mark)
+		r->mark = mark;
+	if (start) {
+		rx_path(paths_of(0), s, ns);
+		if (mark && in_focus(mark))
+			rx_path(paths_of(1), s, ns);
 	}
 	return 0;
 }
@@ -650,14 +1008,16 @@ static __always_inline int rx_ready_stream(void *sock, int typed, u64 id)
 {
 	struct reader *r = reader_of(id);
 	u64 now, start, held_start;
+	struct config *c;
 	u32 received;
 	void *tcp;
 
 	if (!r)
 		return 0;
 	if (!r->pending && !r->held) {
-		if (!r->not_sampled)
-			miss(RX_SOCKET, 1);
+		c = settings();
+		if (!r->left_out && c && !some(c))
+			miss(RX_SOCKET, 0);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
@@ -671,15 +1031,16 @@ static __always_inline int rx_ready_stream(void *sock, int typed, u64 id)
 		r->pending_end = received;
 	}
 	if (r->pending) {
-		record_path(RX_SOCKET, since(r->pending, now), 1, start);
-		queued(r, now, start, received, 1);
+		record_path(RX_SOCKET, since(r->pending, now), 1, start, r->pending_mark, 1);
+		queued(r, now, start, received, 1, (u32)r->pending_mark != 0, r->pending_mark >> 32);
 		r->pending = 0;
 	}
 	if (r->held && !before(received, r->held_end)) {
 		/* The gap is closed: the mean of those that waited behind it, counted for each. */
 		held_start = r->held_unknown ? 0 : r->held_starts / r->held;
-		record_path(RX_SOCKET, since(r->held_sum / r->held, now), r->held, held_start);
-		queued(r, now, held_start, received, r->held);
+		record_path(RX_SOCKET, since(r->held_sum / r->held, now), r->held, held_start,
+			    r->held_focused ? r->mark : 0, r->held_focused);
+		queued(r, now, held_start, received, r->held, r->held_focused, 0);
 		r->held = 0;
 	}
 	return 0;
@@ -700,11 +1061,12 @@ static __always_inline int rx_ready_datagram(void *sock, int typed, u64 id)
 {
 	struct reader *r = reader_of(id);
 	struct delivery *d;
-	struct paths *p;
+	struct config *c;
 	struct slot *s;
 	u64 now, start = 0, net = 0;
 	bool fresh = false;
 	void *pointer = 0;
+	u64 mark = 0;
 	int zero = 0;
 
 	if (r)
@@ -718,23 +1080,29 @@ static __always_inline int rx_ready_datagram(void *sock, int typed, u64 id)
 		return 0;
 	now = bpf_ktime_get_ns();
 	s = rx_slot(d->skb);
-	if (s && s->skb == d->skb && s->start && (p = this_paths())) {
-		start = s->start;
-		add_path(p, RX_STACK, s->deltas[0], 1);
-		add_path(p, RX_IP, s->deltas[1], 1);
-		add_path(p, RX_LOCAL, s->deltas[2], 1);
-		s->skb = 0;
+	if (s && s->skb == d->skb) {
+		mark = s->mark;
+		if (s->start) {
+			start = s->start;
+			rx_path(paths_of(0), s, 0);
+			if (mark && in_focus(mark))
+				rx_path(paths_of(1), s, 0);
+			s->skb = 0;
+		}
 	}
-	record_path(RX_SOCKET, since(d->at, now), 1, start);
+	record_path(RX_SOCKET, since(d->at, now), 1, start, mark, 1);
 	r = reader_for(id, now, &fresh);
 	if (!r) {
-		miss(RX_APPLICATION, 1);
+		miss(RX_APPLICATION, mark);
 		return 0;
 	}
+	if ((u32)mark)
+		r->mark = mark;
 	/* Counting reads and arrivals may go astray (two CPUs at once, an error queue): count again now and then. */
-	if (fresh || !(r->in & 63))
+	c = settings();
+	if (fresh || !(r->in & 63) || (c && some(c)))
 		r->in = r->out + datagrams(sock, typed);
-	queued(r, now, start, r->in, 1);
+	queued(r, now, start, r->in, 1, (u32)mark != 0, mark >> 32);
 	return 0;
 }
 
@@ -768,10 +1136,10 @@ static __always_inline int rx_udp(const void *skb, int typed)
 	int zero = 0;
 
 	d = deliveries.lookup(&zero);
-	if (!s || !d || s->skb != key || d->skb != key || s->passed & NOT_SAMPLED)
+	if (!s || !d || s->skb != key || d->skb != key || s->passed & LEFT_OUT)
 		return 0;
 	now = bpf_ktime_get_ns();
-	record_path(RX_TRANSPORT, since(s->at, now), 1, s->start);
+	record_path(RX_TRANSPORT, since(s->at, now), 1, s->start, s->mark, 1);
 	s->at = now;
 	d->at = now;
 	return 0;
@@ -880,7 +1248,7 @@ static __always_inline int tx_write(void *sock, int typed)
 			return 0; /* the same place again, after a wait for memory */
 	}
 	w->next = sent == written;
-	fifo_push(&w->queue, now, now, written, 1);
+	fifo_push(&w->queue, now, now, written, 1, 0, 0);
 	return 0;
 }
 
@@ -896,7 +1264,8 @@ static __always_inline int tx_write_datagram(void *sock, int typed)
 }
 
 /* When the first byte of a segment was written; 0 if that is not known, 1 if it need not be. */
-static __always_inline u64 written_at(struct writer *w, const void *skb, u64 now, int typed)
+static __always_inline u64 written_at(const struct config *c, struct writer *w, const void *skb, u64 now,
+				      int typed)
 {
 	u16 transport = 0, network = 0;
 	struct waiting *oldest, *next;
@@ -910,7 +1279,7 @@ static __always_inline u64 written_at(struct writer *w, const void *skb, u64 now
 	if (!length)
 		return 1;
 	oldest = fifo_oldest(&w->queue);
-	if (w->next && since(oldest->at, now) < SOON) {
+	if (w->next && !some(c) && since(oldest->at, now) < SOON) {
 		w->next = 0;
 		w->sent = 1;
 		w->sent_end = oldest->position + length;
@@ -944,52 +1313,66 @@ static __always_inline u64 written_at(struct writer *w, const void *skb, u64 now
 	return oldest->at;
 }
 
+/* When what is sent was written: as written_at(), for any socket. */
+static __always_inline u64 written(const struct config *c, const void *skb, u64 now, int typed)
+{
+	struct writer *w;
+	void *sock = 0;
+	u32 data = 0;
+	u16 type = 0;
+	u64 then;
+
+	LOAD(typed, sock, skb, struct sk_buff, sk);
+	if (!sock)
+		return 1;
+	w = writer_of(address(sock, typed, 11));
+	if (w && w->sending) {
+		then = w->sending;
+		w->sending = 0;
+		return then;
+	}
+	if (w)
+		return written_at(c, w, skb, now, typed);
+	LOAD(typed, data, skb, struct sk_buff, data_len);
+	if (data && !(c->flags & NO_WRITE) && internet_socket(sock, typed, &type) && type == TYPE_STREAM)
+		return 0;
+	return 1;
+}
+
 /* ip_local_out: IP has a packet to send. */
 static __always_inline int tx_ip(const void *skb, u64 key, int typed)
 {
-	u64 now, then = 1, ns, id;
-	struct config *c = settings();
+	struct config *c = settings_here();
 	struct slot *s = tx_slot(key);
-	struct writer *w;
-	u32 data = 0;
-	void *sock = 0;
+	u64 now, then, ns, mark;
 
 	if (!c || !s)
 		return 0;
-	s->skb = key;
 	if (!sampled(c)) {
-		s->passed = NOT_SAMPLED;
+		forget(s, key);
+		return 0;
+	}
+	mark = look_now(c, skb, typed, OUT, AT_NETWORK_ALONE);
+	if (mark == REFUSED) {
+		leave_out(c, s, key);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
+	lose(c, s, key, now);
+	then = written(c, skb, now, typed);
+	s->skb = key;
+	s->mark = traced(c, mark, TX_BEGIN, now, then > 1 ? then : now);
 	s->at = now;
 	s->start = now;
 	s->passed = AT_IP;
 	s->deltas[0] = 0;
-	LOAD(typed, sock, skb, struct sk_buff, sk);
-	if (!sock)
-		return 0;
-	id = address(sock, typed, 11);
-	w = writer_of(id);
-	if (w && w->sending) {
-		then = w->sending;
-		w->sending = 0;
-	} else if (w) {
-		then = written_at(w, skb, now, typed);
-	} else {
-		u16 type = 0;
-
-		LOAD(typed, data, skb, struct sk_buff, data_len);
-		if (data && internet_socket(sock, typed, &type) && type == TYPE_STREAM)
-			then = 0;
-	}
 	if (then > 1) {
 		ns = since(then, now);
 		s->start = then;
 		s->deltas[0] = short_ns(ns);
-		record(TX_APPLICATION, ns, 1);
+		record(TX_APPLICATION, ns, s->mark);
 	} else if (!then) {
-		miss(TX_APPLICATION, 1);
+		miss(TX_APPLICATION, s->mark);
 	}
 	return 0;
 }
@@ -998,31 +1381,52 @@ static __always_inline int tx_ip(const void *skb, u64 key, int typed)
 static __always_inline int tx_queue(const void *skb, int typed)
 {
 	u64 key = address(skb, typed, 12), now, ns;
-	struct config *c = settings();
+	struct config *c = settings_here();
 	struct slot *s = tx_slot(key);
 	void *dev = 0;
+	u64 mark;
 
-	if (!c || !s)
+	if (!c || !s || (c->sample_shift && s->skb != key))
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	if (!watched(c, dev, typed))
 		return 0;
-	if (s->skb == key && s->passed == NOT_SAMPLED)
+	if (s->skb == key && s->passed == LEFT_OUT)
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (s->skb == key && s->passed == AT_IP && since(s->at, now) < OLD) {
 		ns = since(s->at, now);
 		s->deltas[1] = short_ns(ns);
-		record(TX_IP, ns, 1);
+		record(TX_IP, ns, s->mark);
 	} else {
+		if (c->sample_shift) {
+			s->skb = 0;
+			return 0;
+		}
+		mark = look_now(c, skb, typed, OUT, AT_LINK);
+		if (mark == REFUSED) {
+			leave_out(c, s, key);
+			return 0;
+		}
+		mark = traced(c, mark, TX_BEGIN, now, now);
+		s->mark = mark;
 		s->skb = key;
 		s->start = 0;
 		if (internet(skb, typed))
-			miss(TX_IP, 1);
+			miss(TX_IP, mark);
 	}
 	s->at = now;
 	s->passed = AT_QUEUE;
 	return 0;
+}
+
+/* Segments of a packet that was cut are still to come. */
+static __always_inline bool cutting(void)
+{
+	int zero = 0;
+	struct cut *cut = cuts.lookup(&zero);
+
+	return cut && cut->segments;
 }
 
 /* The packet in hand is a segment of the one that was cut last. */
@@ -1032,10 +1436,13 @@ static __always_inline struct cut *cut_from(const void *skb, u64 now, int typed)
 	struct cut *cut = cuts.lookup(&zero);
 	u32 flow = 0;
 
-	if (!cut || since(cut->cut_at, now) > FRESH)
+	if (!cut || !cut->segments || since(cut->cut_at, now) > FRESH)
 		return 0;
 	LOAD(typed, flow, skb, struct sk_buff, hash);
-	return flow == cut->flow ? cut : 0;
+	if (flow != cut->flow)
+		return 0;
+	cut->segments--;
+	return cut;
 }
 
 /* The driver is given the packet. */
@@ -1046,32 +1453,48 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 	struct slot *s = tx_slot(key);
 	struct cut *cut;
 
-	if (!c || !s || !watched(c, dev, typed))
+	if (!c || !s || (c->sample_shift && s->skb != key && !cutting()) || !watched(c, dev, typed))
 		return 0;
-	if (s->skb == key && s->passed == NOT_SAMPLED)
+	if (s->skb == key && s->passed == LEFT_OUT)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (s->skb == key && s->passed == AT_QUEUE && since(s->at, now) < OLD) {
+	/* AT_IP: where nothing shows the queue's entrance. */
+	if (s->skb == key && (s->passed == AT_QUEUE || s->passed == AT_IP) && since(s->at, now) < OLD) {
 		ns = since(s->at, now);
 		s->deltas[2] = short_ns(ns);
-		record(TX_QDISC, ns, 1);
+		record(TX_QDISC, ns, s->mark);
 	} else if ((cut = cut_from(skb, now, typed))) {
 		ns = since(cut->at, now);
 		s->skb = key;
 		s->start = cut->start;
+		s->mark = cut->mark;
 		s->deltas[0] = cut->deltas[0];
 		s->deltas[1] = cut->deltas[1];
 		s->deltas[2] = short_ns(ns);
-		record(TX_QDISC, ns, 1);
+		record(TX_QDISC, ns, s->mark);
+	} else if (some(c)) {
+		forget(s, key);
+		return 0;
 	} else {
 		s->skb = key;
 		s->start = 0;
+		s->mark = 0;
 		if (internet(skb, typed))
-			miss(TX_QDISC, 1);
+			miss(TX_QDISC, 0);
 	}
 	s->at = now;
 	s->passed = AT_XMIT;
 	return 0;
+}
+
+static __always_inline void tx_path(struct paths *p, const struct slot *s, u64 driver)
+{
+	if (!p)
+		return;
+	add_path(p, TX_APPLICATION, s->deltas[0], hist_any(s->deltas[0]));
+	add_path(p, TX_IP, s->deltas[1], 1);
+	add_path(p, TX_QDISC, s->deltas[2], 1);
+	add_path(p, TX_DRIVER, driver, 1);
 }
 
 /* The driver has it, or was busy.  The skb may be gone: its address is still its name. */
@@ -1079,7 +1502,6 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 {
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
-	struct paths *p;
 	u64 now, ns;
 
 	if (!c || !s || s->skb != key || s->passed != AT_XMIT || !watched(c, dev, typed))
@@ -1091,16 +1513,28 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 		return 0;
 	}
 	ns = since(s->at, now);
-	record(TX_DRIVER, ns, 1);
-	if (s->start && (p = this_paths())) {
-		add_path(p, TX_APPLICATION, s->deltas[0], hist_any(s->deltas[0]));
-		add_path(p, TX_IP, s->deltas[1], 1);
-		add_path(p, TX_QDISC, s->deltas[2], 1);
-		add_path(p, TX_DRIVER, ns, 1);
-		record_whole(TX_WHOLE, s->start, now, 1);
+	record(TX_DRIVER, ns, s->mark);
+	if (s->start) {
+		tx_path(paths_of(0), s, ns);
+		if (s->mark && in_focus(s->mark))
+			tx_path(paths_of(1), s, ns);
+		record(TX_WHOLE, since(s->start, now), s->mark);
 	}
 	s->passed = AT_XMIT | AT_SENT;
 	return 0;
+}
+
+/* How many the stack makes of a packet that it cuts. */
+static __always_inline u32 segments_of(const void *skb, int typed)
+{
+	const void *head = 0;
+	u16 segments = 0;
+	u32 end = 0;
+
+	LOAD(typed, head, skb, struct sk_buff, head);
+	LOAD(typed, end, skb, struct sk_buff, end);
+	READ_FIELD(segments, head + end, struct skb_shared_info, gso_segs);
+	return segments;
 }
 
 /* Done with, in one way or the other. */
@@ -1113,16 +1547,18 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 	if (s && s->skb == key) {
 		cut = cuts.lookup(&zero);
 		if (s->passed == AT_QUEUE && cut) {
+			cut->segments = segments_of(skb, typed);
 			cut->cut_at = bpf_ktime_get_ns();
 			cut->at = s->at;
 			cut->start = s->start;
+			cut->mark = s->mark;
 			cut->deltas[0] = s->deltas[0];
 			cut->deltas[1] = s->deltas[1];
 			LOAD(typed, cut->flow, skb, struct sk_buff, hash);
 			s->skb = 0;
 		}
 		if (s->passed & AT_XMIT)
-			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), 1);
+			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), s->mark);
 		if (s->passed & AT_SENT)
 			s->skb = 0;
 	}
@@ -1132,10 +1568,19 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 	return 0;
 }
 
-static __always_inline void drop(int index)
+static __always_inline void drop(int index, u64 mark)
 {
 	struct stage *s = stage_of(index);
 
+	if (s)
+		s->dropped++;
+	if (!mark)
+		return;
+	if (mark >> 32)
+		emit(TRACE_DROP | index, 0, mark, bpf_ktime_get_ns());
+	if (!in_focus(mark))
+		return;
+	s = stage_of(STAGES + index);
 	if (s)
 		s->dropped++;
 }
@@ -1146,17 +1591,22 @@ static __always_inline int dropped(u64 key)
 
 	if (s && s->skb == key) {
 		s->skb = 0;
-		if (!(s->passed & NOT_SAMPLED))
+		if (!(s->passed & LEFT_OUT))
 			drop(s->passed & AT_LOCAL   ? RX_TRANSPORT
 			     : s->passed & AT_IP    ? RX_LOCAL
 			     : s->passed & AT_STACK ? RX_IP
-						    : RX_STACK);
+						    : RX_STACK,
+			     s->mark);
 	}
 	s = tx_slot(key);
 	if (s && s->skb == key) {
 		s->skb = 0;
-		if (!(s->passed & NOT_SAMPLED))
-			drop(s->passed & AT_XMIT ? TX_DRIVER : s->passed & AT_QUEUE ? TX_QDISC : TX_IP);
+		/* What the driver has taken is no longer ours to lose: how it frees that says nothing. */
+		if (!(s->passed & (LEFT_OUT | AT_SENT)))
+			drop(s->passed & AT_XMIT    ? TX_DRIVER
+			     : s->passed & AT_QUEUE ? TX_QDISC
+						    : TX_IP,
+			     s->mark);
 	}
 	return 0;
 }
@@ -1170,6 +1620,14 @@ static __always_inline int dropped(u64 key)
 		ARGUMENT(it, ctx, number);            \
 		return body(it, TYPED);               \
 	}
+/*
+ * Only what kernels with BTF and netfilter links need: a third of the compiler's time.  The loader compiles the rest when
+ * something there could not be attached.
+ */
+#ifdef TYPED_ONLY
+#define RAW(name, body)
+#define KPROBE(name, body, parameter)
+#else
 #define RAW(name, body)                                     \
 	int name(struct bpf_raw_tracepoint_args *ctx)       \
 	{                                                   \
@@ -1180,16 +1638,28 @@ static __always_inline int dropped(u64 key)
 	{                                                     \
 		return body((void *)parameter(ctx), UNTYPED); \
 	}
+#endif
 
 TRACED(stages_driver, rx_driver, 0)
+#ifndef TYPED_ONLY
 TRACED(stages_driver_second, rx_driver, 1)
+#endif
 RAW(stages_driver_raw, rx_driver)
 KPROBE(stages_driver_kprobe, rx_driver, PT_REGS_PARM1)
 KPROBE(stages_driver_second_kprobe, rx_driver, PT_REGS_PARM2)
 
+/* __netif_receive_skb_core: (where the skb's address is, ...).  Unlike what calls it, it sees lists one by one. */
+static __always_inline int rx_stack_indirect(const void *place, int typed)
+{
+	void *skb = 0;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), place);
+	return rx_stack(skb, typed);
+}
+
 TRACED(stages_stack, rx_stack, 0)
 RAW(stages_stack_raw, rx_stack)
-KPROBE(stages_stack_kprobe, rx_stack, PT_REGS_PARM1)
+KPROBE(stages_stack_kprobe, rx_stack_indirect, PT_REGS_PARM1)
 
 TRACED(stages_ready, rx_ready, 0)
 RAW(stages_ready_raw, rx_ready)
@@ -1223,6 +1693,7 @@ int stages_tcp(struct bpf_raw_tracepoint_args *ctx)
 	return rx_tcp(sock, skb, TYPED);
 }
 
+#ifndef TYPED_ONLY
 int stages_tcp_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	return rx_tcp((void *)ctx->args[0], (void *)ctx->args[1], UNTYPED);
@@ -1232,6 +1703,7 @@ int stages_tcp_kprobe(struct pt_regs *ctx)
 {
 	return rx_tcp((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), UNTYPED);
 }
+#endif
 
 /* sock_recv_length: (sock, length or error, flags). */
 int stages_read_datagram(struct bpf_raw_tracepoint_args *ctx)
@@ -1242,10 +1714,12 @@ int stages_read_datagram(struct bpf_raw_tracepoint_args *ctx)
 	return rx_read_datagram(sock, TYPED, (int)ctx->args[1], (int)ctx->args[2]);
 }
 
+#ifndef TYPED_ONLY
 int stages_read_datagram_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	return rx_read_datagram((void *)ctx->args[0], UNTYPED, (int)ctx->args[1], (int)ctx->args[2]);
 }
+#endif
 
 /* skb_consume_udp: (sock, skb, length; negative when it only peeked). */
 int stages_consume_udp(struct bpf_raw_tracepoint_args *ctx)
@@ -1256,10 +1730,12 @@ int stages_consume_udp(struct bpf_raw_tracepoint_args *ctx)
 	return rx_read_datagram(sock, TYPED, (int)ctx->args[2], 0);
 }
 
+#ifndef TYPED_ONLY
 int stages_consume_udp_kprobe(struct pt_regs *ctx)
 {
 	return rx_read_datagram((void *)PT_REGS_PARM1(ctx), UNTYPED, (int)PT_REGS_PARM3(ctx), 0);
 }
+#endif
 
 /* net_dev_start_xmit and dev_hard_start_xmit: (skb, device). */
 int stages_xmit(struct bpf_raw_tracepoint_args *ctx)
@@ -1271,6 +1747,7 @@ int stages_xmit(struct bpf_raw_tracepoint_args *ctx)
 	return tx_driver(skb, dev, TYPED);
 }
 
+#ifndef TYPED_ONLY
 int stages_xmit_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	return tx_driver((void *)ctx->args[0], (void *)ctx->args[1], UNTYPED);
@@ -1280,6 +1757,7 @@ int stages_xmit_kprobe(struct pt_regs *ctx)
 {
 	return tx_driver((void *)PT_REGS_PARM1(ctx), (void *)PT_REGS_PARM2(ctx), UNTYPED);
 }
+#endif
 
 /* net_dev_xmit: (skb, result, device, length). */
 int stages_sent(struct bpf_raw_tracepoint_args *ctx)
@@ -1291,10 +1769,12 @@ int stages_sent(struct bpf_raw_tracepoint_args *ctx)
 	return tx_sent(address(skb, TYPED, 14), dev, (int)ctx->args[1], TYPED);
 }
 
+#ifndef TYPED_ONLY
 int stages_sent_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	return tx_sent(ctx->args[0], (void *)ctx->args[2], (int)ctx->args[1], UNTYPED);
 }
+#endif
 
 int stages_consumed(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -1304,10 +1784,12 @@ int stages_consumed(struct bpf_raw_tracepoint_args *ctx)
 	return consumed(skb, address(skb, TYPED, 15), TYPED);
 }
 
+#ifndef TYPED_ONLY
 int stages_consumed_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	return consumed((void *)ctx->args[0], ctx->args[0], UNTYPED);
 }
+#endif
 
 int stages_dropped(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -1317,10 +1799,12 @@ int stages_dropped(struct bpf_raw_tracepoint_args *ctx)
 	return dropped(address(skb, TYPED, 16));
 }
 
+#ifndef TYPED_ONLY
 int stages_dropped_raw(struct bpf_raw_tracepoint_args *ctx)
 {
 	return dropped(ctx->args[0]);
 }
+#endif
 
 #ifdef HAVE_bpf_nf_ctx
 /* Netfilter programs belong to one network namespace, that of the watched interface. */
@@ -1340,12 +1824,13 @@ static __always_inline bool is_ours(const struct config *c, const void *dev)
 int stages_ip(struct bpf_nf_ctx *ctx)
 {
 	struct config *c = settings();
-	void *state, *skb, *dev;
+	void *state, *skb, *dev, *net;
 
 	STATE(ctx, state, skb);
 	LOAD(TYPED, dev, state, struct nf_hook_state, in);
+	LOAD(TYPED, net, state, struct nf_hook_state, net);
 	if (c)
-		rx_ip(address(skb, TYPED, 17), is_ours(c, dev));
+		rx_ip(skb, address(skb, TYPED, 17), TYPED, c, is_ours(c, dev), net);
 	return ACCEPT;
 }
 
@@ -1358,7 +1843,7 @@ int stages_local(struct bpf_nf_ctx *ctx)
 	LOAD(TYPED, dev, state, struct nf_hook_state, in);
 	LOAD(TYPED, net, state, struct nf_hook_state, net);
 	if (c)
-		rx_local(address(skb, TYPED, 18), is_ours(c, dev), address(net, TYPED, 19));
+		rx_local(address(skb, TYPED, 18), c, is_ours(c, dev), address(net, TYPED, 19));
 	return ACCEPT;
 }
 
@@ -1371,7 +1856,7 @@ int stages_forward(struct bpf_nf_ctx *ctx)
 	LOAD(TYPED, in, state, struct nf_hook_state, in);
 	LOAD(TYPED, out, state, struct nf_hook_state, out);
 	if (c)
-		forward(address(skb, TYPED, 20), is_ours(c, in), is_ours(c, out));
+		forward(skb, address(skb, TYPED, 20), TYPED, is_ours(c, in), is_ours(c, out));
 	return ACCEPT;
 }
 
@@ -1389,16 +1874,18 @@ int stages_out(struct bpf_nf_ctx *ctx)
 
 #endif
 
+#if !defined(TYPED_ONLY) || !defined(HAVE_bpf_nf_ctx)
 /* The same boundaries by function, where there are no netfilter links: kernels before 6.4. */
 static __always_inline int rx_ip_function(const void *skb, int typed)
 {
 	struct config *c = settings();
-	void *dev = 0;
+	void *dev = 0, *net = 0;
 
 	if (!c)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
-	return rx_ip(address(skb, typed, 22), watched(c, dev, typed));
+	LOAD(typed, net, dev, struct net_device, nd_net.net);
+	return rx_ip(skb, address(skb, typed, 22), typed, c, watched(c, dev, typed), net);
 }
 
 static __always_inline int rx_local_function(const void *skb, int typed)
@@ -1410,7 +1897,7 @@ static __always_inline int rx_local_function(const void *skb, int typed)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	LOAD(typed, net, dev, struct net_device, nd_net.net);
-	return rx_local(address(skb, typed, 23), watched(c, dev, typed), address(net, typed, 24));
+	return rx_local(address(skb, typed, 23), c, watched(c, dev, typed), address(net, typed, 24));
 }
 
 /* Where a packet is routed to: skb_dst(), whose lowest bit says that it holds no reference. */
@@ -1434,7 +1921,7 @@ static __always_inline int forward_function(const void *skb, int typed)
 	if (!c)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
-	return forward(address(skb, typed, 25), watched(c, dev, typed),
+	return forward(skb, address(skb, typed, 25), typed, watched(c, dev, typed),
 		       watched(c, route_device(skb), UNTYPED));
 }
 
@@ -1456,3 +1943,4 @@ KPROBE(stages_forward_kprobe, forward_function, PT_REGS_PARM1)
 /* __ip_local_out and __ip6_local_out: (net, sock, skb). */
 TRACED(stages_out_fentry, tx_ip_function, 2)
 KPROBE(stages_out_kprobe, tx_ip_function, PT_REGS_PARM3)
+#endif

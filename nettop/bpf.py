@@ -84,7 +84,6 @@ class AttachType(IntEnum):
     NONE = 0
     TRACE_RAW_TP = 23
     TRACE_FENTRY = 24
-    TRACE_FEXIT = 25
     NETFILTER = 45
     TCX_INGRESS = 46
     TCX_EGRESS = 47
@@ -214,6 +213,16 @@ def link_create(prog: int, target: int, attach_type: AttachType, extra: bytes = 
 def link_update(link: int, prog: int) -> None:
     """Replace the program of a link, atomically."""
     _call(Cmd.LINK_UPDATE, struct.pack("<IIII", link, prog, 0, 0))
+
+
+def link_interface(link: int) -> int:
+    """Index of the interface that a TCX link is at; 0 where that has gone, or somebody has detached the link.
+
+    struct bpf_link_info: type, id and program, then what belongs to the type; for TCX the index is the first of it.
+    """
+    info = ctypes.create_string_buffer(64)
+    _call(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", link, len(info), _address(info)))
+    return int(struct.unpack_from("<I", info.raw, 16)[0])
 
 
 def enable_stats() -> int:

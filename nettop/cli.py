@@ -6,6 +6,7 @@ parsed first; every file is opened after the rights are gone, as the user.  Heav
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
@@ -13,10 +14,11 @@ import platform
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nettop import interfaces, privilege, settings
+from nettop import interfaces, privilege, settings, units
 from nettop.errors import ExitCode, NettopError
 from nettop.paths import PACKAGE
 from nettop.settings import Arguments, Control, Settings
@@ -24,7 +26,7 @@ from nettop.settings import Arguments, Control, Settings
 if TYPE_CHECKING:
     from nettop.model import Frame
     from nettop.output import Writer
-    from nettop.sources import Source
+    from nettop.sources import Replay, Source
 
 DEMO = PACKAGE / "demo.ndjson.gz"
 _log = logging.getLogger("nettop")
@@ -33,8 +35,10 @@ _log.addHandler(logging.NullHandler())
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code for the shell.  Errors are two lines on standard error."""
+    _occupy_standard_streams()
     try:
-        return _run(settings.parse(sys.argv[1:] if argv is None else argv))
+        given = interfaces.apart(sys.argv[1:] if argv is None else argv, interfaces.names())
+        return _run(settings.parse(given))
     except NettopError as error:
         _complain(error.lines())
         return error.code
@@ -52,12 +56,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.FAILURE
 
 
+def _occupy_standard_streams() -> None:
+    """Where one is closed, what is opened next would take its number, and get what is meant for the user.
+
+    Each is opened so that using it fails as it would have.
+    """
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:500]
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    """Lines for the user's terminal.  Names of files, interfaces and hosts in them are somebody else's words."""
+    sys.stderr.write("\n".join(units.clean(line, 4096) for line in text.splitlines()) + "\n")
 
 
 def _say(text: str) -> None:
@@ -121,6 +140,8 @@ def _start_log(arguments: Arguments) -> None:
 
 def _check_names(chosen: Settings) -> None:
     """Names of probes and columns, which settings can't know.  Raises NettopError (2)."""
+    if chosen.focus:
+        _check_end(chosen.focus)
     if not (chosen.probes or chosen.sort):
         return
     from nettop.probes.base import all_probes
@@ -131,6 +152,16 @@ def _check_names(chosen: Settings) -> None:
     columns = [c.key for p in probes.values() for pane in p.panes if pane.table for c in pane.table.columns]
     if chosen.sort:
         _known("column", chosen.sort, columns)
+
+
+def _check_end(text: str) -> None:
+    from nettop.probes.verdict import check_end
+
+    try:
+        check_end(text)
+    except ValueError as error:
+        hint = "as 10.0.0.2:443, :443, [2001:db8::1]:443, or LOCAL-REMOTE of both"
+        raise NettopError(f"--focus {text}: {error}", hint, ExitCode.USAGE) from None
 
 
 def _known(kind: str, name: str, names: Sequence[str]) -> None:
@@ -166,24 +197,23 @@ def _replay(arguments: Arguments) -> int:
     _become_user()
     chosen = _settings(arguments)
     from nettop.recording import Recording
+    from nettop.redact import this_run
     from nettop.sources import Replay
 
-    with Recording(path) as recording:
+    with Recording(path, hide=this_run() if chosen.redact else None) as recording:
         if chosen.batch:
             return _batch(Replay(recording, speed=float("inf")).frames(), chosen, arguments)
-        return _screen(Replay(recording), chosen, problem=recording.problem)
+        replay = Replay(recording, hold=True)
+        if recording.header.kind == "snapshot":  # what was seen, and not how it came to be
+            replay.step(len(recording))
+        return _screen(replay, chosen, problem=recording.problem, replay=replay)
 
 
 # --- the running kernel -------------------------------------------------------------------------------------
 
 
 def _live(arguments: Arguments) -> int:
-    if not privilege.may_load(privilege.effective()):
-        raise NettopError(
-            "loading programs into the kernel needs root",
-            f"sudo nettop {' '.join(arguments.words)}".rstrip() + "; --replay FILE and --demo need none",
-            ExitCode.PRIVILEGE,
-        )
+    _need_capabilities(arguments)
     _need_terminal(arguments)
     interface, filter_text = interfaces.choose(
         arguments.words, interfaces.names(), interfaces.current_default()
@@ -194,15 +224,92 @@ def _live(arguments: Arguments) -> int:
 
     handle = live.start_loader()  # from here on this process has no privileges
     try:
-        chosen = _settings(arguments, interface, filter_text)
+        chosen = _word_apart(_settings(arguments, interface, filter_text))
         if arguments.check:
             return _check(live.check(handle, chosen))
         control = Control.of(chosen)
         if chosen.batch:
-            return _batch(live.frames(handle, chosen, control), chosen, arguments)
+            frames = live.frames(handle, chosen, control)
+            if chosen.focus or control.trace == "focus":
+                from nettop.output.focus import focusing
+
+                frames = focusing(frames, control, chosen.focus)
+            if chosen.redact:
+                frames, chosen = _hidden(frames), _hidden_settings(chosen)
+            return _batch(frames, chosen, arguments)
         return _screen(_Live(lambda: live.frames(handle, chosen, control)), chosen, control)
     finally:
         handle.close()
+
+
+async def _hidden(frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
+    """The same frames with pseudonyms in them."""
+    import asyncio
+
+    from nettop.redact import this_run
+
+    try:
+        async for frame in frames:
+            yield await asyncio.to_thread(this_run().frame, frame)
+    finally:
+        await frames.aclose()  # type: ignore[attr-defined]
+
+
+def _hidden_settings(chosen: Settings) -> Settings:
+    """What of the settings gets into files and outputs, with pseudonyms."""
+    from nettop.redact import this_run
+
+    hide = this_run()
+    return replace(
+        chosen,
+        filter=hide.filter(chosen.filter),
+        focus="-".join(hide.endpoint(end) for end in chosen.focus.split("-")),
+    )
+
+
+def _need_capabilities(arguments: Arguments) -> None:
+    """Root, or the few capabilities that loading and attaching needs.  NettopError (3) names what is not there."""
+    held = privilege.effective()
+    missing = privilege.missing(held)
+    if not missing:
+        return
+    sudo = f"sudo nettop {' '.join(arguments.words)}".rstrip()
+    if held & privilege.mask(privilege.NET_ADMIN, privilege.BPF, privilege.PERFMON, privilege.SYS_ADMIN):
+        raise NettopError(
+            f"loading programs into the kernel needs {' and '.join(missing)} as well",
+            f"{sudo}, or add {' and '.join(missing)} to what starts it (a unit's AmbientCapabilities=)",
+            ExitCode.PRIVILEGE,
+        )
+    raise NettopError(
+        "loading programs into the kernel needs root",
+        f"{sudo}; --replay FILE and --demo need none",
+        ExitCode.PRIVILEGE,
+    )
+
+
+def _word_apart(chosen: Settings) -> Settings:
+    """A single word that is no expression is looked for by the screen.  FilterError for what is neither.
+
+    Without a screen it is an error as well: a script's misspelt filter must not pass for one that nothing matches.
+    """
+    if not chosen.filter:
+        return chosen
+    from nettop import filter as filters
+    from nettop.loader.interface import link_header
+
+    link = filters.EN10MB
+    with contextlib.suppress(OSError):  # no such interface: that is said later
+        link = filters.link_type(link_header(chosen.interface))
+    if filters.understand(chosen.filter, link) is not None:
+        return chosen
+    if not chosen.batch:
+        return replace(chosen, filter="", word=chosen.filter)
+    try:
+        filters.compile_expression(chosen.filter, link)
+    except filters.FilterError as error:
+        hint = "a plain word is for the screen's rows; pcap-filter(7) has the language, as tcpdump's"
+        raise filters.FilterError(error.message, hint) from None
+    return chosen
 
 
 class _Live:
@@ -225,6 +332,12 @@ def _need_terminal(arguments: Arguments) -> None:
             "nettop -b writes frames to it; --format ndjson for programs",
             ExitCode.USAGE,
         )
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise NettopError(
+            "standard input is no terminal, and keys come from it",
+            "leave standard input alone, or use -b without a screen",
+            ExitCode.USAGE,
+        )
 
 
 def _check(found: Any) -> int:
@@ -232,10 +345,34 @@ def _check(found: Any) -> int:
     rows = list(found)
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
     _say(f"Linux {platform.release()}, Python {platform.python_version()}, nettop {settings.version()}")
-    for probe, hook, text, holds in rows:
+    for probe, hook, text, holds in (*rows, *_weighed()):
         mark = "yes" if holds else "no "
         _say(f"{probe:{widths[0]}}  {hook:{widths[1]}}  {mark}  {_one_line(text)}")
     return ExitCode.OK if any(row[3] for row in rows) else ExitCode.UNSUPPORTED
+
+
+def _weighed() -> list[tuple[str, str, str, bool]]:
+    """What the screen writes to a terminal of this size, for those who have a slow line: measured with the demo."""
+    if not DEMO.exists():
+        return []
+    import asyncio
+
+    from nettop.recording import Recording
+    from nettop.units import size
+
+    try:
+        from nettop.ui import terminal  # brings Textual in
+    except ImportError as error:
+        return [("screen", "-", f"{type(error).__name__}: {error}", False)]
+    columns, rows = shape = terminal.terminal_size()
+    try:
+        with Recording(str(DEMO)) as recording:
+            busy = [recording.frame(i) for i in range(min(10, len(recording)))]
+        text = f"{size(round(asyncio.run(terminal.bytes_a_frame(busy, shape))))} a frame to the terminal"
+    except Exception as error:
+        _log.info("the screen", exc_info=True)
+        return [("screen", f"{columns}x{rows}", f"{type(error).__name__}: {error}", False)]
+    return [("screen", f"{columns}x{rows}", text, True)]
 
 
 # --- where frames go ----------------------------------------------------------------------------------------
@@ -269,7 +406,12 @@ def _writer(chosen: Settings, emit: Callable[[str], None], stream: Any) -> Write
         width=shutil.get_terminal_size((120, 40)).columns if terminal else 120,
         bits=chosen.bits,
         unicode=encoding.lower().startswith("utf"),
+        focus=chosen.focus,
     )
+    if chosen.trace and chosen.format == "text":
+        from nettop.output.trace import TraceWriter
+
+        return TraceWriter(emit, style)
     return WRITERS[chosen.format](emit, style)
 
 
@@ -299,13 +441,17 @@ class _Snapshot:
 
 
 def _screen(
-    source: Source, chosen: Settings, control: Control | None = None, problem: NettopError | None = None
+    source: Source,
+    chosen: Settings,
+    control: Control | None = None,
+    problem: NettopError | None = None,
+    replay: Replay | None = None,
 ) -> int:
     from nettop.probes.base import all_probes
     from nettop.session import Session
     from nettop.ui import app  # brings Textual in
 
-    session = Session(chosen, control, problem)
+    session = Session(chosen, control, problem, replay=replay)
     if chosen.record:
         session.start_recording(chosen.record)
     try:

@@ -8,8 +8,28 @@ from __future__ import annotations
 import struct
 from dataclasses import astuple, dataclass, replace
 from enum import IntFlag
+from typing import TYPE_CHECKING
 
-_LAYOUT = struct.Struct("<IIHBBBBBBQQ")
+if TYPE_CHECKING:
+    from nettop.model import Focus
+
+KEY_BYTES = 40  # of struct flow_key
+_LAYOUT = struct.Struct(f"<IIHBBBBBBQ{KEY_BYTES}sIIII")
+
+
+class Flag(IntFlag):
+    """What the programs of the stages are to know: hooks that this kernel does not give, and what the user asks for."""
+
+    NO_DRIVER = 1
+    NO_LOCAL = 2
+    NO_READY = 4
+    NO_WRITE = 8
+    FILTERED = 16
+    TRACE = 32
+    TRACE_ALL = 64
+
+
+GENERATIONS = 4  # of filters: programs of two are attached at a time, while one takes the other's place
 
 
 class Counting(IntFlag):
@@ -33,9 +53,13 @@ class Config:
     subnet4: int = 24
     subnet6: int = 48
     sample_shift: int = 0
-    flags: int = 0
+    rtt_shift: int = 0
     focus: int = 0
-    focus_hash: int = 0
+    focus_key: bytes = bytes(KEY_BYTES)
+    generation: int = 0
+    trace_rate: int = 0
+    flags: int = 0
+    spare: int = 0
 
     def pack(self) -> bytes:
         """The bytes of struct config."""
@@ -46,6 +70,18 @@ class Config:
         """The inverse of pack."""
         return cls(*_LAYOUT.unpack_from(data))
 
-    def focused(self, flow: int, flow_hash: int) -> Config:
-        """The same with another flow in focus (0: none)."""
-        return replace(self, focus=flow, focus_hash=flow_hash)
+    def filtered(self, generation: int, on: bool) -> Config:
+        """The same for the programs of another filter (``on``: there is one)."""
+        flags = (self.flags & ~Flag.FILTERED) | (Flag.FILTERED if on else 0)
+        return replace(self, generation=generation, flags=int(flags))
+
+    def tracing(self, rate: int, everything: bool) -> Config:
+        """The same with so many packets a second and CPU shown one by one: the focused flow's, or all."""
+        flags = self.flags | Flag.TRACE | (Flag.TRACE_ALL if everything else 0)
+        return replace(self, trace_rate=max(rate, 1), flags=int(flags))
+
+    def focused(self, focus: Focus | None) -> Config:
+        """The same with another flow in focus, or none."""
+        if focus is None:
+            return replace(self, focus=0, focus_key=bytes(KEY_BYTES))
+        return replace(self, focus=focus.id, focus_key=focus.key)

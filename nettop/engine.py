@@ -16,11 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nettop import units
 from nettop.kernel.maps import HashReader, Reader
 from nettop.model import Frame, Health, HookStatus, ProbeStatus, Section
 from nettop.probes.base import Fold, Probe, Reads
 
 DRAIN_NS = 100_000_000
+_SLACK_NS = 50_000_000
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,10 @@ class Worker:
     readers: Mapping[str, Reader]
     system: Mapping[str, Callable[[], Any]]
     status: ProbeStatus
+    scan_ns: int = 0  # how far apart the readings of large tables are; 0: with every frame
     last_ns: int = field(default_factory=time.monotonic_ns)
+    _scans: int = 0
+    _scan_due: int = 0
     _events: dict[str, list[Any]] = field(default_factory=dict)
     _early: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
     _due: dict[str, int] = field(default_factory=dict)
@@ -57,10 +62,11 @@ class Worker:
         """Everything since the last time.  Runs in the executor."""
         self._due.clear()
         self.drain()
+        scanning = self._scanning()
         maps: dict[str, Any] = {}
         for layout in self.probe.maps:
             reader = self.readers.get(layout.name)
-            if reader is None:
+            if reader is None or (layout.scan and not scanning):
                 continue
             if layout.read == "ring":
                 parts = self._events.pop(layout.name, [])
@@ -79,6 +85,18 @@ class Worker:
         now = time.monotonic_ns()
         interval, self.last_ns = now - self.last_ns, now
         return Reads(now, interval, maps, system)
+
+    def _scanning(self) -> bool:
+        """Whether the large tables are read this time: always for the base and the first frame, then when due."""
+        now = time.monotonic_ns()
+        # A frame comes a little early or late: what is due within the slack is due.
+        if now < self._scan_due - min(self.scan_ns // 10, _SLACK_NS):
+            return False
+        self._scans += 1
+        if self._scans > 1:
+            late = now - self._scan_due
+            self._scan_due = (self._scan_due if late < self.scan_ns else now) + self.scan_ns
+        return True
 
     def step(self) -> Section | None:
         """One interval: read, fold, and delete what the fold is done with.  Runs in the executor."""
@@ -138,18 +156,94 @@ class Pace:
         return self._last + self._interval() - time.monotonic()
 
 
+class Notes:
+    """What has happened lately, newest first: each sentence for a minute, and for three frames at least."""
+
+    _SECONDS, _FRAMES, _MOST = 60.0, 3, 2
+
+    def __init__(self, interval: Callable[[], float], now: Callable[[], float] = time.monotonic) -> None:
+        """``interval`` gives the seconds between frames as they are now; ``now`` a monotonic clock in seconds."""
+        self._interval = interval
+        self._now = now
+        self._said: list[tuple[float, str]] = []
+
+    def add(self, text: str) -> None:
+        """Say it; the oldest of too many is left out."""
+        _log.info(text)
+        self._said = [*((t, s) for t, s in self._said if s != text), (self._now(), text)][-self._MOST :]
+
+    def current(self) -> tuple[str, ...]:
+        """What is to be shown now."""
+        since = self._now() - max(self._SECONDS, self._FRAMES * self._interval())
+        return tuple(text for said, text in reversed(self._said) if said >= since)
+
+
+class Clocks:
+    """Notices what a frame's times do not show: a gap, a suspended machine, a clock that was set.
+
+    Rates need none of this: intervals are monotonic, as the kernel's own times in the maps are.
+    """
+
+    _STEP_NS = 500_000_000  # a clock that is slewed moves by 0.5 ms in a second
+    _LATE_NS = 2_000_000_000  # beyond twice the interval: less is a busy machine's daily life
+    _TORN_NS = 10_000_000
+    _IDS = (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME, time.CLOCK_REALTIME)
+
+    def __init__(self, read: Callable[[int], int] = time.clock_gettime_ns) -> None:
+        """``read`` gives the ns of a clock by its number (time.CLOCK_*)."""
+        self._read_clock = read
+        self._before = self._read()
+        self._asked_s = 0.0
+
+    def look(self, asked_s: float) -> list[str]:
+        """Sentences about the time since the last look, when a frame every ``asked_s`` seconds was wanted."""
+        before, self._before = self._before, self._read()
+        monotonic, boot, real = (now - then for now, then in zip(self._before, before, strict=True))
+        when = time.strftime("%H:%M:%S", time.localtime(self._before[2] / 1e9))
+        found: list[str] = []
+        # A wait in progress may have begun under a longer interval.
+        asked_s, self._asked_s = max(asked_s, self._asked_s), asked_s
+        if monotonic > 2 * asked_s * 1e9 + self._LATE_NS:
+            span = _span(monotonic)
+            found.append(f"{span} without a frame until {when}: nettop was stopped, or the machine busy")
+        if boot - monotonic > self._STEP_NS:
+            found.append(f"the machine slept for {_span(boot - monotonic)} until {when}")
+        if abs(real - boot) > self._STEP_NS:
+            way = "forward" if real > boot else "back"
+            found.append(f"the clock was set {_span(abs(real - boot))} {way}, to {when}")
+        return found
+
+    def _read(self) -> tuple[int, ...]:
+        for _ in range(5):
+            first = self._read_clock(time.CLOCK_MONOTONIC)
+            found = tuple(map(self._read_clock, self._IDS))
+            if found[0] - first < self._TORN_NS and self._read_clock(self._IDS[0]) - found[0] < self._TORN_NS:
+                break  # else: something came between the readings
+        return found
+
+
+def _span(ns: int) -> str:
+    return units.duration(ns) if ns < 100_000_000_000 else units.age(ns)
+
+
 class Engine:
     """Workers and the frames that they make, one after another, for whoever iterates."""
 
     def __init__(
-        self, workers: Sequence[Worker], pace: Pace, meter: Meter, describe: Callable[[], Frame]
+        self,
+        workers: Sequence[Worker],
+        pace: Pace,
+        meter: Meter,
+        describe: Callable[[], Frame],
+        notes: Notes | None = None,
     ) -> None:
-        """``describe`` gives a frame with everything but what the workers measure."""
+        """``describe`` gives a frame with everything but what the workers measure; ``notes`` is told of gaps."""
         self.workers = tuple(workers)
         self.pace = pace
         self._meter = meter
         self._describe = describe
-        self._executor: Executor = ThreadPoolExecutor(max(len(self.workers), 1), "nettop-read")
+        self._notes = notes
+        self._executor: Executor = ThreadPoolExecutor(1, "nettop-read")
         self._busy = asyncio.Lock()
 
     async def frames(self) -> AsyncIterator[Frame]:
@@ -158,11 +252,15 @@ class Engine:
         start = time.monotonic_ns()
         await self._step()  # the first reading is the base of the first interval
         self._meter.health(0)  # and what starting has cost is not the interval's
+        clocks = Clocks()
         try:
             while True:
                 await self.pace.wait()
                 sections = await self._step()
                 now = time.monotonic_ns()
+                for text in clocks.look(self.pace.interval()):
+                    if self._notes:
+                        self._notes.add(text)
                 yield self._frame(sections, now - start)
                 start = now
         finally:
@@ -174,18 +272,16 @@ class Engine:
     async def _step(self) -> dict[str, Section]:
         loop = asyncio.get_running_loop()
         async with self._busy:
-            results = await asyncio.gather(
-                *(loop.run_in_executor(self._executor, worker.step) for worker in self.workers)
-            )
+            # One after another: each change of thread costs as much as a small reading, and numpy holds the lock.
+            results = await loop.run_in_executor(self._executor, lambda: [w.step() for w in self.workers])
         return {w.probe.name: s for w, s in zip(self.workers, results, strict=True) if s is not None}
 
     async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
         draining = [w for w in self.workers if any(m.read == "ring" or m.every_ns for m in w.probe.maps)]
         while draining:
             await asyncio.sleep(DRAIN_NS / 1e9)
             async with self._busy:
-                await loop.run_in_executor(self._executor, _drain_all, draining)
+                _drain_all(draining)  # microseconds where nothing has come, so not worth a change of thread
 
     async def _measure(self) -> None:
         while True:

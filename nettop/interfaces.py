@@ -58,14 +58,33 @@ def _read(path: str) -> str:
         return ""
 
 
+def begins_expression(word: str) -> bool:
+    """Whether a word of the command line is how a filter begins."""
+    first = word.split()
+    return bool(first) and (first[0] in _EXPRESSION or first[0][0] in "(!")
+
+
+def apart(argv: Sequence[str], existing: Sequence[str]) -> list[str]:
+    """The command line with what ``--snapshot`` must not take for its file: an interface, or a filter's first word.
+
+    ``--snapshot eth0`` is a snapshot of eth0; a file of that name is ``--snapshot=eth0`` or ``--snapshot ./eth0``.
+    """
+    result = list(argv)
+    end = result.index("--") if "--" in result else len(result)
+    for place in range(min(end, len(result) - 1)):
+        following = result[place + 1]
+        if result[place] == "--snapshot" and (following in existing or begins_expression(following)):
+            result[place] = "--snapshot="
+    return result
+
+
 def choose(words: Sequence[str], existing: Sequence[str], default: str | None) -> tuple[str, str]:
     """Interface and filter from the command line's words.  NettopError (5) where that gives no interface."""
     known = units.clean(", ".join(existing), 4096)
     hint = f"there are: {known}" if known else "this network namespace has none"
     if words and words[0] in existing:
         return words[0], " ".join(words[1:])
-    first = words[0].split() if words else []
-    if words and not (first and (first[0] in _EXPRESSION or first[0][0] in "(!")):
+    if words and not begins_expression(words[0]):
         raise NettopError(f"no such interface: {words[0]!r}", hint, ExitCode.NO_INTERFACE)
     if default is None:
         raise NettopError("no default route, so no interface to choose", hint, ExitCode.NO_INTERFACE)

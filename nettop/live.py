@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
@@ -18,13 +19,15 @@ from functools import partial
 
 from nettop import bpf, privilege, protocol
 from nettop import filter as filters
+from nettop.budget import Budget, ladder, words
 from nettop.control import Config
-from nettop.engine import Engine, Pace, Worker
+from nettop.engine import Engine, Notes, Pace, Worker
 from nettop.errors import ExitCode, NettopError
 from nettop.kernel import programs, system
 from nettop.kernel.maps import open_reader, possible_cpus
-from nettop.loader.interface import link_header
-from nettop.model import Frame, Health, HookStatus, ProbeStatus
+from nettop.loader import netlink
+from nettop.loader.interface import counting, link_header, trouble
+from nettop.model import Focus, Frame, Health, HookStatus, ProbeStatus
 from nettop.paths import PACKAGE
 from nettop.probes.base import Probe, Setup, all_probes
 from nettop.protocol import Done, Filter, HookInfo, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
@@ -32,7 +35,16 @@ from nettop.settings import Control, Settings
 
 _log = logging.getLogger(__name__)
 _FIRST_SECONDS = 0.2  # until the screen's first frame: who opens it wants to see something
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_BOUND = ("tcx", "clsact")  # mechanisms that are bound to the interface
+_JUDGED_BYTES = 100_000  # of the interface's own counting, before what we have seen of them is looked at
+_AGAIN_SECONDS, _ATTEMPTS = 60.0, 3  # to come before another program
+_TRACED = 2000  # packets a second: some ten events each
 _STATS_SECONDS = 0.1  # of each second: statistics cost every run about 20 ns
+
+
+class LoaderGoneError(NettopError):
+    """No answer: the loader has ended.  Whoever looks after it says so to the user."""
 
 
 class LoaderHandle:
@@ -70,7 +82,7 @@ class LoaderHandle:
                         raise protocol.ProtocolError(f"{type(answer).__name__} is not an answer")
                     loaded.append(answer)
             except (OSError, EOFError, protocol.ProtocolError) as error:
-                raise NettopError(
+                raise LoaderGoneError(
                     f"the loader is gone: {error}", "start nettop again; --log FILE keeps what it said"
                 ) from error
         if answer.error:
@@ -102,6 +114,16 @@ def start_loader() -> LoaderHandle:
 
     Call it as root, before any thread is started and any file of the user's is read.
     """
+    keep = privilege.mask(privilege.BPF) if maps_need_cap_bpf() else 0
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONPATH": str(PACKAGE.parent),
+        "LC_ALL": "C.UTF-8",
+    }
+    if (
+        os.geteuid() != 0 and "CACHE_DIRECTORY" in os.environ
+    ):  # a systemd unit's: its user's, and nobody else's
+        environment["CACHE_DIRECTORY"] = os.environ["CACHE_DIRECTORY"]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(
@@ -110,18 +132,45 @@ def start_loader() -> LoaderHandle:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "PYTHONPATH": str(PACKAGE.parent),
-                "LC_ALL": "C.UTF-8",
-            },
+            env=environment,
             start_new_session=True,
             cwd="/",
         )
-    privilege.drop(os.environ)
+    privilege.drop(os.environ, keep)
+    _keep_memory_flat()
     handle = LoaderHandle(ours, process)
     handle.watch_log()
     return handle
+
+
+def _keep_memory_flat() -> None:
+    """Large arrays come and go with each frame: have glibc give them back, and not make holes in its heaps of them.
+
+    Without this the screen's memory creeps up by 10 % and more in a quarter of an hour (bench/soak.py); with it a
+    frame of 60 000 flows takes 5 ms of CPU more.  Before the first thread, which would have a heap of its own.
+    """
+    libc = ctypes.CDLL(None)
+    with suppress(AttributeError):  # another C library
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)
+        libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def maps_need_cap_bpf() -> bool:
+    """Whether this kernel refuses a process without any capability the maps that it was handed.  Found by trying."""
+    if not privilege.refuses_map_access(os.uname().release) or not privilege.effective() >> privilege.BPF & 1:
+        return False
+    fd = bpf.map_create(bpf.MapType.ARRAY, 4, 8, 1, 0, "trial")
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            privilege.drop(os.environ)
+            bpf.map_update(fd, bytes(4), bytes(8))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(fd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 @dataclass
@@ -159,7 +208,8 @@ class LiveMeter:
             window, after = time.monotonic_ns() - start, programs.sample(fds)
             await asyncio.to_thread(self._handle.request, Stats(False))
         except (NettopError, OSError) as error:
-            _log.warning("no run statistics: %s", error)
+            level = logging.INFO if isinstance(error, LoaderGoneError) else logging.WARNING
+            _log.log(level, "no run statistics: %s", error)
             self._can, self._cost = False, None
             return
         self._cost = programs.cost(before, after, window)
@@ -213,14 +263,24 @@ class Live:
         self._settings = settings
         self._control = control
         self._config = Config()
+        self._sampling = 0
         self.infos: dict[str, ProbeInfo] = {}
         self._config_maps: list[int] = []
+        self._name = settings.interface  # as it is called now
+        self._bound: frozenset[tuple[str, str]] = frozenset()  # (probe, hook) that the interface must have
         self._gone = ""
-        self._note = ""
+        self._trouble = ""
+        self._settled = 0.0  # since when everything counts as it does now
+        self._totals: tuple[int | None, ...] = (None, None)
+        self._hidden = ""  # what is said of packets that the interface counts and we do not see
+        self._hurried = -_AGAIN_SECONDS  # when we were put before another program last
+        self._attempts = 0
+        self.notes = Notes(lambda: control.delay)
         self._filter = ""  # what is applied
         self._filter_note = ""
         self._link_type = filters.EN10MB
         self.meter = LiveMeter(handle)
+        self.budget = Budget(settings.budget / 100)
         self.workers: list[Worker] = []
 
     def load(self) -> None:
@@ -229,13 +289,27 @@ class Live:
         wanted = settings.probes or tuple(probes)
         v4, v6 = settings.subnets
         via = os.environ.get("NETTOP_VIA", "")
+        without = tuple(os.environ.get("NETTOP_WITHOUT", "").replace(",", " ").split())
         words = self._compiled(settings.filter)
-        plan = Plan(settings.interface, wanted, settings.max_flows, v4, v6, via, words)
+        trace = bool(self._control.trace)
+        try:
+            plan = Plan(settings.interface, wanted, settings.max_flows, v4, v6, via, words, without, trace)
+        except protocol.ProtocolError as error:  # a name that the kernel allows and nobody gives
+            raise NettopError(
+                str(error), "ip link set NAME name NEW gives it another one", ExitCode.USAGE
+            ) from None
         loaded, done = self._handle.request(Load(plan))
         self._config = Config.unpack(bytes.fromhex(done.config))
         self._filter = settings.filter
         for answer in loaded:
             self._open(probes[answer.probe.name], answer)
+        if trace:
+            self._configure(self._config.tracing(_TRACED // possible_cpus(), self._control.trace == "all"))
+        live = {w.probe.name for w in self.workers if w.status.state == "live"}
+        self.budget = Budget(settings.budget / 100, ladder("stages" in live, "flows" in live))
+        self._bound = frozenset((h.probe, h.info.hook) for h in self._hooked_here())
+        if done.note:
+            self.notes.add(done.note)
 
     def _open(self, probe: Probe, answer: Loaded) -> None:
         info, fds = answer.probe, answer.fds
@@ -257,17 +331,17 @@ class Live:
             for made in info.maps:
                 if made.name == "config":
                     self._config_maps.append(fds[made.fd])
-                elif made.name in layouts and layouts[made.name].read != "none":
+                if made.name in layouts and layouts[made.name].read != "none":
                     readers[made.name] = open_reader(fds[made.fd], made, layouts[made.name])
         except (ValueError, OSError) as error:
             status = ProbeStatus("failed", str(error))
-        readings = {
-            name: partial(system.READINGS[name], self._settings.interface)
-            for name in probe.system
-            if name in system.READINGS
-        }
-        self.workers.append(Worker(probe, probe.fold(setup), readers, readings, status))
+        readings = {name: partial(self._reading, name) for name in probe.system if name in system.READINGS}
+        scan_ns = round(self._settings.scan_interval * 1e9)
+        self.workers.append(Worker(probe, probe.fold(setup), readers, readings, status, scan_ns))
         self._hook(info, fds)
+
+    def _reading(self, name: str) -> object:
+        return system.READINGS[name](self._name)
 
     def _hook(self, info: ProbeInfo, fds: tuple[int, ...]) -> None:
         for hook in info.hooks:
@@ -285,16 +359,23 @@ class Live:
         if not text:
             return ()
         with suppress(OSError):  # gone for now, or never there: then the loader says so
-            self._link_type = filters.link_type(link_header(self._settings.interface))
+            self._link_type = filters.link_type(link_header(self._name))
         return filters.compile_expression(text, self._link_type).words
 
     def _change_filter(self, text: str) -> None:
         """Have the programs exchanged for such as count what ``text`` says.  Blocks; on an error the old ones stay."""
-        loaded, _ = self._handle.request(Filter(self._compiled(text)))
+        loaded, done = self._handle.request(Filter(self._compiled(text)))
         for answer in loaded:
             for hook in answer.probe.hooks:
-                self._exchange(answer.probe.name, hook, tuple(answer.fds[n] for n in hook.programs))
+                if not hook.links:
+                    self._exchange(answer.probe.name, hook, tuple(answer.fds[n] for n in hook.programs))
+        # What cannot be given other programs has been attached twice: this decides which of the two counts.
+        self._configure(self._config.filtered(done.generation, bool(text)))
+        for answer in loaded:
+            beside = tuple(hook for hook in answer.probe.hooks if hook.links)
+            self._hook(replace(answer.probe, hooks=beside), answer.fds)
         self._filter = text
+        self._settled = time.monotonic()
 
     def _exchange(self, probe: str, hook: HookInfo, fds: tuple[int, ...]) -> None:
         """Give the links of one hook their new programs: each packet meets the one or the other."""
@@ -327,47 +408,181 @@ class Live:
                 self._control.filter = self._filter
 
     def _look_for_interface(self) -> None:
-        """Notice an interface that went, and have everything attached again when it is back.  Blocks."""
-        name = self._settings.interface
+        """Notice an interface that went, is called otherwise, or has lost what is attached, and mend that.  Blocks."""
+        if not self._gone:
+            name = _name_of(self._config.ifindex)
+            if name and self._holds():
+                if name != self._name:
+                    self.notes.add(f"{self._name} is called {name} since {_now()}")
+                    self._name = name
+                self._follow_device()
+                due = time.monotonic() - self._hurried > _AGAIN_SECONDS and self._attempts < _ATTEMPTS
+                if self._hidden and due:
+                    self._hurried = time.monotonic()
+                    self._attempts += 1
+                    self._let_go()
+                    self._attach_again(f"{self._hidden}; attached again, before others, at {_now()}")
+                return
         try:
-            index = socket.if_nametoindex(name)
+            index = socket.if_nametoindex(self._name)
         except OSError:
-            self._gone = f"{name} is gone; waiting for it to come back"
+            if not self._gone:  # it may live on in another namespace: that is nobody's business here
+                self._let_go()
+            self._gone = f"{self._name} is gone; waiting for it to come back"
             return
-        if index == self._config.ifindex and not self._gone:
-            return
+        if index == self._config.ifindex:
+            note = f"somebody took nettop's programs off {self._name}; attached again at {_now()}"
+        else:
+            note = f"{self._name} came back at {_now()} and is watched again"
+        self._let_go()
+        self._attach_again(note)
+
+    def _hooked_here(self) -> list[_Hooked]:
+        return [h for h in self.meter.hooked if h.info.via in _BOUND]
+
+    def _holds(self) -> bool:
+        """Whether everything that was attached to the interface is there still."""
+        here = self._hooked_here()
+        index = self._config.ifindex
         try:
-            loaded, done = self._handle.request(Reattach())
+            if any(bpf.link_interface(fd) != index for h in here for fd in h.links):
+                return False
+            by_filter = [fd for h in here if h.info.via == "clsact" for fd in h.programs]
+            if not by_filter:
+                return True
+            there = {f.program for parent in netlink.PARENTS.values() for f in netlink.filters(index, parent)}
+            return {bpf.program_info(fd).id for fd in by_filter} <= there
+        except OSError as error:  # not known is not lost
+            _log.debug("whether the programs are attached: %s", error)
+            return True
+
+    def _let_go(self) -> None:
+        """The programs do nothing from here on, and what was attached to the interface is detached."""
+        self._configure(replace(self._config, ifindex=0))
+        for hook in self._hooked_here():
+            for fd in hook.links:
+                os.close(fd)
+            hook.links = ()
+
+    def _attach_again(self, note: str) -> None:
+        """To the interface that is called so now; the note is for the user when that is done."""
+        name = self._name
+        try:
+            loaded, done = self._handle.request(Reattach(name))
         except NettopError as error:
-            self._gone = f"{name} is back but cannot be watched: {error.message}"
+            self._gone = f"{name} is there but cannot be watched: {error.message}"
             return
-        self._config = Config.unpack(bytes.fromhex(done.config))
         for answer in loaded:
             self._hook(answer.probe, answer.fds)
+        if self._bound - {(a.probe.name, h.hook) for a in loaded for h in a.probe.hooks}:
+            why = "; ".join(f"{hook}: {reason}" for a in loaded for hook, reason in a.probe.missing)
+            self._gone = f"{name} is there but cannot be watched: {why}"
+            return
+        made = Config.unpack(bytes.fromhex(done.config))
+        self._configure(
+            replace(
+                self._config,  # with the flow in focus and other things that the loader does not know
+                ifindex=made.ifindex,
+                netns=made.netns,
+                l2_len=made.l2_len,
+                count_in=made.count_in,
+                count_out=made.count_out,
+            )
+        )
         self._gone = ""
         if self._filter and filters.link_type(self._config.l2_len) != self._link_type:
             try:  # the same name, but another kind of device: its frames are laid out differently
                 self._change_filter(self._filter)
             except NettopError as error:
                 self._filter_note = f"the filter {self._filter!r} does not fit {name}: {error.message}"
-        self._note = f"{name} came back at {time.strftime('%H:%M:%S')} and is watched again"
-        _log.info(self._note)
+        self._hidden = ""
+        self.notes.add(note)
+
+    def _left_behind(self, error: NettopError) -> NettopError:
+        """What to say when the loader has ended: clsact's filters stay, but their programs do nothing any more."""
+        if not any(h.info.via == "clsact" for h in self._hooked_here()):
+            return error
+        self._let_go()
+        return NettopError(
+            f"{error.message}; its filters are still on {self._name}",
+            "start nettop on it again: that takes them away; --log FILE keeps what the loader said",
+            error.code,
+        )
+
+    def _follow_device(self) -> None:
+        """Its state; and how it counts, which changes with its offloads, and with an XDP program on a veth."""
+        with suppress(OSError):
+            why = trouble(self._name)
+            self._trouble = f"{self._name} is {why}" if why else ""
+            received, sent = counting(self._name)
+            if (received, sent) != (self._config.count_in, self._config.count_out):
+                self._configure(replace(self._config, count_in=received, count_out=sent))
+
+    def look_for_hidden(self, frame: Frame) -> None:
+        """Notice packets that the interface counts and the programs do not see: somebody else's came before them."""
+        section = frame.sections.get("throughput")
+        ways = (getattr(section, "rx", None), getattr(section, "tx", None))
+        before, self._totals = self._totals, tuple(getattr(way, "bytes_total", None) for way in ways)
+        if self._filter or self._gone or time.monotonic() - self._settled < 1.5 * frame.seconds:
+            return
+        for name, way, now, then in zip(("received", "sent"), ways, self._totals, before, strict=True):
+            grown = now - then if now is not None and then is not None else 0
+            if way is None or grown < _JUDGED_BYTES:
+                continue
+            # Bytes: how a device counts packets is known less well.
+            share = 100 - 100 * way.bytes // grown
+            self._hidden = ""
+            if share > 50:
+                self._hidden = f"{share} % of the bytes {name} are not seen: something comes before nettop"
+                return
 
     async def watch(self) -> None:
         """Look after the interface, and pass on what the user changes, until cancelled."""
-        focus = 0
+        focus: Focus | None = None
         while True:
             await asyncio.sleep(0.5)
-            self._handle.check()
+            try:
+                self._handle.check()
+            except NettopError as error:
+                raise self._left_behind(error) from None
             await asyncio.to_thread(self._look_for_interface)
             await asyncio.to_thread(self._follow_filter)
+            self._follow_budget()
             if self._control.focus != focus:
                 focus = self._control.focus
-                self._configure(self._config.focused(focus, 0))
+                self._configure(self._config.focused(focus))
+
+    def account(self, frame: Frame) -> Frame:
+        """The frame with its budget, and with what was left out in it; what it cost decides on what is from now on."""
+        shed, health = self.budget.shed, frame.health
+        if not self.budget.limit:
+            return frame
+        interval, kernel = max(frame.interval_ns, 1), health.kernel_ns or 0
+        self.budget.update(kernel / interval, health.user_ns / interval, frame.seconds)
+        if self.budget.shed != shed:
+            now = ", ".join(words(self.budget.shed)) or "nothing"
+            cost = (kernel + health.user_ns) / interval * 100
+            _log.info("watching costs %.1f %% of a core; shed: %s", cost, now)
+        limit = round(self.budget.limit * frame.interval_ns)
+        return replace(frame, health=replace(health, budget_ns=limit, shed=shed))
+
+    def _follow_budget(self) -> None:
+        """Tell the programs how much to leave out, where that has changed."""
+        shed = self.budget.shed
+        stages = max(self._sampling, shed.stages_one_in.bit_length() - 1)
+        shifts = stages, shed.rtt_one_in.bit_length() - 1
+        if shifts != (self._config.sample_shift, self._config.rtt_shift):
+            self._configure(replace(self._config, sample_shift=shifts[0], rtt_shift=shifts[1]))
+
+    def set_sampling(self, shift: int) -> None:
+        """Follow at most one packet in 2**shift through its stages; the budget may make it fewer."""
+        self._sampling = shift
+        self._follow_budget()
 
     def _configure(self, config: Config) -> None:
         """Tell the programs something new."""
         self._config = config
+        self._settled = time.monotonic()
         for fd in self._config_maps:
             bpf.map_update(fd, bytes(4), config.pack())
 
@@ -378,15 +593,28 @@ class Live:
             for name in all_probes()
             if name not in self.infos
         }
+        states = (self._gone,) if self._gone else (self._trouble, self._hidden)
         return Frame(
             time_ns=0,
             interval_ns=0,
             host=socket.gethostname(),
-            interface=self._settings.interface,
+            interface=self._name,
             filter=self._filter,
             probes=off,
-            notes=tuple(n for n in (self._gone or self._note, self._filter_note) if n),
+            notes=tuple(n for n in (*states, *self.notes.current(), self._filter_note) if n),
         )
+
+
+def _name_of(index: int) -> str:
+    """The interface of this index; empty where there is none."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
+
+
+def _now() -> str:
+    return time.strftime("%H:%M:%S")
 
 
 async def frames(handle: LoaderHandle, settings: Settings, control: Control) -> AsyncIterator[Frame]:
@@ -395,22 +623,40 @@ async def frames(handle: LoaderHandle, settings: Settings, control: Control) -> 
     await asyncio.to_thread(live.load)
     engine = Engine(
         live.workers,
-        Pace(lambda: control.delay, None if settings.batch else _FIRST_SECONDS),
+        Pace(
+            lambda: control.delay * live.budget.shed.frames_one_in,
+            None if settings.batch else _FIRST_SECONDS,
+        ),
         live.meter,
         live.describe,
+        live.notes,
     )
     watcher = asyncio.create_task(live.watch())
     stream = engine.frames()
     try:
-        async for frame in stream:
-            if watcher.done():
-                watcher.result()  # a failure there is one of ours
-            yield frame
+        while True:
+            frame = await _next(stream, watcher)
+            live.look_for_hidden(frame)
+            yield live.account(frame)
     finally:
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
         await stream.aclose()  # type: ignore[attr-defined]
         handle.close()
+
+
+async def _next(stream: AsyncIterator[Frame], watcher: asyncio.Task[None]) -> Frame:
+    """The next frame, or at once what has ended the watcher: that is not to wait for the end of a long interval."""
+    step = asyncio.ensure_future(anext(stream))
+    try:
+        await asyncio.wait({step, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if watcher.done():
+            watcher.result()
+        return step.result()
+    finally:
+        if not step.done():
+            step.cancel()
+            await asyncio.gather(step, return_exceptions=True)
 
 
 def check(handle: LoaderHandle, settings: Settings) -> Iterable[tuple[str, str, str, bool]]:

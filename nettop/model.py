@@ -25,6 +25,18 @@ State = Literal["live", "failed", "unavailable", "off"]
 
 
 @dataclass(frozen=True, slots=True)
+class Focus:
+    """The flow in focus: its id in the flow table, and its key as struct flow_key has it."""
+
+    id: int
+    key: bytes
+
+    def __post_init__(self) -> None:
+        if not 0 < self.id < 1 << 64 or len(self.key) != 40:
+            raise ValueError("not a flow")
+
+
+@dataclass(frozen=True, slots=True)
 class HookStatus:
     """One boundary in the kernel: by which mechanism it is watched, and what that cost in the interval.
 
@@ -48,8 +60,24 @@ class ProbeStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Shed:
+    """What was left out to stay within the budget: 1 in each is nothing.
+
+    ``stages_one_in``: packets that the stages follow; ``rtt_one_in``: RTT probes of a TCP flow; ``frames_one_in``:
+    frames, which are so many times as far apart as asked for.
+    """
+
+    stages_one_in: int = 1
+    rtt_one_in: int = 1
+    frames_one_in: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
-    """What the frame missed and what it cost, in the interval; None where it is not known."""
+    """What the frame missed and what it cost, in the interval; None where it is not known.
+
+    ``budget_ns`` is what ``kernel_ns`` and ``user_ns`` may cost together in the interval, None where there is none.
+    """
 
     lost_events: int = 0
     evicted_flows: int = 0
@@ -57,6 +85,8 @@ class Health:
     kernel_ns: int | None = None
     user_ns: int = 0
     rss_bytes: int = 0
+    budget_ns: int | None = None
+    shed: Shed = Shed()
 
 
 class Section(Protocol):

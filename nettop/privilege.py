@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nettop.errors import NettopError
@@ -14,12 +15,17 @@ from nettop.errors import NettopError
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
 _PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 # SECBIT_NOROOT and SECBIT_NO_SETUID_FIXUP, each with its lock (include/uapi/linux/securebits.h): uid 0 is a user
 # like any other from then on.
 _SECUREBITS = 0b1111
+_NO_AMBIENT_RAISE = 0b11 << 6  # SECBIT_NO_CAP_AMBIENT_RAISE and its lock
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY = 63
+
+# include/uapi/linux/capability.h, the ones that matter here
+DAC_READ_SEARCH, NET_ADMIN, SYS_ADMIN, PERFMON, BPF = 2, 12, 21, 38, 39
+_NAMES = {NET_ADMIN: "CAP_NET_ADMIN", SYS_ADMIN: "CAP_SYS_ADMIN", PERFMON: "CAP_PERFMON", BPF: "CAP_BPF"}
 
 
 def user_behind_sudo(environment: Mapping[str, str]) -> tuple[int, int] | None:
@@ -31,24 +37,21 @@ def user_behind_sudo(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return (uid, gid) if uid > 0 else None
 
 
-def drop(environment: Mapping[str, str]) -> None:
-    """Become the user behind sudo, without one capability and without a way to get any.
+def mask(*capabilities: int) -> int:
+    """Numbers of capabilities as a bit mask."""
+    return sum(1 << number for number in set(capabilities))
+
+
+def drop(environment: Mapping[str, str], keep: int = 0) -> None:
+    """Become the user behind sudo, with no capability but those of the mask ``keep``, and no way to get any.
 
     Where there is no such user the uid stays, and the capabilities go all the same.  Must be called before the first
     thread is started: capabilities belong to threads, and it is refused where there are others.  Raises NettopError
     if anything is left.
     """
-    others = len(os.listdir("/proc/self/task")) - 1
-    if others:
-        raise NettopError(f"cannot give privileges up: {others} more threads would keep them")
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS, 0, 0, 0)
-    for capability in range(_LAST_CAPABILITY + 1):
-        libc.prctl(
-            _PR_CAPBSET_DROP, capability, 0, 0, 0
-        )  # beyond the kernel's last: EINVAL, and nothing to drop
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    user = user_behind_sudo(environment)
+    _alone()
+    libc = _limit()
+    user = user_behind_sudo(environment) if os.geteuid() == 0 else None
     if user is not None:
         uid, gid = user
         try:
@@ -57,16 +60,88 @@ def drop(environment: Mapping[str, str]) -> None:
             os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(bytes(24)))
+    _set(libc, keep, 0)
+    _check(keep, 0)
+
+
+def confine(keep: int, inherited: int = 0) -> None:
+    """Keep the capabilities of the mask ``keep`` and give all others up, for good; the uid stays.
+
+    Programs that are started from here on get those of ``inherited`` (out of ``keep``), and no others, not even as
+    uid 0.  Must be called before the first thread is started.  Raises NettopError if anything else is left.
+    """
+    _alone()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _set(libc, permitted(), inherited)
+    for number in range(_LAST_CAPABILITY + 1):
+        if inherited >> number & 1:
+            libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0)
+    _limit(_NO_AMBIENT_RAISE, clear=False)
+    _set(libc, keep, inherited)
+    _check(keep, inherited)
+
+
+def _alone() -> None:
+    others = len(os.listdir("/proc/self/task")) - 1
+    if others:
+        raise NettopError(f"cannot give privileges up: {others} more threads would keep them")
+
+
+def _limit(securebits: int = 0, clear: bool = True) -> ctypes.CDLL:
+    """No capability from being uid 0, from a file or from the bounding set.
+
+    Without CAP_SETPCAP, when started by a user with a few capabilities, the kernel refuses all but the last two, which
+    are enough: no_new_privs takes the other ways away.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS | securebits, 0, 0, 0)
+    for capability in range(_LAST_CAPABILITY + 1):  # beyond the kernel's last: EINVAL, and nothing to drop
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    if clear:
+        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    status = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
-    left = [name for name in ("CapInh", "CapPrm", "CapEff", "CapAmb") if int(status[name], 16)]
-    if left or status["NoNewPrivs"].strip() != "1":
+    return libc
+
+
+def readable_without_override(paths: Iterable[Path]) -> bool:
+    """Whether these files can be read by what their modes say, and not only because root may read everything."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    held = permitted()
+    _set(libc, held, 0, effective=0)
+    try:
+        for path in paths:
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    finally:
+        _set(libc, held, 0)
+    return True
+
+
+def _set(libc: ctypes.CDLL, keep: int, inheritable: int, effective: int = -1) -> None:
+    """This thread's permitted capabilities, which of them are effective, and what may be inherited (capset(2), v3)."""
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    kept = permitted() & keep  # one more that is asked for, and the kernel refuses it all
+    words = [
+        m >> shift & 0xFFFFFFFF for shift in (0, 32) for m in (kept & effective, kept, kept & inheritable)
+    ]
+    libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(struct.pack("=6I", *words)))
+
+
+def _check(keep: int, inherited: int) -> None:
+    found = _status()
+    allowed = {"CapInh": inherited, "CapPrm": keep, "CapEff": keep, "CapAmb": inherited}
+    left = [name for name, bits in allowed.items() if int(found[name], 16) & ~bits]
+    if left or found["NoNewPrivs"].strip() != "1":
         raise NettopError(
             f"cannot give privileges up: {', '.join(left) or 'NoNewPrivs'} left", "run it with sudo"
         )
+
+
+def _status() -> dict[str, str]:
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
 
 
 def home(environment: Mapping[str, str]) -> str:
@@ -79,11 +154,48 @@ def home(environment: Mapping[str, str]) -> str:
 
 def effective() -> int:
     """This process's effective capabilities as a bit mask."""
-    with open("/proc/self/status", encoding="utf-8") as status:
-        return next((int(line.split()[1], 16) for line in status if line.startswith("CapEff:")), 0)
+    return int(_status().get("CapEff", "0"), 16)
+
+
+def permitted() -> int:
+    """This process's permitted capabilities as a bit mask."""
+    return int(_status().get("CapPrm", "0"), 16)
 
 
 def may_load(capabilities: int) -> bool:
-    """Whether these capabilities load programs and attach them to an interface (include/uapi/linux/capability.h)."""
-    net_admin, sys_admin, perfmon, bpf = (capabilities >> bit & 1 for bit in (12, 21, 38, 39))
-    return bool(net_admin and (sys_admin or (perfmon and bpf)))
+    """Whether these capabilities load programs and attach them to an interface."""
+    return not missing(capabilities)
+
+
+def missing(capabilities: int) -> tuple[str, ...]:
+    """The names of the capabilities that these lack for that.
+
+    CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON (Linux 5.8 took them out of it).
+    """
+    wanted = (NET_ADMIN,) if capabilities >> SYS_ADMIN & 1 else (NET_ADMIN, BPF, PERFMON)
+    return tuple(_NAMES[number] for number in wanted if not capabilities >> number & 1)
+
+
+def loading(capabilities: int, known: int) -> int:
+    """Of these capabilities the ones that loading and attaching needs, on a kernel whose last one is ``known``."""
+    if known < BPF or not capabilities >> BPF & 1 or not capabilities >> PERFMON & 1:
+        return capabilities & mask(NET_ADMIN, SYS_ADMIN, BPF, PERFMON)
+    return capabilities & mask(NET_ADMIN, BPF, PERFMON)
+
+
+def last_capability() -> int:
+    """The highest capability that this kernel knows."""
+    try:
+        return int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return _LAST_CAPABILITY
+
+
+def refuses_map_access(release: str) -> bool:
+    """Whether a kernel of this release may refuse a process without CAP_BPF what it does with a map's descriptor.
+
+    Before 5.19 it does where kernel.unprivileged_bpf_disabled is set (commit c8644cd0efe7); a distribution may have
+    brought that back, or forward: try it.
+    """
+    numbers = [int(n) for n in re.findall(r"\d+", re.split(r"[-+]", release)[0])[:2]]
+    return tuple(numbers) < (5, 19)

@@ -19,7 +19,7 @@ from nettop.filter import FilterError, from_words
 
 MAX_BYTES = 1 << 18
 MAX_FDS = 200
-_INTERFACE = re.compile(r"^[^\s/\x00-\x1f\x7f]{1,15}\Z")
+_INTERFACE = re.compile(r"^[^\s/\x00-\x1f\x7f\ud800-\udfff]{1,15}\Z")  # the kernel allows more
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,31}\Z")
 
 
@@ -38,16 +38,19 @@ class Plan:
     subnet6: int = 48
     via: str = ""  # try this mechanism first where a hook has it; for tests
     filter: tuple[int, ...] = ()  # as Filter has it
+    without: tuple[str, ...] = ()  # hooks to do without; for tests
+    trace: bool = False  # with what shows packets one by one
 
     def __post_init__(self) -> None:
-        if not _INTERFACE.match(self.interface) or self.interface in (".", ".."):
-            raise ProtocolError(f"not an interface name: {self.interface!r}")
+        _check_interface(self.interface)
         if not all(_NAME.match(name) for name in self.probes) or len(self.probes) > 32:
             raise ProtocolError("not a list of probes")
-        if not 64 <= self.max_flows <= 1 << 24:
+        if not 64 <= self.max_flows <= 1 << 20:  # as settings.py has it
             raise ProtocolError("max_flows out of range")
         if not (0 <= self.subnet4 <= 32 and 0 <= self.subnet6 <= 128):
             raise ProtocolError("subnet prefix out of range")
+        if not all(_NAME.match(name) for name in self.without) or len(self.without) > 32:
+            raise ProtocolError("not a list of hooks")
         if self.via and not _NAME.match(self.via):
             raise ProtocolError("not a mechanism")
         _check_filter(self.filter)
@@ -97,7 +100,15 @@ class Load:
 
 @dataclass(frozen=True)
 class Reattach:
-    """Screen to loader: the interface is back, perhaps as another device.  Answered like Load; maps are kept."""
+    """Screen to loader: attach again to this interface, which is back (perhaps as another device) or has lost what was
+    attached.  Answered like Load; maps are kept.
+    """
+
+    interface: str = ""  # empty: the plan's
+
+    def __post_init__(self) -> None:
+        if self.interface:
+            _check_interface(self.interface)
 
 
 @dataclass(frozen=True)
@@ -105,13 +116,19 @@ class Filter:
     """Screen to loader: count these packets and no others from now on; empty: all.
 
     Classic BPF, four numbers an instruction (code, jt, jf, k), as nettop.filter.Program.words.  Answered by one Loaded
-    for each probe whose programs are others now, and a Done.
+    for each probe whose programs are others now, and a Done.  A hook that comes with links is attached twice then: the
+    new programs do nothing until the config names their generation, and the old ones from then on.
     """
 
     instructions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_filter(self.instructions)
+
+
+def _check_interface(name: str) -> None:
+    if not _INTERFACE.match(name) or name in (".", ".."):
+        raise ProtocolError(f"not an interface name: {name!r}")
 
 
 def _check_filter(words: tuple[int, ...]) -> None:
@@ -144,6 +161,8 @@ class Done:
     hint: str = ""
     code: int = 0
     config: str = ""  # struct config as hex, after Load and Reattach
+    note: str = ""  # what the user should know
+    generation: int = 0  # of the programs, after Filter: the config that names it sets them going
 
 
 Message = Load | Reattach | Filter | Stats | Loaded | Done
@@ -196,7 +215,7 @@ def _decode(data: bytes, fds: tuple[int, ...]) -> Message:
         message: Message = _strict(kind, body)
     except ProtocolError:
         raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"not a message: {error}") from None
     return message
 

@@ -14,16 +14,19 @@ import re
 import tempfile
 import time
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from nettop import schema
+from nettop import schema, units
 from nettop.errors import ExitCode, NettopError
 from nettop.files import Sink
 from nettop.model import SCHEMA, Frame
+from nettop.redact import Redactor, this_run
 from nettop.settings import Settings, version
 
 MAX_DOCUMENT = 1 << 29
@@ -31,6 +34,10 @@ MAX_UNPACKED = 1 << 33
 _CHUNK = 1 << 16
 _TIME = re.compile(rb'"time_ns":\s*(\d{1,19})\b')
 _INTERVAL = re.compile(rb'"interval_ns":\s*(\d{1,19})\b')
+_FILTER = re.compile(rb'"filter":\s*("(?:[^"\\]|\\.)*")')
+_NOTES = re.compile(rb'"notes":\s*\[\s*"')
+_BASE = 1 << 16  # bytes of a frame in which its base is, before the long sections
+_GAP_NS = 500_000_000  # beside half an interval: what between two frames is more than a late one
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class View:
     filter: str = ""
     focus: str = ""  # the id of the entered flow
     pane: str = ""
+    zoomed: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,14 @@ class Header:
         return cls(kind=kind, view=View(**known(data.get("view"), _VIEW)), **flat)
 
 
-_VIEW: Mapping[str, Any] = {"sort": "", "reverse": False, "filter": "", "focus": "", "pane": ""}
+_VIEW: Mapping[str, Any] = {
+    "sort": "",
+    "reverse": False,
+    "filter": "",
+    "focus": "",
+    "pane": "",
+    "zoomed": False,
+}
 
 
 def file_name(frame: Frame, kind: str) -> str:
@@ -100,6 +115,15 @@ def now() -> int:
 def header_of(frame: Frame, kind: Literal["recording", "snapshot"], view: View) -> Header:
     """The header for a file that begins with this frame."""
     return Header(kind, version(), now(), frame.host, frame.interface, view)
+
+
+def hidden(header: Header, hide: Redactor | None = None) -> Header:
+    """The same header with pseudonyms: those of this run by default."""
+    hide = hide or this_run()
+    view = replace(header.view, filter=hide.filter(hide.real(header.view.filter)))  # it may be hidden already
+    return replace(
+        header, host=hide.name(header.host, "host"), interface=hide.interface(header.interface), view=view
+    )
 
 
 class Recorder:
@@ -152,6 +176,8 @@ def start_recorder(path: str, settings: Settings) -> Recorder:
     """A recording of what these settings show."""
     view = View(sort=settings.sort, filter=settings.filter)
     header = Header("recording", version(), now(), platform.node(), settings.interface, view)
+    if settings.redact:
+        header = hidden(header)
     return Recorder(path, header, settings.top, settings.sort)
 
 
@@ -174,19 +200,36 @@ class _Place:
     interval_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A frame at which something happened that a time line shows: another filter, a note, a gap before it."""
+
+    index: int
+    kind: Literal["filter", "note", "gap"]
+    text: str
+
+
 class Recording:
     """A file of frames, opened: its header, the time of each frame, and any frame by number.
 
     ``problem`` says where the file ends too early, or stops making sense; the frames before that are good.
     """
 
-    def __init__(self, path: str, loaders: schema.Loaders | None = None) -> None:
-        """NettopError where there is no such file, and where it is none of ours, with the line and why."""
+    def __init__(
+        self, path: str, loaders: schema.Loaders | None = None, hide: Redactor | None = None
+    ) -> None:
+        """NettopError where there is no such file, and where it is none of ours, with the line and why.
+
+        With ``hide`` nobody gets to see the addresses and names in it.
+        """
         self.path = path
         self.header = Header()
         self.problem: NettopError | None = None
         self._loaders = loaders
+        self._hide = hide
         self._places: list[_Place] = []
+        self._marks: list[Mark] = []
+        self._ends_ns: list[int] = []
         try:
             self._file, cut = _open(path)
         except OSError as error:
@@ -197,10 +240,16 @@ class Recording:
         except BaseException:
             self._file.close()
             raise
+        if hide:
+            self.header = hidden(self.header, hide)
+            for index, mark in enumerate(self._marks):
+                text = hide.filter(mark.text) if mark.kind == "filter" else hide.text(mark.text)
+                self._marks[index] = replace(mark, text=text)
 
     def _scan(self, cut: str) -> None:
         line = 0
         first = True
+        before = b"", False
         for offset, line, text, why in _documents(self._file):
             time_ns, interval_ns = _TIME.search(text, 0, 4096), _INTERVAL.search(text, 0, 4096)
             if first:
@@ -214,6 +263,7 @@ class Recording:
                 self.problem = self._bad(line, why or "not a frame")
                 break
             self._places.append(_Place(offset, len(text), line, int(time_ns[1]), int(interval_ns[1])))
+            before = self._mark(text, before)
         if first:
             raise self._bad(1, cut or "the file is empty")
         if self.problem is None and cut:
@@ -225,6 +275,29 @@ class Recording:
                 self.problem = self._bad(self._places.pop().line, f"the file ends too early ({error})")
         if not self._places:
             raise self.problem or self._bad(line + 1, "there is no frame")
+        self._ends_ns = list(accumulate(p.interval_ns for p in self._places))
+        self._marks = [mark for mark in self._marks if mark.index < len(self._places)]
+
+    def _mark(self, text: bytes, before: tuple[bytes, bool]) -> tuple[bytes, bool]:
+        """Note what sets the newest frame apart from the one before; ``before`` is that one's filter and notes."""
+        index = len(self._places) - 1
+        found = _FILTER.search(text, 0, _BASE)
+        now = found[1] if found else b"", bool(_NOTES.search(text, 0, _BASE))
+        if index == 0:
+            return now
+        here, last = self._places[index], self._places[index - 1]
+        missing = here.time_ns - last.time_ns - here.interval_ns
+        if abs(missing) > here.interval_ns // 2 + _GAP_NS:
+            said = f"a gap of {units.age(missing)}" if missing > 0 else "the clock was set back"
+            self._marks.append(Mark(index, "gap", said))
+        if now[0] != before[0]:
+            filter_text = ""
+            with contextlib.suppress(schema.SchemaError):
+                filter_text = str(schema.loads(now[0]))
+            self._marks.append(Mark(index, "filter", f"filter {filter_text}" if filter_text else "no filter"))
+        if now[1] and not before[1]:
+            self._marks.append(Mark(index, "note", "a note"))
+        return now
 
     def _parse(self, text: bytes, line: int) -> dict[str, Any]:
         try:
@@ -257,13 +330,32 @@ class Recording:
         """The interval of a frame: how long after the one before it came."""
         return self._places[index].interval_ns
 
+    @property
+    def marks(self) -> Sequence[Mark]:
+        """What happened, in order."""
+        return self._marks
+
+    def elapsed_ns(self, index: int) -> int:
+        """The time that playing up to the end of a frame takes: the intervals, without gaps between them."""
+        return self._ends_ns[index]
+
+    @property
+    def length_ns(self) -> int:
+        """The time that playing all of it takes."""
+        return self._ends_ns[-1]
+
+    def at(self, elapsed_ns: int) -> int:
+        """The number of the frame that is shown after playing for so long."""
+        return min(bisect_left(self._ends_ns, elapsed_ns), len(self) - 1)
+
     def frame(self, index: int) -> Frame:
         """A frame by number.  Raises NettopError with the line where it makes no sense."""
         place = self._places[index]
         try:
-            return schema.frame_from_json(schema.loads(self._text(place)), self._loaders)
+            frame = schema.frame_from_json(schema.loads(self._text(place)), self._loaders)
         except schema.SchemaError as error:
             raise self._bad(place.line, str(error)) from None
+        return self._hide.frame(frame) if self._hide else frame
 
     def frames(self) -> Iterator[Frame]:
         """All of them in order; then ``problem`` is raised, where there is one."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from typing import Any, get_args
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from nettop import units
-from nettop.model import SCHEMA, Frame, Health, HookStatus, ProbeStatus, Section, State
+from nettop.model import SCHEMA, Frame, Health, Histogram, HookStatus, ProbeStatus, Section, Shed, State
 from nettop.probes.base import all_probes
 
 Loaders = Mapping[str, Callable[[Mapping[str, Any]], Section]]
@@ -135,9 +137,55 @@ def frame_from_json(data: Any, loaders: Loaders | None = None) -> Frame:
         if status.state == "live" and name in loaders:
             try:
                 sections[name] = loaders[name](data)
+                _check_values(sections[name])
             except _MALFORMED as error:
                 raise SchemaError(f"{name}: {_reason(error)}") from None
     return replace(frame, sections=sections)
+
+
+def _check_values(part: Any) -> None:
+    """That every field of a section holds what its annotation says, in range.  Raises ValueError with its name.
+
+    A reader that takes a value as it stands need not look at it: what is drawn is a number where one belongs.
+    """
+    kind: Any = type(part)
+    for name, hint in _hints(kind).items():
+        if not _is_a(getattr(part, name), hint):
+            raise ValueError(f"{name} makes no sense")
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type as annotations of sections write them; a type that is not known here is."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return all(_is_a(item, inner[0]) for item in value)
+        return len(value) == len(inner) and all(map(_is_a, value, inner))
+    if hint is int:
+        return type(value) is int and -_LARGEST <= value < 2 * _LARGEST
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < 2 * _LARGEST
+    if hint in (str, bool, bytes, type(None)):
+        return type(value) is hint
+    if hint is Histogram:
+        return isinstance(value, Histogram) and _is_a(value.sum_ns, int) and value.sum_ns >= 0
+    if isinstance(hint, type) and is_dataclass(hint):
+        if not isinstance(value, hint):
+            return False
+        _check_values(value)
+    return True
 
 
 def _reason(error: BaseException) -> str:
@@ -182,6 +230,7 @@ def _status(data: Mapping[str, Any]) -> ProbeStatus:
 
 
 def _health(data: Mapping[str, Any]) -> Health:
+    shed = _table(data, "shed")
     return Health(
         lost_events=_maybe(data, "lost_events") or 0,
         evicted_flows=_maybe(data, "evicted_flows") or 0,
@@ -189,4 +238,6 @@ def _health(data: Mapping[str, Any]) -> Health:
         kernel_ns=_maybe(data, "kernel_ns"),
         user_ns=_maybe(data, "user_ns") or 0,
         rss_bytes=_maybe(data, "rss_bytes") or 0,
+        budget_ns=_maybe(data, "budget_ns"),
+        shed=Shed(*(_maybe(shed, f.name) or 1 for f in fields(Shed))),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,41 @@ from pathlib import Path
 from nettop.errors import NettopError
 from nettop.filter import link_type, understand
 from nettop.loader.interface import link_header
-from nettop.model import Frame
-from nettop.recording import Recorder, View, file_name, header_of, start_recorder, write_snapshot
+from nettop.model import Focus, Frame
+from nettop.probes.flows import Flows
+from nettop.probes.flows_layout import key_of
+from nettop.probes.since import Since
+from nettop.recording import Recorder, Recording, View, file_name, header_of, start_recorder, write_snapshot
+from nettop.redact import this_run
 from nettop.settings import Control, Settings
-from nettop.sources import Source
+from nettop.sources import Replay, Source
 from nettop.ui.control import Commands, Filtered, Options
+from nettop.ui.names import Names
+
+
+def focus_on(frame: Frame | None, flow: int) -> Focus | None:
+    """The flow of this id as the programs know it; None where the frame has no such flow."""
+    section = frame.sections.get("flows") if frame else None
+    if not flow or not isinstance(section, Flows):
+        return None
+    found = section.rows[section.rows["id"] == flow]
+    return Focus(flow, key_of(found[0])) if len(found) else None
+
+
+def _looked_at(options: Options, recording: Recording) -> Options:
+    """The options that show a recording as its file's header says; the settings' order wins over that."""
+    view, last = recording.header.view, len(recording) - 1
+    frames_filter = recording.frame(last).filter
+    return replace(
+        options,
+        interval=max(round(recording.interval_ns(last) / 50e6), 2) / 20,  # 0.98 s is meant as 1
+        sort=options.sort or view.sort,
+        reverse=view.reverse and options.sort in ("", view.sort),
+        pane=view.pane,
+        focus=int(view.focus) if re.fullmatch(r"\d{1,20}", view.focus) else 0,
+        zoomed=view.zoomed,
+        word=view.filter if view.filter != frames_filter else "",
+    )
 
 
 class Session(Commands):
@@ -30,16 +61,24 @@ class Session(Commands):
         control: Control | None = None,
         problem: NettopError | None = None,
         folder: Path | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.offers = frozenset(
-            {"snapshot", "record"} | ({"interval", "focus", "filter"} if control else set())
+            {"snapshot", "record"}
+            | (set() if settings.redact else {"names"})  # nobody is asked about pseudonyms
+            | ({"interval", "focus", "filter", "reset"} if control else set())
+            | ({"replay"} if replay else set())
         )
+        self.replay = replay
+        self._names = Names()
         self._settings = settings
+        self._hide = this_run() if settings.redact and replay is None else None  # a replay hides by itself
         self._control = control
         self._problem = problem
         self._folder = folder or Path()
         self._recorder: Recorder | None = None
         self._newest: Frame | None = None
+        self._since: Since | None = None
         self._trouble = problem.message if problem else ""
 
     @property
@@ -48,8 +87,9 @@ class Session(Commands):
         return self._recorder.path if self._recorder else ""
 
     def options(self) -> Options:
-        """What the screen takes from the settings."""
-        return replace(Options.of(self._settings), history=self._settings.history)
+        """What the screen takes from the settings, and a replay from the view that its file kept."""
+        options = Options.of(self._settings)
+        return options if self.replay is None else _looked_at(options, self.replay.recording)
 
     async def watched(self, source: Source) -> AsyncIterator[Frame]:
         """The source's frames, recorded on their way when asked for."""
@@ -57,11 +97,18 @@ class Session(Commands):
             async for frame in source.frames():
                 self._newest = frame
                 if self._recorder:
-                    await asyncio.to_thread(self._record, frame)
+                    await asyncio.to_thread(self._record, self._hidden(frame))
+                if self._since:
+                    frame = self._since(frame)
+                if self._hide:
+                    frame = await asyncio.to_thread(self._hidden, frame)
                 yield replace(frame, notes=(*frame.notes, self._trouble)) if self._trouble else frame
         except NettopError as error:
             if error is not self._problem:
                 raise
+
+    def _hidden(self, frame: Frame) -> Frame:
+        return self._hide.frame(frame) if self._hide else frame
 
     def _record(self, frame: Frame) -> None:
         assert self._recorder
@@ -87,23 +134,51 @@ class Session(Commands):
             self._control.delay = seconds
 
     def set_focus(self, flow: int) -> None:
-        """Keep this flow's own histograms and samples."""
+        """Keep this flow's own histograms and samples; 0, or one that the newest frame does not have: nobody's."""
         if self._control:
-            self._control.focus = flow
+            self._control.focus = focus_on(self._newest, flow)
 
     async def set_filter(self, text: str) -> Filtered:
         """A pcap-filter expression goes to the kernel; a plain word to the screen, and the kernel's filter goes."""
         if not self._control:
+            if " " in text.strip():
+                return Filtered(error="what was recorded is filtered already; a plain word searches the rows")
             return Filtered(word=text)
+        name = (
+            self._newest.interface if self._newest else self._settings.interface
+        )  # it may have been renamed
+        shown = ""
+        if self._hide:  # what is typed may be what the screen shows: the real addresses are filtered by
+            text = self._hide.real(text)
+            shown = self._hide.filter(text)
         try:
-            link = link_type(link_header(self._settings.interface))
+            link = link_type(link_header(name))
             program = await asyncio.to_thread(understand, text, link) if text else None
         except NettopError as error:
             return Filtered(error=error.message)
         except OSError:
-            return Filtered(error=f"{self._settings.interface} is gone")
+            return Filtered(error=f"{name} is gone")
         self._control.filter = text if program else ""
-        return Filtered(word="" if program else text)
+        return Filtered(word="" if program else text, shown=shown if program else "")
+
+    async def reset(self) -> None:
+        """Totals on the screen from the newest frame on; a recording keeps what was measured."""
+        if self._newest is not None:
+            self._since = Since(self._newest)
+
+    @property
+    def filter_wanted(self) -> str | None:
+        """What the kernel is to apply; what it was before again, where that could not be."""
+        return self._control.filter if self._control else None
+
+    def name_of(self, address: bytes) -> str:
+        """The host name, once the resolver has said it."""
+        return self._names.of(address)
+
+    @property
+    def names_changed(self) -> int:
+        """How many answers there were."""
+        return self._names.changed
 
     async def snapshot(self, frames: list[Frame]) -> str:
         """Write the frames into a new file in the current directory; its name."""
@@ -112,7 +187,8 @@ class Session(Commands):
         path = self._new(file_name(frames[-1], "snapshot"))
         look = self.look
         focus = str(look.focus) if look.focus else ""
-        view = View(look.sort, look.reverse, look.filter, focus, look.pane)
+        filter_text = self._hide.filter(self._hide.real(look.filter)) if self._hide else look.filter
+        view = View(look.sort, look.reverse, filter_text, focus, look.pane, look.zoomed)
         header = header_of(frames[-1], "snapshot", view)
         await asyncio.to_thread(write_snapshot, path, frames, header, self._settings.top, look.sort)
         return path
@@ -126,7 +202,7 @@ class Session(Commands):
         if self._newest is None:
             raise NettopError("there is no frame yet", "wait for the first interval to end")
         if not self._recorder:
-            self.start_recording(self._new(file_name(self._newest, "recording")))
+            self.start_recording(self._new(file_name(self._hidden(self._newest), "recording")))
         return self.recording
 
     def _new(self, name: str) -> str:

@@ -17,9 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from nettop.errors import ExitCode, NettopError
+
+if TYPE_CHECKING:  # it brings numpy, whose threads would keep privileges
+    from nettop.model import Focus
 
 FORMATS = ("text", "ndjson", "csv")
 UNITS = ("bits", "bytes")
@@ -36,6 +39,7 @@ class Settings:
     probes: tuple[str, ...] = ()  # empty: all
     max_flows: int = 65536
     scan_interval: float = 0.0  # 0: with every frame
+    budget: float = 20.0  # percent of one core; 0: none
     subnets: tuple[int, int] = (24, 48)
     top: int = 1000
     sort: str = ""  # empty: the table's own default
@@ -49,10 +53,14 @@ class Settings:
     # What this run is about.
     interface: str = ""
     filter: str = ""
+    word: str = ""  # what the screen's rows are searched for, instead of a filter
     batch: bool = False
     count: int | None = None
     output: str | None = None
     record: str | None = None
+    focus: str = ""  # an end of the flow to explain, or to trace
+    trace: bool = False  # packets one by one
+    redact: bool = False  # pseudonyms for addresses and names
 
     @property
     def bits(self) -> bool:
@@ -66,13 +74,18 @@ class Control:
 
     delay: float = 1.0
     filter: str = ""
-    focus: int = 0  # id of the flow in focus, 0: none
+    focus: Focus | None = None  # the flow in focus
+    trace: str = (
+        ""  # packets one by one: "focus", that flow's; "all", whatever the filter accepts; fixed at the start
+    )
     paused: bool = False  # what is shown stands still; collection goes on
 
     @classmethod
     def of(cls, settings: Settings) -> Control:
         """The state at the start."""
-        return cls(delay=settings.delay, filter=settings.filter)
+        flow = not settings.probes or "flows" in settings.probes  # without the table no flow can be in focus
+        trace = "" if not settings.trace else "focus" if flow else "all"
+        return cls(delay=settings.delay, filter=settings.filter, trace=trace)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,9 @@ class Arguments:
     demo: bool = False
     list_probes: bool = False
     check: bool = False
+    focus: str | None = None
+    trace: bool = False
+    redact: bool = False
     config: str | None = None
     print_config: bool = False
     log: str | None = None
@@ -106,6 +122,13 @@ def _seconds(low: float, high: float, zero: bool = False) -> Callable[[object], 
         return number
 
     return read
+
+
+def _percent(value: object) -> float:
+    number = _number(value.removesuffix("%") if isinstance(value, str) else value, float)
+    if not (0 <= number <= 10_000):
+        raise ValueError("must be from 0 to 10000 percent")
+    return number
 
 
 def _whole(low: int, high: int) -> Callable[[object], int]:
@@ -208,6 +231,13 @@ OPTIONS: tuple[Option, ...] = (
         ("--scan-interval",),
         "SEC",
     ),
+    Option(
+        "budget",
+        _percent,
+        "percent of one core that watching may cost, beyond which less is sampled; 0: no limit",
+        ("--budget",),
+        "PERCENT",
+    ),
     Option("subnets", _subnets, "prefix lengths for RTT by subnet, IPv4 and IPv6", ("--subnets",), "V4,V6"),
     Option("top", _whole(1, 1_000_000), "flows in text, CSV and JSON output", ("--top",), "N"),
     Option("sort", _name, "column that orders the flows; none: by rate", ("-s", "--sort"), "COLUMN"),
@@ -266,7 +296,8 @@ def _count(text: str) -> int:
 
 _DESCRIPTION = "Throughput, flows, RTT and the delay of every stage of the network stack, live."
 _EPILOG = """\
-IFACE is the default route's interface if left out.  FILTER is a pcap-filter expression.
+IFACE is the default route's interface if left out.  FILTER is a pcap-filter expression; on the screen, a single word
+that is none is looked for in the rows.
 
 exit codes: 0 done, 1 failure while running, 2 usage or configuration, 3 no privilege,
 4 this kernel or installation can't, 5 no such interface, 130 interrupted
@@ -294,6 +325,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--record", metavar="FILE", help="every frame into a new file, for --replay")
     run.add_argument("--replay", metavar="FILE", help="the same from a recording or snapshot; needs no root")
     run.add_argument("--demo", action="store_true", help="replay the recording that comes with nettop")
+    run.add_argument("--focus", metavar="END", help="with -b: explain the busiest flow that has ADDRESS:PORT")
+    run.add_argument("--trace", action="store_true", help="with -b: the packets of that flow, one by one")
+    run.add_argument(
+        "--redact", action="store_true", help="hide addresses and names, on the screen and in files"
+    )
     run.add_argument("--list-probes", action="store_true", help="the probes that there are")
     run.add_argument("--check", action="store_true", help="what this kernel offers each probe, and why not")
 
@@ -347,6 +383,12 @@ def _refuse_contradictions(a: Arguments) -> None:
         raise _usage("--snapshot FILE and --output exclude each other", "name one file")
     if a.output is not None and not (a.batch or a.snapshot is not None):
         raise _usage("--output needs --batch", "add -b, or use --record FILE beside the screen")
+    if a.focus is not None and not a.batch:
+        raise _usage("--focus needs --batch", "on the screen, enter opens a flow's page")
+    if a.trace and not (a.batch and a.given.get("format", "text") != "csv"):
+        raise _usage("--trace needs --batch, as text or ndjson", "add -b")
+    if a.trace and "stages" not in a.given.get("probes", ("stages",)):
+        raise _usage("--trace needs the probe stages", "name it among --probes as well")
     for name in ("output", "record", "replay", "log", "config"):
         if getattr(a, name) == "":
             raise _usage(f"--{name} needs the name of a file")
@@ -416,6 +458,9 @@ def build(arguments: Arguments, home: Path, interface: str = "", filter_text: st
         count=1 if arguments.snapshot is not None else arguments.count,
         output=arguments.output,
         record=arguments.record,
+        focus=arguments.focus or "",
+        trace=arguments.trace,
+        redact=arguments.redact,
     )
 
 

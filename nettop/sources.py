@@ -28,6 +28,7 @@ class Replay:
         self.recording = recording
         self.hold = hold
         self._position = 0
+        self._shown = -1
         self._target: int | None = None
         self._speed = 1.0
         self._paused = False
@@ -38,6 +39,16 @@ class Replay:
     def position(self) -> int:
         """Number of the frame that is shown, or is about to be."""
         return self._position if self._target is None else self._target
+
+    @property
+    def shown(self) -> int:
+        """Number of the frame that came last; -1 before the first."""
+        return self._shown
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the last frame is shown."""
+        return self._target is None and self._shown == len(self.recording) - 1
 
     @property
     def speed(self) -> float:
@@ -85,7 +96,10 @@ class Replay:
         due = asyncio.get_running_loop().time()
         while True:
             # Parsing takes a while where there are many flows: not on the loop that draws the screen.
-            yield await asyncio.to_thread(self.recording.frame, self._position)
+            position = self._position
+            frame = await asyncio.to_thread(self.recording.frame, position)
+            self._shown = position
+            yield frame
             next_due = await self._advance(due)
             if next_due is None:
                 return

@@ -89,7 +89,11 @@ def histogram_from_json(data: dict[str, Any] | None) -> Histogram:
     """The inverse of histogram_json; an upper edge that is no bucket of ours goes where its value belongs."""
     counts = np.zeros(SLOTS, np.uint64)
     for upper, count in (data or {}).get("buckets", []):
-        counts[bucket_of(int(upper) - 1)] += np.uint64(count)
+        slot = bucket_of(int(upper) - 1)
+        total = int(counts[slot]) + int(count)
+        if not 0 <= total < 1 << 53:
+            raise ValueError("a histogram's count is out of range")
+        counts[slot] = total
     return Histogram(counts, int((data or {}).get("sum_ns", 0)))
 
 

@@ -17,6 +17,8 @@ _INVISIBLE = (
     "Co",
     "Cn",
 )  # Unicode categories: format and direction marks, surrogates, unassigned
+_MARKS = 2  # combining marks on one letter: Vietnamese has two, and a hundred cover the lines around
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that look like spaces
 _SI = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -167,8 +169,24 @@ def parse_endpoint(text: str) -> tuple[bytes, int]:
 
 
 def clean(text: str, limit: int = 256) -> str:
-    """A string from outside as data: no control characters, no direction marks, no surrogates, bounded."""
-    return "".join(
-        c if c.isprintable() and unicodedata.category(c) not in _INVISIBLE else "\N{REPLACEMENT CHARACTER}"
-        for c in text[:limit]
-    )
+    """A string from outside as data, bounded; what could be more than data to a terminal is a replacement character.
+
+    That is: controls (also the eighth-bit ones), line and paragraph separators, marks of direction and of format,
+    surrogates, what is not assigned, letters without ink, variation selectors, and combining marks that have no letter
+    before them or are too many for it.
+    """
+    text = text[:limit]
+    if text.isascii() and text.isprintable():
+        return text
+    result: list[str] = []
+    marks = _MARKS  # so many on the letter before; none is there at the start
+    for c in text:
+        kind = unicodedata.category(c)
+        if kind in ("Mn", "Me"):
+            marks += 1
+            good = marks <= _MARKS and not ("\ufe00" <= c <= "\ufe0f" or "\U000e0100" <= c <= "\U000e01ef")
+        else:
+            good = c.isprintable() and kind not in _INVISIBLE and c not in _BLANK
+            marks = 0 if good else _MARKS
+        result.append(c if good else "\N{REPLACEMENT CHARACTER}")
+    return "".join(result)

@@ -14,6 +14,7 @@ PATH=$PATH:/usr/sbin:/sbin # a user's PATH on Debian lacks ip, tcpdump and ethto
 # What nettop needs of the distribution, and what its tests need besides.
 needs_run=(bcc venv pcap)
 needs_test=(iperf3 tcpdump ethtool ip tc ss dnsmasq ping ps gcc libc linux)
+needs_bench=(nethogs iftop) # beside tcpdump, which the tests need: what nettop is compared with
 needs_vm=(qemu-system-x86_64 mmdebstrap debian-archive-keyring kmod mkfs.ext4 cpio xz)
 
 # die CODE WHAT HINT
@@ -69,6 +70,8 @@ packages() {
 		gcc                    gcc                    gcc                  gcc               gcc               gcc
 		libc                   libc6-dev              glibc-devel          glibc             glibc-devel       musl-dev
 		linux                  linux-libc-dev         kernel-headers       linux-api-headers linux-glibc-devel linux-headers
+		nethogs                nethogs                nethogs              nethogs           nethogs           nethogs
+		iftop                  iftop                  iftop                iftop             iftop             iftop
 		qemu-system-x86_64     qemu-system-x86        qemu-system-x86-core qemu-base         qemu-x86          qemu-system-x86_64
 		mmdebstrap             mmdebstrap             mmdebstrap           -                 -                 -
 		debian-archive-keyring debian-archive-keyring debian-keyring       -                 -                 -
@@ -266,14 +269,15 @@ compile_as_owner() {
 	as_owner "$venv/bin/python" -I -m compileall -q "$root/nettop" >/dev/null || true # nettop itself will say
 }
 
-# set_up run|test|vm: everything that nettop, its tests, or its tests in virtual machines need.
+# set_up run|test|bench|vm: everything that nettop, its tests, its benchmarks, or its tests in virtual machines need.
 # Instant where it is done already.
 set_up() {
 	local group=$1 need lock incomplete=''
 	local -a needs=()
 	[[ $group == run ]] || needs+=("${needs_test[@]}")
 	[[ $group != vm ]] || needs+=("${needs_vm[@]}")
-	[[ $group != vm ]] || group='test' # the same environment
+	[[ $group != bench ]] || needs+=("${needs_bench[@]}")
+	[[ $group != vm && $group != bench ]] || group='test' # the same environment
 	for need in pcap "${needs[@]}"; do # bcc and venv cost a Python to look for: the stamp answers for them
 		have "$need" || incomplete=yes
 	done

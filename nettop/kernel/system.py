@@ -6,17 +6,25 @@ values.  They raise OSError where there is nothing to read, which makes the read
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 
 from nettop import ethtool
 from nettop.kernel import interrupts
+
+_CPUCLOCK_SCHED = 2
+_SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
+_IFF_RUNNING = 0x40
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,10 @@ class QdiscCounters:
 def interface_counters(interface: str) -> InterfaceCounters:
     """From /proc/net/dev of our own network namespace, by psutil."""
     counters = psutil.net_io_counters(pernic=True, nowrap=False).get(interface)
-    link = psutil.net_if_stats().get(interface)
+    try:
+        link = psutil.net_if_stats().get(interface)
+    except UnicodeError:  # of all interfaces one has a name that is not UTF-8, which the kernel allows
+        link = _link(interface)
     if counters is None or link is None:
         raise OSError(f"no interface {interface}")
     physical = os.path.exists(f"/sys/class/net/{interface}/device")
@@ -70,6 +81,15 @@ def interface_counters(interface: str) -> InterfaceCounters:
         link.mtu,
         link.isup,
     )
+
+
+def _link(interface: str) -> Any:
+    """State and MTU of one interface (include/uapi/linux/sockios.h); its speed is not asked for."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16s24x", interface.encode())
+        flags, mtu = (fcntl.ioctl(sock, number, request) for number in (_SIOCGIFFLAGS, _SIOCGIFMTU))
+    up = bool(struct.unpack_from("H", flags, 16)[0] & _IFF_RUNNING)
+    return SimpleNamespace(speed=0, mtu=struct.unpack_from("i", mtu, 16)[0], isup=up)
 
 
 def peer_is_local(interface: str) -> bool:
@@ -120,10 +140,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time that a process has used, user and system; 0 where that cannot be known."""
+    """CPU time that a process has used, user and system; 0 where that cannot be known.
+
+    By its clock and not from /proc/PID/stat, which counts in hundredths of a second: of an idle second's use the
+    rounding would be as large as the figure.  The clock's number is made as in include/linux/posix-timers.h.
+    """
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+        return time.clock_gettime_ns(~pid << 3 | _CPUCLOCK_SCHED)
+    except OSError:
         return 0

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from nettop import bpf
-from nettop.control import Config
+from nettop import privilege
+from nettop.control import GENERATIONS, Config
 from nettop.errors import ExitCode, NettopError
 from nettop.filter import Instructions, from_words
 from nettop.loader import attach, interface
-from nettop.loader.compile import Object, compile_probe, takes_filter
+from nettop.loader.compile import TRACING, TYPED_ONLY, Object, compile_probe, takes_filter
 from nettop.loader.hooks import TYPES, Place
+from nettop.loader.stats import Switch
+from nettop.paths import PACKAGE, bpf_source
 from nettop.protocol import (
     Done,
     Filter,
@@ -40,33 +45,40 @@ from nettop.protocol import (
 )
 
 _CACHE = Path("/var/cache/nettop")
+_OLDER = ("raw_tracepoint", "fentry", "kprobe")  # mechanisms whose programs are not compiled at first
 _PR_SET_DUMPABLE = 4
-_PR_SET_NO_NEW_PRIVS = 38
 
 
-def cache_directory() -> Path:
-    """A directory that only root can write; a fresh one, lost at the end, where that cannot be had."""
+def cache_directory() -> tuple[Path, bool]:
+    """A directory that only we can write, and whether it is a fresh one, to be taken away at the end.
+
+    What lies in it is loaded into the kernel.  So never one in the home of a user whose other programs do not have
+    our capabilities.
+    """
+    given = os.environ.get("CACHE_DIRECTORY", "")  # systemd's; see start_loader
+    path = Path(given).resolve() if given.startswith("/") else _CACHE
     try:
-        _CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = _CACHE.lstat()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-            return _CACHE
+            return path, False
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="nettop-"))
+    return Path(tempfile.mkdtemp(prefix="nettop-cache-")), True
 
 
 class Loader:
     """The state between requests: the plan, and what is in the kernel for it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, switch: Switch) -> None:
         self._sock = sock
+        self._switch = switch
         self._plan: Plan | None = None
         self._probes: list[attach.Attached] = []
         self._place: Place | None = None
-        self._stats = -1
-        self._cache = Path()
+        self._cache, self._scratch = Path(), False
         self._filter: Instructions = ()
+        self._generation = 0
 
     def serve(self) -> None:
         """Answer requests until the other end is gone."""
@@ -89,12 +101,15 @@ class Loader:
             self._place.clsact.detach()
         for probe in self._probes:
             probe.close()
+        self._switch.close()
+        if self._scratch:
+            shutil.rmtree(self._cache, ignore_errors=True)
 
     def _answer(self, request: object) -> Done:
         if isinstance(request, Load) and self._plan is None:
             return self._load(request.plan)
         if isinstance(request, Reattach) and self._plan is not None:
-            return self._reattach()
+            return self._reattach(request.interface)
         if isinstance(request, Filter) and self._plan is not None:
             return self._exchange_filter(request.instructions)
         if isinstance(request, Stats):
@@ -105,14 +120,23 @@ class Loader:
         config = interface.describe(plan)
         self._plan = plan
         self._place = Place(plan.interface, config.ifindex)
-        self._cache = cache_directory()
+        note = self._sweep()
+        self._cache, self._scratch = cache_directory()
         self._filter = from_words(plan.filter)
         for name in plan.probes:
             probe = attach.Attached(name, Object((), {}))
             try:
-                probe.object = compile_probe(name, self._cache, instructions=self._filter)
+                always = TRACING if plan.trace else ()
+                probe.defines = always if plan.via in _OLDER else (*TYPED_ONLY, *always)
+                probe.object = self._compiled(probe, self._filter)
                 attach.make_maps(probe, plan)
                 attach.attach(probe, self._place, plan)
+                if probe.defines != always and attach.lacks_programs(probe, plan):
+                    probe.defines = always
+                    probe.object = self._compiled(probe, self._filter)
+                    attach.attach(probe, self._place, plan, missing_only=True)
+                config = replace(config, flags=config.flags | attach.flags(probe))
+                config = config.filtered(self._generation, bool(self._filter))
                 # Until now the programs found no interface and did nothing: a half-attached probe that sees one
                 # direction before the other would take its first answers for late ones.
                 attach.write_config(probe, config)
@@ -131,12 +155,28 @@ class Loader:
             send(self._sock, answer)
             attach.handed_over(probe)
         TYPES.close()
-        return Done(config=config.pack().hex())
+        return Done(config=config.pack().hex(), note=note)
 
-    def _reattach(self) -> Done:
+    def _sweep(self) -> str:
+        """Take away what a killed loader has left on the interface; what the user is told of it."""
+        assert self._place
+        try:
+            count = self._place.clsact.sweep(self._place.ifindex)
+        except Exception as error:  # pyroute2's own, and whatever its parsing may raise: we can run beside it
+            print(f"looking for filters that were left behind: {error}", file=sys.stderr, flush=True)
+            return ""
+        name = self._place.interface
+        return f"took {count} filters away that a killed nettop had left on {name}" if count else ""
+
+    def _reattach(self, name: str) -> Done:
         assert self._plan and self._place
-        config = interface.describe(self._plan)
-        self._place.clsact.detach()
+        plan = replace(self._plan, interface=name or self._plan.interface)
+        config = interface.describe(plan)
+        self._plan, self._place.interface = plan, plan.interface
+        for probe in self._probes:
+            config = replace(config, flags=config.flags | attach.flags(probe))
+        config = config.filtered(self._generation, bool(self._filter))
+        self._place.clsact.release(config.ifindex)
         self._place.ifindex = config.ifindex
         for probe in self._probes:
             attach.write_config(probe, Config())
@@ -148,40 +188,44 @@ class Loader:
 
     def _exchange_filter(self, words: tuple[int, ...]) -> Done:
         """All programs or none: everything is compiled and loaded before the first is put in."""
+        from concurrent.futures import ThreadPoolExecutor  # a megabyte that most runs never need
+
         assert self._place
         instructions = from_words(words)
+        generation = (self._generation + 1) % GENERATIONS
         made: list[attach.Exchange] = []
         try:
             probes = [probe for probe in self._probes if takes_filter(probe.name)]
             with ThreadPoolExecutor() as pool:  # each waits for a compiler of its own
-                fresh = pool.map(lambda p: self._compiled(p.name, instructions), probes)
-                made.extend(attach.prepare(probe, new) for probe, new in zip(probes, fresh, strict=True))
+                fresh = pool.map(lambda p: self._compiled(p, instructions, generation, True), probes)
+                for probe, new in zip(probes, fresh, strict=True):
+                    made.append(attach.prepare(probe, new, self._place))
         except BaseException:
             for ready in made:
                 ready.close()
             raise
-        self._filter = instructions
+        finally:
+            TYPES.close()
+        self._filter, self._generation = instructions, generation
         for ready in made:
             send(self._sock, attach.exchange(ready, self._place))
-        return Done()
+            attach.handed_over(ready.probe)
+        return Done(generation=generation)
 
-    def _compiled(self, name: str, instructions: Instructions) -> Object:
-        return compile_probe(name, self._cache, instructions=instructions, background=True)
+    def _compiled(
+        self, probe: attach.Attached, wanted: Instructions, generation: int = 0, background: bool = False
+    ) -> Object:
+        return compile_probe(probe.name, self._cache, probe.defines, wanted, background, generation)
 
     def _switch_stats(self, on: bool) -> Done:
-        if on and self._stats < 0:
-            self._stats = bpf.enable_stats()
-        elif not on and self._stats >= 0:
-            os.close(self._stats)
-            self._stats = -1
+        self._switch.turn(on)
         return Done()
 
 
 def harden() -> None:
-    """No core dump, no ptrace, no privileges from a set-uid program, no signals from the terminal."""
+    """No core dump, no ptrace, no signals from the terminal."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Kernels before 5.11 account maps against this limit; where raising it is refused, making a map says so.
     with contextlib.suppress(OSError, ValueError):
@@ -192,6 +236,31 @@ def harden() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def confine() -> None:
+    """Keep the capabilities that loading and attaching needs; a compiler that is started has CAP_BPF alone.
+
+    (BCC makes a program's maps while it compiles.)  Where our own files lie in a directory that is closed to others,
+    a user's home say, both also keep CAP_DAC_READ_SEARCH.
+    """
+    held, known = privilege.effective(), privilege.last_capability()
+    keep = privilege.loading(held, known)
+    inherited = keep & privilege.mask(privilege.BPF if known >= privilege.BPF else privilege.SYS_ADMIN)
+    if not privilege.readable_without_override(_ours()):
+        reading = held & privilege.mask(privilege.DAC_READ_SEARCH)
+        keep, inherited = keep | reading, inherited | reading
+    privilege.confine(keep, inherited)
+
+
+def _ours() -> Iterator[Path]:
+    """Files that are read later: sources, the compiler's program, the interpreter, what clsact needs."""
+    yield from (bpf_source("parse.h"), PACKAGE / "loader" / "compile.py", Path(sys.executable))
+    for name in ("bcc", "pyroute2"):
+        with contextlib.suppress(ImportError, ValueError):
+            found = importlib.util.find_spec(name)
+            if found and found.origin:
+                yield Path(found.origin)
+
+
 def main() -> int:
     """Entry point of ``python -m nettop.loader``."""
     harden()
@@ -200,9 +269,17 @@ def main() -> int:
     except (OSError, ValueError, IndexError):
         print("nettop: the loader is started by nettop itself\nhint: sudo nettop eth0", file=sys.stderr)
         return ExitCode.USAGE
-    loader = Loader(sock)
+    try:
+        switch = Switch()  # before we have lost what it needs
+        confine()
+    except NettopError as error:
+        print(error.lines(), file=sys.stderr)
+        return error.code
+    loader = Loader(sock, switch)
     try:
         loader.serve()
+    except (BrokenPipeError, ConnectionResetError):  # the screen went before it heard our answer
+        pass
     except (ProtocolError, OSError) as error:
         print(f"loader: {error}", file=sys.stderr)
         return ExitCode.FAILURE

@@ -12,7 +12,7 @@ from nettop import bpf
 from nettop.control import Config
 from nettop.errors import NettopError
 from nettop.loader.compile import Object
-from nettop.loader.hooks import MECHANISMS, Place
+from nettop.loader.hooks import MECHANISMS, Place, possible
 from nettop.probes.hooks import Candidate, Hook
 from nettop.protocol import HookInfo, Loaded, MapInfo, Plan, ProbeInfo
 
@@ -35,6 +35,7 @@ class Attached:
     )  # hook -> descriptors, until they are handed over
     via: dict[str, Candidate] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    defines: tuple[str, ...] = ()  # that it was compiled with
 
     def close(self) -> None:
         """Close every descriptor that is still ours."""
@@ -118,12 +119,17 @@ def _try(probe: Attached, hook: Hook, candidate: Candidate, place: Place) -> Non
     probe.via[hook.name] = candidate
 
 
-def attach(probe: Attached, place: Place, plan: Plan, bound_only: bool = False) -> None:
+def attach(
+    probe: Attached, place: Place, plan: Plan, bound_only: bool = False, missing_only: bool = False
+) -> None:
     """Attach every hook by the best candidate that holds; what no candidate can do is remembered with the reason.
 
-    ``bound_only``: just those that are bound to the interface, when that has come back.
+    ``bound_only``: just those that are bound to the interface, when that has come back; ``missing_only``: just those
+    that could not be attached before.
     """
     for hook in probe.object.hooks:
+        if missing_only and hook.name not in probe.missing:
+            continue
         candidates = [
             c for c in hook.candidates if all(a.program in probe.object.programs for a in c.attachments)
         ]
@@ -134,6 +140,9 @@ def attach(probe: Attached, place: Place, plan: Plan, bound_only: bool = False) 
                 continue
         reasons: list[str] = []
         probe.missing.pop(hook.name, None)
+        if hook.name in plan.without:
+            probe.missing[hook.name] = "not wanted"
+            continue
         for candidate in candidates:
             try:
                 _try(probe, hook, candidate, place)
@@ -143,6 +152,23 @@ def attach(probe: Attached, place: Place, plan: Plan, bound_only: bool = False) 
                 reasons.append(f"{candidate.via}: {reason}")
         else:
             probe.missing[hook.name] = "; ".join(reasons) or "this kernel has none of the ways to watch it"
+
+
+def lacks_programs(probe: Attached, plan: Plan) -> bool:
+    """Whether a hook is missing for which there are programs in the C file that were not compiled."""
+    return any(
+        a.program not in probe.object.programs
+        for hook in probe.object.hooks
+        if hook.name in probe.missing and hook.name not in plan.without
+        for candidate in hook.candidates
+        if possible(candidate.via)
+        for a in candidate.attachments
+    )
+
+
+def flags(probe: Attached) -> int:
+    """What the programs must know of hooks that could not be had: bits of the config's flags."""
+    return sum(hook.flag for hook in probe.object.hooks if hook.name in probe.missing)
 
 
 def report(probe: Attached, bound_only: bool = False) -> Loaded:
@@ -182,21 +208,27 @@ def report(probe: Attached, bound_only: bool = False) -> Loaded:
 
 @dataclass
 class Exchange:
-    """New programs for a running probe, loaded against its own maps, until ``exchange`` puts them in."""
+    """New programs for a running probe, loaded against its own maps, until ``exchange`` puts them in.
+
+    Where a link can be given another program, they are only loaded.  Elsewhere they are attached beside those that run,
+    and do nothing until the config names their generation.
+    """
 
     probe: Attached
     object: Object
     programs: dict[tuple[str, str], int] = field(default_factory=dict)
+    links: dict[str, list[int]] = field(default_factory=dict)  # by hook
 
     def close(self) -> None:
-        """Close the programs; those that run stay."""
-        for fd in self.programs.values():
+        """Close the programs and their links; those that run stay."""
+        for fd in (*self.programs.values(), *(fd for fds in self.links.values() for fd in fds)):
             with contextlib.suppress(OSError):
                 os.close(fd)
         self.programs.clear()
+        self.links.clear()
 
 
-def prepare(probe: Attached, new: Object) -> Exchange:
+def prepare(probe: Attached, new: Object, place: Place) -> Exchange:
     """Load what of another compilation of the same probe differs.  Nothing that runs is touched.
 
     Raises NettopError where the kernel refuses a program.
@@ -206,28 +238,34 @@ def prepare(probe: Attached, new: Object) -> Exchange:
         raise NettopError(f"{probe.name} has changed on disk since it was started", again)
     # The same maps, other instructions: what _load needs, and the running programs out of its reach.
     shadow = Attached(probe.name, new, probe.maps, probe.entries)
+    made = Exchange(probe, new, shadow.programs, shadow.links)
     try:
-        for candidate in probe.via.values():
-            for index, attachment in enumerate(candidate.attachments):
-                name = attachment.program
-                if new.programs.get(name) != probe.object.programs.get(name):
-                    if not MECHANISMS[candidate.via].swaps:
-                        raise NettopError(f"{name} has changed on disk since it was started", again)
+        for hook in probe.object.hooks:
+            candidate = probe.via.get(hook.name)
+            if candidate is None:
+                continue
+            names = {a.program for a in candidate.attachments}
+            if all(new.programs.get(name) == probe.object.programs.get(name) for name in names):
+                continue
+            if MECHANISMS[candidate.via].swaps:
+                for index in range(len(candidate.attachments)):
                     _load(shadow, candidate, index)
+            else:
+                _try(shadow, hook, candidate, place)
     except OSError as error:
-        Exchange(probe, new, shadow.programs).close()
+        made.close()
         raise NettopError(f"the kernel refuses the filter for {probe.name}: {error.strerror}", "") from error
     except BaseException:
-        Exchange(probe, new, shadow.programs).close()
+        made.close()
         raise
-    return Exchange(probe, new, shadow.programs)
+    return made
 
 
 def exchange(made: Exchange, place: Place) -> Loaded:
     """Put the programs in; the answer has them by hook.
 
-    Where there are links, it is for the screen, which holds them, to give them their new programs.  clsact's filters
-    are exchanged here.
+    Where there are links, it is for the screen, which holds them, to give them their new programs, or to take the new
+    links for the old ones.  clsact's filters are exchanged here.
     """
     probe = made.probe
     ours = {a.program for c in probe.via.values() if c.via == "clsact" for a in c.attachments}
@@ -240,14 +278,21 @@ def exchange(made: Exchange, place: Place) -> Loaded:
         os.close(probe.programs[key])
         probe.programs[key] = fd
     probe.object = made.object
-    fds = list(made.programs.values())
+    probe.links = made.links  # until they are handed over
+    fds: list[int] = []
+
+    def number(fd: int) -> int:
+        if fd not in fds:
+            fds.append(fd)
+        return fds.index(fd)
+
     changed = {name for name, _ in made.programs}
     hooks: list[HookInfo] = []
     for hook, candidate in probe.via.items():
         if any(a.program in changed for a in candidate.attachments):
             programs = [_load(probe, candidate, index) for index in range(len(candidate.attachments))]
-            fds += [fd for fd in programs if fd not in fds]
-            hooks.append(HookInfo(hook, candidate.via, tuple(fds.index(fd) for fd in programs)))
+            links = tuple(number(fd) for fd in made.links.get(hook, ()))
+            hooks.append(HookInfo(hook, candidate.via, tuple(number(fd) for fd in programs), links))
     return Loaded(ProbeInfo(probe.name, "live", hooks=tuple(hooks)), tuple(fds))
 
 

@@ -2,21 +2,29 @@
 
 Nothing here goes away by itself, so every filter that we add is remembered and deleted, and a clsact qdisc only if we
 made it and nobody else has put a filter there since.
+
+A loader that is killed can delete nothing.  So each filter's name says whose it is, ``nettop:TOKEN:PROGRAM``, and for
+as long as the loader lives an abstract socket of the same network namespace is called ``nettop-TOKEN``.  The next
+loader takes filters away whose socket is gone.  (Process ids would not do: the other may live in another container.)
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import htons
 from typing import Any
 
-# Parents of clsact's two chains (include/uapi/linux/pkt_sched.h: TC_H_CLSACT with TC_H_MIN_INGRESS/EGRESS).
-_PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+from nettop.loader import netlink
+
 _ETH_P_ALL = 3
 _HANDLE = 0xC0DE  # the first free one from here is taken
 _PRIORITY = 0xC0DE  # where we are alone: leaves the small numbers to people
+_MARK = "nettop"
+_MADE = "+"  # behind the token: the qdisc is ours too
 
 
 @dataclass
@@ -26,6 +34,7 @@ class _Filter:
     priority: int
     handle: int
     name: str  # of the program
+    label: str  # of the filter
 
 
 @dataclass
@@ -34,16 +43,21 @@ class Clsact:
 
     filters: list[_Filter] = field(default_factory=list)
     made: set[int] = field(default_factory=set)
+    _token: str = ""
+    _alive: socket.socket | None = None  # bound for as long as we live
 
     def attach(self, ifindex: int, direction: str, program: int, name: str) -> None:
         """Add a direct-action filter; beside whatever is there, and before it where that is possible."""
-        parent = _PARENTS[direction]
+        parent = netlink.PARENTS[direction]
         with _netlink() as ip:
             if not _has_clsact(ip, ifindex):
                 ip.tc("add", "clsact", ifindex)
                 self.made.add(ifindex)
-            priority, handle = _first(list(ip.get_filters(index=ifindex, parent=parent)))
-            ours = _Filter(ifindex, parent, priority, handle, name)
+            elif any(_owner(f) and _is_made(f) for f in _all(ifindex)):
+                self.made.add(ifindex)  # by another of us: the last to leave takes it away
+            priority, handle = _first(netlink.filters(ifindex, parent))
+            label = f"{_MARK}:{self._own()}{_MADE if ifindex in self.made else ''}:{name}"
+            ours = _Filter(ifindex, parent, priority, handle, name, label)
             _put(ip, "add-filter", ours, program)
             self.filters.append(ours)
 
@@ -57,36 +71,113 @@ class Clsact:
                 if ours.name in programs:
                     _put(ip, "replace-filter", ours, programs[ours.name])
 
+    def release(self, ifindex: int) -> None:
+        """Take our filters away, before they are attached again to this interface; a qdisc that we made stays ours."""
+        self._take_filters_away()
+        self.made &= {ifindex}
+
     def detach(self) -> None:
-        """Take away what is ours; quiet where the interface is gone, and its filters with it."""
-        if not self.filters and not self.made:
-            return
-        with _netlink() as ip:
-            for ours in self.filters:
-                with contextlib.suppress(Exception):
-                    ip.tc("del-filter", "bpf", ours.ifindex, handle=ours.handle, parent=ours.parent,
-                          prio=ours.priority, protocol=_ETH_P_ALL)  # fmt: skip
-            for ifindex in self.made:
-                with contextlib.suppress(Exception):
-                    if not any(ip.get_filters(index=ifindex, parent=parent) for parent in _PARENTS.values()):
-                        ip.tc("del", "clsact", ifindex)
-        self.filters.clear()
+        """Take away what is ours; quiet where it has gone, or the interface has, and its filters with it."""
+        self._take_filters_away()
+        if self.made:
+            with _netlink() as ip:
+                for ifindex in self.made:
+                    _delete_empty(ip, ifindex)
         self.made.clear()
 
+    def _take_filters_away(self) -> None:
+        if not self.filters:
+            return
+        with _netlink() as ip:
+            for ifindex in {ours.ifindex for ours in self.filters}:
+                labels = {ours.label for ours in self.filters if ours.ifindex == ifindex}
+                there = _all(ifindex)
+                found = [f for f in there if f.name in labels]
+                _delete(ip, ifindex, found)
+                if there and not found:  # another qdisc of the same name, and somebody else's
+                    self.made.discard(ifindex)
+        self.filters.clear()
 
-def _first(filters: Sequence[Any]) -> tuple[int, int]:
+    def sweep(self, ifindex: int) -> int:
+        """Take away what loaders that are no more have left on this interface; how many filters that were."""
+        there = _all(ifindex)
+        owners = {owner for f in there if (owner := _owner(f))}
+        dead = {owner for owner in owners if owner != self._token and not _lives(owner)}
+        left = [f for f in there if _owner(f) in dead]
+        if not left:
+            return 0
+        with _netlink() as ip:
+            _delete(ip, ifindex, left)
+            if any(map(_is_made, left)):
+                _delete_empty(ip, ifindex)
+        remain = {(f.parent, f.name) for f in _all(ifindex)}
+        return sum((f.parent, f.name) not in remain for f in left)
+
+    def _own(self) -> str:
+        if self._alive is None:
+            self._token = os.urandom(8).hex()
+            self._alive = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._alive.bind(_address(self._token))
+        return self._token
+
+
+def _address(token: str) -> str:
+    return f"\0{_MARK}-{token}"
+
+
+def _owner(found: netlink.Filter) -> str:
+    """The token in a filter's name; empty where it is none of ours."""
+    words = found.name.split(":")
+    return (
+        words[1].removesuffix(_MADE) if found.kind == "bpf" and words[0] == _MARK and len(words) == 3 else ""
+    )
+
+
+def _is_made(found: netlink.Filter) -> bool:
+    return found.name.split(":")[1].endswith(_MADE)
+
+
+def _lives(token: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(_address(token))
+        except ConnectionRefusedError:
+            return False
+        except OSError:  # whatever it is, we do not know: leave it alone
+            return True
+    return True
+
+
+def _all(ifindex: int) -> list[netlink.Filter]:
+    return [f for parent in netlink.PARENTS.values() for f in netlink.filters(ifindex, parent)]
+
+
+def _delete(ip: Any, ifindex: int, filters: Sequence[netlink.Filter]) -> None:
+    for one in filters:
+        with contextlib.suppress(Exception):
+            ip.tc("del-filter", "bpf", ifindex, handle=one.handle, parent=one.parent,
+                  prio=one.priority, protocol=_ETH_P_ALL)  # fmt: skip
+
+
+def _delete_empty(ip: Any, ifindex: int) -> None:
+    with contextlib.suppress(Exception):
+        if not _all(ifindex):
+            ip.tc("del", "clsact", ifindex)
+
+
+def _first(filters: Sequence[netlink.Filter]) -> tuple[int, int]:
     """Priority and handle at which a filter is asked before all of these: one that lets a packet pass ends the row.
 
     Where the smallest priority is in use, a bpf filter can share it (cls_bpf_change puts the newest first).  Another
     kind of filter cannot be preceded there; then ours comes behind it and sees what that lets through to it.
     """
-    taken = {f["info"] >> 16 for f in filters}
+    taken = {f.priority for f in filters}
     lowest = min(taken, default=_PRIORITY + 1)
     if lowest > 1:
         return lowest - 1, _HANDLE
-    there = [f for f in filters if f["info"] >> 16 == lowest]
-    if all(f.get_attr("TCA_KIND") == "bpf" and f["info"] & 0xFFFF == htons(_ETH_P_ALL) for f in there):
-        handles = {f["handle"] for f in there}
+    there = [f for f in filters if f.priority == lowest]
+    if all(f.kind == "bpf" and f.protocol == htons(_ETH_P_ALL) for f in there):
+        handles = {f.handle for f in there}
         return lowest, next(h for h in range(_HANDLE, _HANDLE + len(handles) + 1) if h not in handles)
     return next(p for p in range(_PRIORITY, 0xFFFF) if p not in taken), _HANDLE
 
@@ -99,7 +190,7 @@ def _put(ip: Any, command: str, ours: _Filter, program: int) -> None:
         handle=ours.handle,
         parent=ours.parent,
         fd=program,
-        name=ours.name,
+        name=ours.label,
         prio=ours.priority,
         protocol=_ETH_P_ALL,
         direct_action=True,

@@ -9,7 +9,6 @@ compilation from an earlier run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -27,16 +26,21 @@ from typing import Any
 
 from nettop.errors import ExitCode, NettopError
 from nettop.filter import Instructions, to_c
+from nettop.loader.digest import blake2b
 from nettop.loader.headers import header_tree
 from nettop.paths import PACKAGE, bpf_source
 from nettop.probes.hooks import Attachment, Candidate, Hook
 
-FORMAT = 3  # of the cached objects
+FORMAT = 4  # of the cached objects
 _FAR = 32767  # instructions that a jump can reach; clang before 17 does not say so where one cannot
 _BACKGROUND = 10  # nice: the screen goes on drawing while a compiler runs beside it
 _KEPT = 64  # cached objects, before the oldest go: each filter makes its own
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
+TRACING = ("-DTRACING",)
+TYPED_ONLY = ("-DTYPED_ONLY",)  # without the programs for older kernels, see stages.c
+_CALL = 0x85
+_PROBE_READ, _PROBE_READ_KERNEL = 4, 113  # enum bpf_func_id
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Object:
                     for c in h["candidates"]
                 ),
                 h["required"],
+                h["flag"],
             )
             for h in data["hooks"]
         )
@@ -112,6 +117,19 @@ def rewrite_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
     return bytes(result)
 
 
+def kernel_reads(code: bytes) -> bytes:
+    """Calls of bpf_probe_read as what they are for us, bpf_probe_read_kernel, which TC programs may call, too.
+
+    BCC writes the former where it does not find the latter in /proc/kallsyms, whose addresses this process, without
+    CAP_SYSLOG, may not see.  All kernels that have a ring buffer have both.
+    """
+    result = bytearray(code)
+    for offset in range(0, len(code), 8):
+        if struct.unpack_from("<BBhi", code, offset) == (_CALL, 0, 0, _PROBE_READ):
+            struct.pack_into("<i", result, offset + 4, _PROBE_READ_KERNEL)
+    return bytes(result)
+
+
 def takes_filter(name: str) -> bool:
     """Whether a probe looks at the packets that the filter accepts and at no others."""
     return re.search(r'^#include "filter\.h"', bpf_source(f"{name}.c").read_text(), re.MULTILINE) is not None
@@ -123,8 +141,14 @@ def compile_probe(
     defines: tuple[str, ...] = (),
     instructions: Instructions = (),
     background: bool = False,
+    generation: int = 0,
 ) -> Object:
-    """Compile a probe's C file, with its hooks and the filter, if it takes one; otherwise as compile_source."""
+    """Compile a probe's C file, with its hooks and the filter, if it takes one; otherwise as compile_source.
+
+    ``generation`` is that of the config which the programs obey, see stages.c.
+    """
+    if generation:
+        defines = (*defines, f"-DGENERATION={generation}")
     text = to_c(instructions) if instructions and takes_filter(name) else ""
     return compile_source(bpf_source(f"{name}.c"), cache, defines, name, text, background)
 
@@ -191,9 +215,7 @@ def compile_source(
 
 
 def _identity(source: Path, tree: Path, flags: tuple[str, ...], probe: str, filter_text: str) -> str:
-    total = hashlib.sha256(
-        f"{FORMAT} {platform.release()} {platform.version()} {flags}\0{filter_text}\0".encode()
-    )
+    total = blake2b(f"{FORMAT} {platform.release()} {platform.version()} {flags}\0{filter_text}\0".encode())
     modules = [PACKAGE / "probes" / f"{module}.py" for module in (probe, "base", "hooks")] if probe else []
     for path in (source, *sorted(source.parent.glob("*.h")), *modules):
         total.update(path.read_bytes() + b"\0")
@@ -263,7 +285,7 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
     programs: dict[str, bytes] = {}
     for index in range(lib.bpf_num_functions(module.module)):
         name = lib.bpf_function_name(module.module, index)
-        programs[name.decode()] = rewrite_maps(module.dump_func(name), numbers)
+        programs[name.decode()] = kernel_reads(rewrite_maps(module.dump_func(name), numbers))
     if not probe:
         return Object(tuple(maps), programs)
     declared = importlib.import_module(f"nettop.probes.{probe}").PROBE

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import re
@@ -20,14 +19,16 @@ import tempfile
 from pathlib import Path
 
 from nettop.errors import ExitCode, NettopError
+from nettop.loader.digest import blake2b
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-VERSION = 3  # of the tree's layout: a cache with another number is thrown away
+VERSION = 4  # of the tree's layout: a cache with another number is thrown away
 
 # Types that programs name.  Whatever these contain by value is dumped with them.
 STRUCTS = (
     "pt_regs",
     "sk_buff",
+    "skb_shared_info",
     "sock_common",
     "sock",
     "tcp_sock",
@@ -297,7 +298,7 @@ def _write_tree(root: Path) -> None:
 
 def _digest(root: Path) -> str:
     """What the tree must look like to be used: its version, the kernel's BTF size, and every file's bytes."""
-    total = hashlib.sha256(f"{VERSION} {platform.version()} {BTF.stat().st_size}".encode())
+    total = blake2b(f"{VERSION} {platform.version()} {BTF.stat().st_size}".encode())
     for path in sorted((root / "include").rglob("*.h")):
         total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()

@@ -132,45 +132,48 @@ def _btf_id(attach_type: bpf.AttachType) -> Callable[[Attachment], int]:
             ident = TYPES.find(name, attach_type)
             if ident > 0:
                 return ident
-        raise OSError(errno.ENOENT, f"the kernel has no function {attachment.target} to trace")
+        what = "tracepoint" if attach_type == bpf.AttachType.TRACE_RAW_TP else "function"
+        raise OSError(errno.ENOENT, f"the kernel has no {what} {attachment.target}")
 
     return find
 
 
-def _kprobe(returns: bool) -> Callable[[int, Attachment, Place], int]:
-    def attach(program: int, attachment: Attachment, _: Place) -> int:
-        failure = OSError(errno.ENOENT, f"no function {attachment.target}")
-        for name in attachment.target.split("|"):
-            try:
-                event = _perf_kprobe(name, returns)
-            except OSError as error:
-                failure = error
-                continue
-            try:
-                fcntl.ioctl(event, _PERF_EVENT_IOC_SET_BPF, program)
-                fcntl.ioctl(event, _PERF_EVENT_IOC_ENABLE, 0)
-            except OSError:
-                os.close(event)
-                raise
-            return event
-        raise failure
-
-    return attach
+_KPROBES = Path("/sys/bus/event_source/devices/kprobe")
 
 
-def _perf_kprobe(function: str, returns: bool) -> int:
+def possible(via: Via) -> bool:
+    """Whether it is worth trying: False where the kernel was built without."""
+    return via != "kprobe" or _KPROBES.exists()
+
+
+def _kprobe(program: int, attachment: Attachment, _: Place) -> int:
+    failure = OSError(errno.ENOENT, f"no function {attachment.target}")
+    for name in attachment.target.split("|"):
+        try:
+            event = _perf_kprobe(name)
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            fcntl.ioctl(event, _PERF_EVENT_IOC_SET_BPF, program)
+            fcntl.ioctl(event, _PERF_EVENT_IOC_ENABLE, 0)
+        except OSError:
+            os.close(event)
+            raise
+        return event
+    raise failure
+
+
+def _perf_kprobe(function: str) -> int:
     """A kprobe as a perf event of its own (kernel/trace/trace_event_perf.c): gone when its descriptor is."""
-    pmu = Path("/sys/bus/event_source/devices/kprobe")
+    pmu = _KPROBES
     if not pmu.exists():
         raise OSError(errno.EOPNOTSUPP, "this kernel has no kprobes")
     kind = int((pmu / "type").read_text())
-    config = 0
-    if returns:
-        config = 1 << int((pmu / "format/retprobe").read_text().split(":")[1])
     name = ctypes.create_string_buffer(function.encode())
-    # struct perf_event_attr: type, size, config, then zeros up to config1 (the name) and config2 (the offset)
+    # struct perf_event_attr: type, size, then zeros up to config1 (the name) and config2 (the offset)
     attr = bytearray(128)
-    struct.pack_into("<IIQ", attr, 0, kind, len(attr), config)
+    struct.pack_into("<II", attr, 0, kind, len(attr))
     struct.pack_into("<QQ", attr, 56, ctypes.addressof(name), 0)
     buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -200,12 +203,5 @@ MECHANISMS: dict[Via, Mechanism] = {
         lambda _: bpf.AttachType.TRACE_FENTRY,
         _btf_id(bpf.AttachType.TRACE_FENTRY),
     ),
-    "fexit": Mechanism(
-        bpf.ProgType.TRACING,
-        _tracing,
-        lambda _: bpf.AttachType.TRACE_FEXIT,
-        _btf_id(bpf.AttachType.TRACE_FEXIT),
-    ),
-    "kprobe": Mechanism(bpf.ProgType.KPROBE, _kprobe(False)),
-    "kretprobe": Mechanism(bpf.ProgType.KPROBE, _kprobe(True)),
+    "kprobe": Mechanism(bpf.ProgType.KPROBE, _kprobe),
 }

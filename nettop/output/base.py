@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nettop.model import Frame
+from nettop.output.focus import Explainer
 
 Emit = Callable[[str], None]
 
@@ -20,6 +21,7 @@ class Style:
     width: int = 120
     bits: bool = True
     unicode: bool = True
+    focus: str = ""  # an end of the flow to explain
 
 
 class Writer(ABC):
@@ -28,6 +30,7 @@ class Writer(ABC):
     def __init__(self, emit: Emit, style: Style) -> None:
         self._emit = emit
         self.style = style
+        self.explainer = Explainer(style.focus) if style.focus else None
 
     def write(self, frame: Frame) -> None:
         """Write one frame."""

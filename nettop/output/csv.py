@@ -50,7 +50,7 @@ FLOW_COLUMNS: Mapping[str, tuple[str, ...]] = {
     },
     "kernel_rtt_ns": ("kernel_rtt", "smoothed_ns"),
 }
-COLUMNS = ("time", "time_ns", "interval_ns", "host", "interface", *FLOW_COLUMNS)
+COLUMNS = ("time", "time_ns", "interval_ns", "host", "interface", *FLOW_COLUMNS, "age_ns")
 
 
 class CsvWriter(Writer):
@@ -69,9 +69,11 @@ class CsvWriter(Writer):
             self._begun = True
         data = frame_to_json(frame, self.style.top, self.style.sort)
         time = units.timestamp(frame.time_ns)
-        start = [time, frame.time_ns, frame.interval_ns, _cell(frame.host), _cell(frame.interface)]
+        interval = data.get("flows_interval_ns") or frame.interval_ns  # longer with --scan-interval
+        start = [time, frame.time_ns, interval, _cell(frame.host), _cell(frame.interface)]
+        age = data.get("flows_age_ns", 0)
         for flow in data.get("flows") or ():
-            writer.writerow(start + [_cell(_at(flow, path)) for path in FLOW_COLUMNS.values()])
+            writer.writerow(start + [_cell(_at(flow, path)) for path in FLOW_COLUMNS.values()] + [age])
         return text.getvalue()
 
 
@@ -82,4 +84,8 @@ def _at(row: Any, path: tuple[str, ...]) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    return units.clean(value) if isinstance(value, str) else value
+    """A text as data for spreadsheets, too: what they would take for a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = units.clean(value)
+    return "'" + text if text.startswith(("=", "+", "-", "@")) else text

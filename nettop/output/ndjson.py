@@ -12,4 +12,8 @@ class NdjsonWriter(Writer):
 
     def format(self, frame: Frame) -> str:
         """The frame in one line."""
-        return dumps(frame_to_json(frame, self.style.top, self.style.sort)) + "\n"
+        data = frame_to_json(frame, self.style.top, self.style.sort)
+        if self.explainer is not None:
+            found = self.explainer.add(frame)
+            data["verdict"] = None if found is None else found.to_json()
+        return dumps(data) + "\n"

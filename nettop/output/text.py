@@ -7,11 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from nettop import units
+from nettop.budget import words
 from nettop.model import Frame, ProbeStatus
 from nettop.output.base import Writer
 from nettop.probes.base import all_probes
 from nettop.probes.draw import cells, fit, wrap
+from nettop.probes.focus_view import said
 from nettop.probes.rows import order
+from nettop.probes.verdict import row_of
 from nettop.probes.view import Canvas, Column, Pane, Table, text_of
 
 _GAP = 2
@@ -31,10 +34,20 @@ class TextWriter(Writer):
                 continue
             for pane in sorted(probe.panes, key=lambda p: p.number):
                 lines += self._pane(pane, name, status, frame)
+        if self.explainer is not None:
+            lines += self._explained(frame)
         lines.append(_footline(frame))
         if not self.style.unicode:
             lines = [line.translate(_ASCII).encode("ascii", "replace").decode() for line in lines]
         return "\n".join(line.rstrip() for line in lines) + "\n\n"
+
+    def _explained(self, frame: Frame) -> list[str]:
+        assert self.explainer is not None
+        found = self.explainer.add(frame)
+        if found is None:
+            return [f"Focus: no flow has {units.clean(self.style.focus)}"]
+        canvas = Canvas(self.style.width, 24, bits=self.style.bits, unicode=self.style.unicode)
+        return [text_of(row) for row in said(found, row_of(frame, found.flow), canvas)]
 
     def _pane(self, pane: Pane, name: str, status: ProbeStatus, frame: Frame) -> list[str]:
         if name not in frame.sections:
@@ -72,6 +85,12 @@ def _footline(frame: Frame) -> str:
             f"kernel {units.percent(kernel)}",
             f"user {units.percent(health.user_ns / max(frame.interval_ns, 1))}",
             units.size(health.rss_bytes),
+            *(
+                (f"budget {units.percent(health.budget_ns / max(frame.interval_ns, 1))}",)
+                if health.budget_ns
+                else ()
+            ),
+            *((f"shed {', '.join(left_out)}",) if (left_out := words(health.shed)) else ()),
         )
     )
 

@@ -45,6 +45,8 @@ class Map:
     (key[n], value[n]); ``ring`` the events since the last reading, value[n]; ``none`` is never read as a whole.
     ``every_ns`` asks for a reading more often than once a frame: the readings then come as a list of (time in ns,
     value), oldest first (rings are drained ten times a second in any case and come joined).
+    ``scan`` marks what is large: with --scan-interval it is read only so often, and is missing from the readings of
+    the frames between.
     ``entries`` names the field of the plan that sizes it (``max_flows``); as declared in C where it is empty.
     """
 
@@ -54,6 +56,7 @@ class Map:
     key: np.dtype[Any] | None = None
     entries: str = ""
     every_ns: int = 0
+    scan: bool = False
 
 
 @dataclass(frozen=True)

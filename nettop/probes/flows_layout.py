@@ -91,6 +91,8 @@ COUNTERS = np.dtype(
             "lost_events",
             "samples",
             "subnet_overflow",
+            "tick",
+            "tick_ns",
         )
     ]
 )
@@ -107,6 +109,32 @@ OWNER = np.dtype(
         ("netns", "u4"),
         ("spare", "u4"),
         ("comm", "S16"),
+    ]
+)
+
+FOCUSED = np.dtype(
+    [
+        ("id", "u8"),
+        ("time", "u8"),
+        ("jiffies", "u8"),
+        ("socket", "u8"),
+        ("spoke", "u8", (2,)),
+        ("answer_ns", "u8", (2,)),
+        ("answers", "u4", (2,)),
+        ("data", "u4", (2,)),
+        ("zero_windows", "u4", (2,)),
+        ("cwnd", "u4"),
+        ("ssthresh", "u4"),
+        ("mss", "u4"),
+        ("send_window", "u4"),
+        ("receive_window", "u4"),
+        ("in_flight", "u4"),
+        ("unsent", "u4"),
+        ("unread", "u4"),
+        ("chrono_start", "u4"),
+        ("chrono", "u4", (3,)),
+        ("last", "u4"),
+        ("spare", "u4"),
     ]
 )
 
@@ -162,6 +190,15 @@ ROW = np.dtype(
         ("cwnd", "u4"),
     ]
 )
+
+
+def key_of(row: Any) -> bytes:
+    """The key of a row's flow in the kernel: struct flow_key, 40 bytes."""
+    key = np.zeros(1, FLOW_KEY)
+    for name in ("local", "remote", "local_port", "remote_port"):
+        key[name] = row[name]
+    key["protocol"] = int(row["protocol"]) | int(row["vlan"]) << 8 | int(row["vlan_inner"]) << 20
+    return key.tobytes()
 
 
 def _by_chance(count: int, total: int) -> bool:

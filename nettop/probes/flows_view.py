@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,15 @@ from numpy.typing import NDArray
 
 from nettop import units
 from nettop.model import Frame
-from nettop.probes import draw, rtt_view
-from nettop.probes.flows_layout import METHODS, STATES, spinning
+from nettop.probes import draw, focus_view, rtt_view, verdict
+from nettop.probes.flows_layout import METHODS, STATES
 from nettop.probes.view import (
-    ACCENT,
     BAD,
     DIM,
     GOOD,
     LABEL,
     PLAIN,
-    RX,
     TITLE,
-    TX,
     VALUE,
     WARN,
     Canvas,
@@ -67,7 +63,8 @@ spin QUIC's bit.
 
 retr: segments sent again, both directions, since the flow was first seen. age: since then.
 
-The cursor stays on its flow while rows move; g lets it go to the top again. enter opens the flow's own page.
+The cursor stays on its flow while rows move; g lets it go to the top again. enter opens the flow's own page: \
+its whole delay in parts, and what is wrong with it.
 """
 
 
@@ -77,6 +74,11 @@ The cursor stays on its flow while rows move; g lets it go to the top again. ent
 def _section(frame: Frame) -> Flows:
     section: Flows = frame.sections[NAME]  # type: ignore[assignment]
     return section
+
+
+def _seconds(frame: Frame) -> float:
+    """The interval of the rows, which is longer than the frame's with --scan-interval."""
+    return (_section(frame).interval_ns or max(frame.interval_ns, 1)) / 1e9
 
 
 def rows(frame: Frame) -> NDArray[np.void]:
@@ -151,7 +153,7 @@ def _alive(row: Any, role: Role) -> Role:
 def _rate_cell(*fields: str) -> Callable[[Any, Canvas, Frame], Span]:
     def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
         value = sum(int(row[field]) for field in fields)
-        text = draw.quantity(units.rate(value / frame.seconds, canvas.bits), canvas.width, 4)
+        text = draw.quantity(units.rate(value / _seconds(frame), canvas.bits), canvas.width, 4)
         return Span(text, VALUE if value else DIM)
 
     return cell
@@ -314,97 +316,14 @@ def copy(row: Any) -> str:
 # --- the page of one flow ----------------------------------------------------------------------------------------
 
 
-def _find(frame: Frame, identity: int) -> Any | None:
-    """The flow's row of a frame."""
-    if NAME not in frame.sections:
-        return None
-    table = rows(frame)
-    found = np.flatnonzero(table["id"] == np.uint64(identity))
-    return table[found[0]] if found.size else None
-
-
 def detail(history: History, identity: int, canvas: Canvas) -> list[Line]:
-    """Who it is, what it did, and its rates and round trips over time."""
-    width = max(canvas.width - _AXIS, 1)
-    frames = history[-width:]
-    each = [_find(frame, identity) for frame in frames]
-    newest = next((row for row in reversed(each) if row is not None), None)
-    if newest is None:
+    """Who it is, what it did, and the whole of its delay (focus_view)."""
+    at = next((frame for frame in reversed(history) if verdict.row_of(frame, identity) is not None), None)
+    if at is None:
         return draw.clip([line(("This flow is not in the frames that are kept.", DIM))], canvas)
-    gone = each[-1] is None
-    at = next(f for f, row in zip(reversed(frames), reversed(each), strict=True) if row is not None)
-    lines = [_who(newest, canvas, gone), _did(newest, at, canvas), _delay(newest, at, canvas), ()]
-    inner = replace(
-        canvas, width=width, height=max((canvas.height - len(lines) - 1) // 3 - 1, 1), cursor=None
-    )
-    for name, role in (("rx", RX), ("tx", TX)):
-        lines += _rate_graph(name, role, _values(frames, each, f"{name}_bytes"), inner)
-    lines += _rtt_graph(frames, each, inner)
-    axis = draw.time_axis([f.time_ns for f in frames], width, canvas)
-    return draw.clip([*lines[: max(canvas.height - 1, 0)], (Span(" " * _AXIS), *axis)], canvas)
-
-
-def _rtt_of(row: Any | None) -> float | None:
-    """The newest round trip, in the intervals that had one."""
-    return float(row["rtt"]["last"]) if row is not None and row["rtt"]["samples"] else None
-
-
-def _values(frames: History, each: list[Any | None], field: str) -> list[float | None]:
-    return [None if r is None else int(r[field]) / f.seconds for f, r in zip(frames, each, strict=True)]
-
-
-def _rate_graph(name: str, role: Role, values: list[float | None], canvas: Canvas) -> list[Line]:
-    """The newest and the largest value over a graph; the scale is round in what is shown, bits or bytes."""
-    per = 8 if canvas.bits else 1
-    top = draw.top_of([None if v is None else v * per for v in values]) / per
-    return _graph(
-        name, role, values, top, [units.rate(v, canvas.bits) for v in (*_ends(values), top)], canvas
-    )
-
-
-def _rtt_graph(frames: History, each: list[Any | None], canvas: Canvas) -> list[Line]:
-    """Round trips: a heat map of the samples where there are any (the flow in focus), the newest of each frame else."""
-    values = [_rtt_of(row) for row in each]
-    samples = [_samples(frame) for frame in frames]
-    texts = [units.duration(v) for v in _ends(values)]
-    if not any(samples):
-        top = draw.top_of(values)
-        return _graph("RTT", ACCENT, values, top, [*texts, units.duration(top)], canvas)
-    heaps = [rtt_view.heap(delays) for delays in samples]
-    plane = draw.Plane.of(heaps, canvas, *rtt_view.decades(heaps))
-    axis = draw.delay_axis(plane.edges, canvas, _AXIS - 1)
-    return [_head("RTT", ACCENT, texts), *((*a, *b) for a, b in zip(axis, plane.lines(canvas), strict=True))]
-
-
-def _samples(frame: Frame) -> list[int]:
-    """Outward round trips of the flow in focus, in ns."""
-    return [s.rtt_ns for s in _section(frame).samples if not s.inward] if NAME in frame.sections else []
-
-
-def _ends(values: list[float | None]) -> tuple[float | None, float | None]:
-    """The newest value that is known, and the largest."""
-    some = [v for v in values if v is not None]
-    return (some[-1], max(some)) if some else (None, None)
-
-
-def _head(name: str, role: Role, texts: list[str]) -> Line:
-    return line(
-        (draw.fit(name, 4), role), (draw.fit(texts[0], 10, "right"), VALUE), (f"   most {texts[1]}", LABEL)
-    )
-
-
-def _graph(
-    name: str, role: Role, values: list[float | None], top: float, texts: list[str], canvas: Canvas
-) -> list[Line]:
-    """``texts``: the newest value, the largest, the top of the scale."""
-    rule = "▕" if canvas.unicode else "|"
-    labels = [draw.scale(texts[2])] + [""] * (canvas.height - 1)
-    graph = draw.area(values, canvas, canvas.height, top, role)
-    body = [
-        (Span(draw.fit(label, _AXIS - 1, "right"), DIM), Span(rule, DIM), *row)
-        for label, row in zip(labels, graph, strict=True)
-    ]
-    return [_head(name, role, texts), *body]
+    newest = verdict.row_of(at, identity)
+    head = [_who(newest, canvas, at is not history[-1]), _did(newest, at, canvas)]
+    return focus_view.page(history, identity, canvas, head)
 
 
 def _who(row: Any, canvas: Canvas, gone: bool) -> Line:
@@ -440,43 +359,13 @@ def _did(row: Any, frame: Frame, canvas: Canvas) -> Line:
     return draw.parts(pieces, canvas.width, gap=3)
 
 
-def _delay(row: Any, frame: Frame, canvas: Canvas) -> Line:
-    rtt, inward = row["rtt"], row["internal_rtt"]
-    if not rtt["samples_total"]:
-        spins = spinning(row)
-        return line(
-            ("no round trip measured yet" if spins is not False else "its spin bit does not spin", DIM)
-        )
-    how = _WORDS.get(METHODS[int(rtt["method"])], "")
-    pieces = [
-        (
-            0,
-            line(
-                ("RTT ", LABEL),
-                (units.duration(int(rtt["last"])), VALUE),
-                (f" by {how}" if how else "", LABEL),
-            ),
-        ),
-        (0, line(("min ", LABEL), (units.duration(int(rtt["min"])), PLAIN))),
-        (1, line(("smoothed ", LABEL), (units.duration(int(rtt["smoothed"])), PLAIN))),
-        (2, line(("jitter ", LABEL), (units.duration(int(rtt["variance"])), PLAIN))),
-    ]
-    if row["srtt_us"]:
-        pieces.append(
-            (3, line(("the kernel's ", LABEL), (units.duration(int(row["srtt_us"]) * 1000), PLAIN)))
-        )
-    if inward["samples_total"]:
-        pieces.append((4, line(("inward ", LABEL), (units.duration(int(inward["last"])), PLAIN))))
-    pieces.append((5, line((units.count(int(rtt["samples_total"])), PLAIN), (" samples", LABEL))))
-    pieces.append((6, line(("newest ", LABEL), (f"{units.age(_since(frame, rtt['time']))} ago", PLAIN))))
-    return draw.parts(pieces, canvas.width, gap=3)
-
-
 def subtitle(history: History, canvas: Canvas) -> str:
     """How many flows there are, and how many had to go."""
     section = _section(history[-1])
     evicted = section.evicted
     text = f"{units.count(section.total)} flows"
+    if section.age_ns:  # --scan-interval: the table was not read for this frame
+        text += f" · {units.age(section.age_ns)} ago"
     return f"{text} · {units.count(evicted)} evicted" if evicted else text
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Via = Literal[
-    "tp_btf", "raw_tracepoint", "netfilter", "fentry", "fexit", "kprobe", "kretprobe", "tcx", "clsact"
-]
+Via = Literal["tp_btf", "raw_tracepoint", "netfilter", "fentry", "kprobe", "tcx", "clsact"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +17,9 @@ class Attachment:
 
     ``target`` depends on the mechanism.
     tcx, clsact: ``ingress`` or ``egress`` of the watched interface; raw_tracepoint, tp_btf (the same with typed
-    arguments): its name; fentry, fexit, kprobe,
-    kretprobe: the function, or several names by which kernels know it, with ``|`` between them; netfilter:
-    ``ipv4 pre_routing first`` (family, hook, and whether before or after everybody else there: ``first``, ``last``).
+    arguments): its name; fentry, kprobe: the function, or several names by which kernels know it, with ``|`` between
+    them; netfilter: ``ipv4 pre_routing first`` (family, hook, and whether before or after everybody else there:
+    ``first``, ``last``).
     """
 
     program: str
@@ -38,11 +36,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Hook:
-    """A boundary and the ways to watch it, best first.  Without a required hook its probe is of no use."""
+    """A boundary and the ways to watch it, best first.  Without a required hook its probe is of no use.
+
+    ``flag``: bits of the config's flags, set where the hook cannot be had, for programs that must know.
+    """
 
     name: str
     candidates: tuple[Candidate, ...]
     required: bool = False
+    flag: int = 0
 
 
 def one(via: Via, program: str, target: str) -> Candidate:

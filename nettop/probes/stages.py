@@ -7,16 +7,26 @@ number is: between which two boundaries, watched by which mechanism, of how many
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from nettop.control import Flag
 from nettop.model import SLOTS, Histogram
 from nettop.probes import stages_view as view
 from nettop.probes.base import Array, Attachment, Candidate, Fold, Folded, Hook, Map, Probe, Reads, Setup, one
 from nettop.stats import difference, histogram_from_json, histogram_json
 
+# What of the map ``config`` is of interest here; the whole is nettop.control.Config.
+CONFIG = np.dtype(
+    {
+        "names": ["sample_shift", "flags", "focus"],
+        "formats": ["u1", "u4", "u8"],
+        "offsets": [14, 72, 16],
+        "itemsize": 80,
+    }
+)
 STAGE = np.dtype(
     [
         ("sum", "u8"),
@@ -25,6 +35,20 @@ STAGE = np.dtype(
         ("dropped", "u8"),
     ]
 )
+TRACE = np.dtype(
+    [
+        ("time", "u8"),
+        ("flow", "u8"),
+        ("delay", "u8"),
+        ("packet", "u4"),
+        ("stage", "u2"),
+        ("cpu", "u2"),
+    ]
+)
+TRACING = np.dtype(
+    [("second", "u8"), ("left_out", "u8"), ("lost", "u8"), ("packets", "u4"), ("number", "u4")]
+)
+MAX_TRACE = 20_000  # events in one frame
 Direction = Literal["rx", "tx"]
 
 
@@ -61,6 +85,8 @@ TX = (
     Boundary("driver", ("net_dev_xmit",), 11),
 )
 DONE = Boundary("done", ("consume_skb",), 12)  # after the way's end: counted from net_dev_start_xmit
+# What an event's stage may be besides those of the boundaries, and what is added where the packet ended there.
+RX_BEGIN, TX_BEGIN, TRACE_DROP = 14, 15, 0x100
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +153,43 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
-    """The section ``stages``: rows in the packet's order, and the whole way measured as one interval."""
+class TraceEvent:
+    """One boundary that one packet has passed.
+
+    ``time_ns`` is CLOCK_MONOTONIC; ``packet`` a number that all of a packet's events share, for as long as 16 million
+    packets a CPU; ``flow`` the id of the flow in focus, 0: another one.  ``stage`` is the stage that ends there, ``""``
+    where the packet was first seen; ``delay_ns`` is None there, and where the packet was dropped in the stage.
+    """
+
+    time_ns: int
+    flow: int
+    packet: int
+    direction: Direction
+    stage: str
+    delay_ns: int | None
+    cpu: int
+    dropped: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            time_ns=int(data["time_ns"]),
+            flow=int(data["flow"]),
+            packet=int(data["packet"]),
+            direction="tx" if data["direction"] == "tx" else "rx",
+            stage=str(data["stage"]),
+            delay_ns=None if data["delay_ns"] is None else int(data["delay_ns"]),
+            cpu=int(data["cpu"]),
+            dropped=bool(data.get("dropped")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Rows in the packet's order, and the whole way measured as one interval."""
 
     rx: tuple[Stage, ...] = ()
     tx: tuple[Stage, ...] = ()
@@ -142,31 +203,76 @@ class Stages:
     def whole(self, direction: Direction) -> Histogram:
         return self.rx_whole if direction == "rx" else self.tx_whole
 
-    def to_json(self, top: int, sort: str) -> dict[str, Any]:
+    def way_json(self) -> dict[str, Any]:
         return {
-            "stages": {
-                "rx": [s.to_json() for s in self.rx],
-                "tx": [s.to_json() for s in self.tx],
-                "rx_whole": histogram_json(self.rx_whole),
-                "tx_whole": histogram_json(self.tx_whole),
-            }
+            "rx": [s.to_json() for s in self.rx],
+            "tx": [s.to_json() for s in self.tx],
+            "rx_whole": histogram_json(self.rx_whole),
+            "tx_whole": histogram_json(self.tx_whole),
         }
+
+
+def _way(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Way from its JSON."""
+    return {
+        "rx": tuple(Stage.from_json(s) for s in data.get("rx", ())),
+        "tx": tuple(Stage.from_json(s) for s in data.get("tx", ())),
+        "rx_whole": histogram_from_json(data.get("rx_whole")),
+        "tx_whole": histogram_from_json(data.get("tx_whole")),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class FocusedStages(Way):
+    """The same of the packets of one flow alone, by its id in the flow table."""
+
+    flow: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stages(Way):
+    """The section ``stages``.
+
+    ``focus``: the same of the flow in focus; None where there is none.  ``sample``: one packet in so many is followed,
+    and all counts are of those.  ``trace``: packets one by one, None where that is not asked for; ``trace_lost`` events
+    found no room, and ``trace_left_out`` packets were beyond the budget.
+    """
+
+    focus: FocusedStages | None = None
+    sample: int = 1
+    trace: tuple[TraceEvent, ...] | None = None
+    trace_lost: int = 0
+    trace_left_out: int = 0
+
+    def to_json(self, top: int, sort: str) -> dict[str, Any]:
+        focus = None if self.focus is None else {"flow": self.focus.flow, **self.focus.way_json()}
+        ours = {**self.way_json(), "sampled_one_in": self.sample, "focus": focus}
+        if self.trace is not None:
+            ours["trace"] = [event.to_json() for event in self.trace]
+            ours["trace_lost"], ours["trace_left_out"] = self.trace_lost, self.trace_left_out
+        return {"stages": ours}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         ours = data.get("stages") or {}
+        focus, trace = ours.get("focus"), ours.get("trace")
         return cls(
-            tuple(Stage.from_json(s) for s in ours.get("rx", ())),
-            tuple(Stage.from_json(s) for s in ours.get("tx", ())),
-            histogram_from_json(ours.get("rx_whole")),
-            histogram_from_json(ours.get("tx_whole")),
+            **_way(ours),
+            focus=FocusedStages(**_way(focus), flow=int(focus["flow"])) if focus else None,
+            sample=int(ours.get("sampled_one_in") or 1),
+            trace=None if trace is None else tuple(TraceEvent.from_json(event) for event in trace),
+            trace_lost=int(ours.get("trace_lost") or 0),
+            trace_left_out=int(ours.get("trace_left_out") or 0),
         )
 
     def trimmed(self, top: int) -> Self:
         return self
 
     def health(self) -> Mapping[str, int]:
-        return {"untracked_packets": sum(s.missed or 0 for _, s in self.rows())}
+        return {
+            "untracked_packets": sum(s.missed or 0 for _, s in self.rows()),
+            "lost_events": self.trace_lost,
+        }
 
 
 def _skeleton(setup: Setup) -> tuple[tuple[Direction, Boundary, Stage], ...]:
@@ -202,6 +308,23 @@ def _skeleton(setup: Setup) -> tuple[tuple[Direction, Boundary, Stage], ...]:
     return tuple(result)
 
 
+_STAGES: dict[int, tuple[Direction, str]] = {
+    RX_BEGIN: ("rx", ""),
+    TX_BEGIN: ("tx", ""),
+    **{b.index: ("rx", b.stage) for b in (*RX, FORWARD) if b.index >= 0},
+    **{b.index: ("tx", b.stage) for b in (*TX, DONE) if b.index >= 0},
+}
+
+
+def _event(event: tuple[int, ...]) -> TraceEvent:
+    time_ns, flow, delay_ns, packet, stage, cpu = event
+    dropped = bool(stage & TRACE_DROP)
+    direction, name = _STAGES[stage & ~TRACE_DROP]
+    return TraceEvent(
+        time_ns, flow, packet, direction, name, None if dropped or not name else delay_ns, cpu, dropped
+    )
+
+
 class StagesFold:
     """Differences of per-CPU histograms and counters."""
 
@@ -209,19 +332,52 @@ class StagesFold:
         self._rows = _skeleton(setup)
         self._drops = "kfree_skb" in setup.hooks
         self._before: dict[str, Array] = {}
+        self._flow = 0
+        self._traced: dict[str, Any] = {}
 
     def __call__(self, reads: Reads) -> Folded:
-        stages = reads.maps["stages"]
-        grown: dict[str, Array] = {}
+        config = reads.maps["config"][0]
+        stages, paths = reads.maps["stages"], reads.maps["paths"]
         running = {name: stages[name].sum(axis=1, dtype=np.uint64) for name in STAGE.names or ()}
-        paths = reads.maps["paths"][0]
-        running |= {name: paths[name].sum(axis=0, dtype=np.uint64) for name in PATHS.names or ()}
-        for name, now in running.items():
-            grown[name] = difference(now, self._before.get(name))
-            self._before[name] = now
+        # Of all packets in the first entry, of the focused flow's in the second: end to end, as the stages are.
+        running |= {name: paths[name].sum(axis=1, dtype=np.uint64).ravel() for name in PATHS.names or ()}
+        grown = {name: difference(now, self._before.get(name)) for name, now in running.items()}
+        self._before = running
+        flow = int(config["focus"])
+        if flow != self._flow:
+            # What has come since the last reading may be the one flow's or the other's: it is nobody's.
+            for counts in grown.values():
+                counts[ENTRIES:] = 0
+            self._flow = flow
+        focus = FocusedStages(**self._part(grown, ENTRIES), flow=flow) if flow else None
+        section = Stages(
+            **self._part(grown, 0),
+            focus=focus,
+            sample=1 << int(config["sample_shift"]),
+            **self._trace(reads, int(config["flags"])),
+        )
+        return Folded(section)
+
+    def _trace(self, reads: Reads, flags: int) -> dict[str, Any]:
+        """The fields of the trace: the newest events where there are too many."""
+        if not flags & Flag.TRACE:
+            return {}
+        events, tracing = reads.maps["trace"], reads.maps["tracing"][0]
+        now = {name: tracing[name].sum(dtype=np.uint64) for name in ("lost", "left_out")}
+        grown = {name: int(count - self._traced.get(name, np.uint64(0))) for name, count in now.items()}
+        self._traced = now
+        kept = np.sort(events, order="time")[-MAX_TRACE:]
+        return {
+            "trace": tuple(_event(event) for event in kept.tolist()),
+            "trace_lost": grown["lost"] + len(events) - len(kept),
+            "trace_left_out": grown["left_out"],
+        }
+
+    def _part(self, grown: Mapping[str, Array], first: int) -> dict[str, Any]:
+        """The fields of a Way from the entries that begin at ``first``."""
 
         def histogram(index: int) -> Histogram:
-            return Histogram(grown["slots"][index].copy(), int(grown["sum"][index]))
+            return Histogram(grown["slots"][first + index].copy(), int(grown["sum"][first + index]))
 
         rows: dict[Direction, list[Stage]] = {"rx": [], "tx": []}
         for direction, boundary, row in self._rows:
@@ -230,14 +386,18 @@ class StagesFold:
                 replace(
                     row,
                     latency=histogram(index),
-                    missed=None if boundary is DONE else int(grown["missed"][index]),
-                    dropped=int(grown["dropped"][index]) if self._drops else None,
-                    path_ns=int(grown["ns"][index]),
-                    path_packets=int(grown["packets"][index]),
+                    missed=None if boundary is DONE else int(grown["missed"][first + index]),
+                    dropped=int(grown["dropped"][first + index]) if self._drops else None,
+                    path_ns=int(grown["ns"][first + index]),
+                    path_packets=int(grown["packets"][first + index]),
                 )
             )
-        section = Stages(tuple(rows["rx"]), tuple(rows["tx"]), histogram(RX_WHOLE), histogram(TX_WHOLE))
-        return Folded(section)
+        return {
+            "rx": tuple(rows["rx"]),
+            "tx": tuple(rows["tx"]),
+            "rx_whole": histogram(RX_WHOLE),
+            "tx_whole": histogram(TX_WHOLE),
+        }
 
 
 def _fold(setup: Setup) -> Fold:
@@ -298,12 +458,18 @@ HOOKS = (
                 "stages_driver_kprobe@netif_receive_skb",
             ),
         ),
+        flag=Flag.NO_DRIVER,
     ),
     Hook(
         "netif_receive_skb",
         (
             *_both("stages_stack", "netif_receive_skb"),
-            *_functions("stages_stack", "__netif_receive_skb_one_core"),
+            # Compilers change its signature, so fentry does not know it.
+            one(
+                "kprobe",
+                "stages_stack_kprobe",
+                "__netif_receive_skb_core|__netif_receive_skb_core.constprop.0|__netif_receive_skb_core.isra.0",
+            ),
         ),
     ),
     Hook(
@@ -324,6 +490,7 @@ HOOKS = (
             _netfilter("stages_local", "local_in"),
             *_functions("stages_local", "ip_local_deliver", "ip6_input", fentry="stages_local_fentry"),
         ),
+        flag=Flag.NO_LOCAL,
     ),
     Hook(
         "ip_forward",
@@ -343,6 +510,7 @@ HOOKS = (
     Hook(
         "sk_data_ready",
         (*_both("stages_ready", "sk_data_ready"), *_functions("stages_ready", "sock_def_readable")),
+        flag=Flag.NO_READY,
     ),
     Hook(
         "tcp_rcv_space_adjust",
@@ -364,6 +532,7 @@ HOOKS = (
             *_both("stages_write", "tcp_sendmsg_locked"),
             *_functions("stages_write", "tcp_sendmsg_locked"),
         ),
+        flag=Flag.NO_WRITE,
     ),
     Hook("udp_sendmsg", _functions("stages_write_datagram", "udp_sendmsg", "udpv6_sendmsg")),
     Hook(
@@ -390,7 +559,13 @@ PROBE = Probe(
     name="stages",
     summary="delay of every stage of the network stack, received and sent",
     hooks=HOOKS,
-    maps=(Map("stages", "percpu", STAGE), Map("paths", "percpu", PATHS)),
+    maps=(
+        Map("config", "array", CONFIG),
+        Map("stages", "percpu", STAGE),
+        Map("paths", "percpu", PATHS),
+        Map("tracing", "percpu", TRACING),
+        Map("trace", "ring", TRACE),
+    ),
     fold=_fold,
     load=Stages.from_json,
     panes=view.PANES,

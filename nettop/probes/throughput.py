@@ -42,7 +42,14 @@ TRAFFIC = np.dtype(
         ("protocols", "u8", (PROTO_SLOTS,)),
     ]
 )
-BURSTS = np.dtype([("bins", [("number", "u4"), ("bytes", "u4")], (BINS,))])
+BURSTS = np.dtype(
+    [
+        ("bins", [("number", "u4"), ("bytes", "u4")], (BINS,)),
+        ("tick", "u8"),
+        ("number", "u4"),
+        ("bytes", "u4"),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from textual.geometry import NULL_OFFSET, NULL_SPACING, Region, Size
 from textual.layout import ArrangeResult, Layout, WidgetPlacement
 from textual.message import Message
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
@@ -37,14 +38,17 @@ from nettop.ui.keys import Action, rebound
 from nettop.ui.lines import LineWidget
 from nettop.ui.panes import PaneWidget
 from nettop.ui.place import LEAST_HEIGHT, LEAST_WIDTH, can_share, place, too_small
+from nettop.ui.replay import Past, TimeLine, next_mark, next_speed
 from nettop.ui.screens import HelpPage, HelpScreen, SortPage, SortScreen
 from nettop.ui.state import Place, State
 from nettop.ui.table import TablePane
+from nettop.ui.terminal import Terminal, written_by
 from nettop.units import clean
 
 log = logging.getLogger(__name__)
 
 _SAY_SECONDS = 4.0
+_NAMES_SECONDS = 0.5  # between looks at whether names have come
 
 
 class NewFrame(Message):
@@ -168,10 +172,16 @@ class NettopApp(App[int], inherit_bindings=False):
         self.commands = commands or Commands()
         self.actions = rebound(self.options.keys, self.commands.offers)
         no_color = "NO_COLOR" in os.environ  # the toolkit takes it out of the environment
-        super().__init__(ansi_color=None)
+        super().__init__(driver_class=Terminal, ansi_color=None)
         self.source = source
         self.failure: NettopError | None = None
-        self._word = ""  # the plain word that holds; state.filter_word may be one that is being written
+        self._word = (
+            self.options.word
+        )  # the plain word that holds; state.filter_word may be one being written
+        self._names_timer: Timer | None = None
+        self._names_known = 0
+        self._focus = self.options.focus  # the row to open when it comes
+        self.replay = self.commands.replay
         wanted = self.options.panes
         self.probes = [p for p in probes if not wanted or p.name in wanted]
         places = [Place(pane, probe.name) for probe in self.probes for pane in probe.panes]
@@ -184,7 +194,10 @@ class NettopApp(App[int], inherit_bindings=False):
         state.bits = self.options.bits
         state.span_ns = int(self.options.history * 1e9)
         state.unicode = _unicode()
+        state.filter_word = self._word
+        state.zoomed = self.options.zoomed
         self.state = state
+        self._past = Past(state, self.replay) if self.replay else None
         self.panes = [
             TablePane(state, p, self.options.sort) if p.pane.table else PaneWidget(state, p) for p in places
         ]
@@ -192,11 +205,13 @@ class NettopApp(App[int], inherit_bindings=False):
             (w for w in self.panes if isinstance(w, TablePane)), self.panes[0] if self.panes else None
         )
         state.focused = first.pane.name if first else ""
-        if any(w.pane.name == self.options.pane for w in self.panes):
-            state.focused = self.options.pane
         if isinstance(first, TablePane):
             first.reversed = self.options.reverse
         state.chosen = next((w.pane.name for w in self.panes if can_share(w.pane)), "")
+        for widget in self.panes:
+            if widget.pane.name == self.options.pane:
+                state.focused = widget.pane.name
+                state.chosen = widget.pane.name if can_share(widget.pane) else state.chosen
         if self.options.names and "names" in self.commands.offers:
             state.names = self.commands.name_of
 
@@ -214,9 +229,11 @@ class NettopApp(App[int], inherit_bindings=False):
         def badge(frame: Frame) -> str:
             return " ".join(text for text in (b(frame) for b in badges) if text)
 
-        yield Header(self.state, badge, lambda: self.commands.recording)
+        yield Header(self.state, badge, lambda: self.commands.recording, clock=self.replay is None)
         yield Body(self.state, self.panes)
         yield FilterBar()
+        if self.replay:
+            yield TimeLine(self.state, self.replay)
         yield Footer(self.state, self.probes, self.footer_actions)
 
     def on_mount(self) -> None:
@@ -236,6 +253,7 @@ class NettopApp(App[int], inherit_bindings=False):
         for number in (signal.SIGTERM, signal.SIGHUP):
             with suppress(ValueError, RuntimeError):  # not in the main thread
                 loop.add_signal_handler(number, self.exit, int(ExitCode.OK))
+        self._watch_names()
         self.run_worker(self._follow(), name="frames", exclusive=True)
 
     def _restyle(self) -> None:
@@ -250,7 +268,11 @@ class NettopApp(App[int], inherit_bindings=False):
         """Take frames as they come; drawing is another matter."""
         try:
             async for frame in self.source:
-                self.state.add(frame)
+                if self._past is None:
+                    self.state.add(frame)
+                elif missing := self._past.arrived(frame):
+                    self.run_worker(self._past.load(missing, self.redraw), group="past", exclusive=True)
+                self._open_focus()
                 self.post_message(NewFrame())
         except NettopError as error:
             self.failure = error
@@ -266,8 +288,19 @@ class NettopApp(App[int], inherit_bindings=False):
         self.state.ended = True
         self.post_message(NewFrame())
 
+    def _open_focus(self) -> None:
+        """Open the page that the options name, once there is a frame that has its row."""
+        table = next((w for w in self.panes if isinstance(w, TablePane)), None)
+        focus, self._focus = self._focus, 0
+        if focus and table is not None and table.open(focus):
+            self.state.focused = table.pane.name
+            self._zoom(True)
+            self._focus_flow()
+
     def on_new_frame(self) -> None:
         """Draw what has changed.  While paused, that is only the age of what is shown."""
+        if (wanted := self.commands.filter_wanted) is not None:
+            self.state.filter_text = wanted
         if self.state.paused:
             self.query_one(Header).redraw()
             return
@@ -324,12 +357,19 @@ class NettopApp(App[int], inherit_bindings=False):
 
     def footer_actions(self) -> Sequence[Action]:
         """What the foot of the screen shows at present."""
-        paused, table = self.state.paused, self.table is not None
+        paused, table = self.standing, self.table is not None
         rows = table or (self.pane is not None and self.pane.pane.rows is not None)
         inside = self.state.zoomed
         page = inside and self.pane is not None and self.pane.inside
         fits = {"always": True, "table": table, "rows": rows and not page, "paused": paused, "inside": inside}
         return [a for a in self.actions if a.footer and fits[a.scope] and not (paused and a.id == "pause")]
+
+    @property
+    def standing(self) -> bool:
+        """Whether what is shown stands still until the user lets it go on."""
+        if self.replay:
+            return self.replay.paused or self.replay.at_end
+        return self.state.paused
 
     def say(self, text: str, role: Role = LABEL) -> None:
         """A message at the foot of the screen, for a moment."""
@@ -373,12 +413,17 @@ class NettopApp(App[int], inherit_bindings=False):
             f"{pane.pane.number} {pane.pane.title}" if pane else "nettop",
             pane.help() if pane else "",
             probe,
+            written_by(self._driver),
         )
         self.push_screen(HelpScreen(page))
 
     def do_pause(self) -> None:
         """Pause, or go on."""
-        if self.state.paused:
+        if self.replay:
+            if self.replay.at_end:
+                self.replay.seek(0)
+            self.replay.paused = not self.standing
+        elif self.state.paused:
             self.state.resume()
         else:
             self.state.pause()
@@ -386,14 +431,62 @@ class NettopApp(App[int], inherit_bindings=False):
 
     def do_earlier(self) -> None:
         """One frame back."""
-        self.state.pause()
-        self.state.step(-1)
-        self.redraw()
+        self._step(-1)
 
     def do_later(self) -> None:
         """One frame forward."""
-        self.state.step(1)
+        self._step(1)
+
+    def _step(self, frames: int) -> None:
+        if self.replay:
+            self.replay.step(frames)
+        else:
+            if frames < 0:
+                self.state.pause()
+            self.state.step(frames)
         self.redraw()
+
+    def do_slower(self) -> None:
+        """The next lower speed."""
+        self._set_speed(-1)
+
+    def do_faster(self) -> None:
+        """The next higher speed."""
+        self._set_speed(1)
+
+    def _set_speed(self, step: int) -> None:
+        if self.replay:
+            self.replay.speed = next_speed(self.replay.speed, step)
+            self.redraw()
+
+    def do_start(self) -> None:
+        """The first frame."""
+        self._seek(0)
+
+    def do_end(self) -> None:
+        """The last frame."""
+        self._seek(1 << 62)
+
+    def do_last_mark(self) -> None:
+        """The mark before."""
+        if self.replay:
+            self._seek(next_mark(self.replay.recording, self.replay.position, -1))
+
+    def do_next_mark(self) -> None:
+        """The next mark."""
+        if self.replay:
+            self._seek(next_mark(self.replay.recording, self.replay.position, 1))
+
+    def _seek(self, index: int) -> None:
+        if self.replay:
+            self.replay.seek(index)
+            self.redraw()
+
+    def on_time_line_sought(self, event: TimeLine.Sought) -> None:
+        """The user pointed at the time line."""
+        if self.replay:
+            recording = self.replay.recording
+            self._seek(recording.at(int(event.share * recording.length_ns)))
 
     def do_longer(self) -> None:
         """The next longer interval."""
@@ -552,7 +645,21 @@ class NettopApp(App[int], inherit_bindings=False):
     def do_names(self) -> None:
         """Names or addresses."""
         self.state.names = None if self.state.names else self.commands.name_of
+        self._watch_names()
         self.redraw()
+
+    def _watch_names(self) -> None:
+        """While names are shown, draw those that come between two frames."""
+        if self._names_timer is not None:
+            self._names_timer.stop()
+            self._names_timer = None
+        if self.state.names:
+            self._names_timer = self.set_interval(_NAMES_SECONDS, self._look_for_names)
+
+    def _look_for_names(self) -> None:
+        known, self._names_known = self._names_known, self.commands.names_changed
+        if known != self._names_known:
+            self.redraw()
 
     async def do_reset(self) -> None:
         """Start anew."""
@@ -577,6 +684,7 @@ class NettopApp(App[int], inherit_bindings=False):
             filter=self.state.filter_word or text,
             focus=(table.entered or 0) if table else 0,
             pane=self.state.focused,
+            zoomed=self.state.zoomed,
         )
 
     async def do_record(self) -> None:
@@ -637,7 +745,8 @@ class NettopApp(App[int], inherit_bindings=False):
         bar = self.filter_bar
         field = bar.query_one(Input)
         shown = self.state.shown
-        field.value = self.state.filter_word or self.state.filter_text or (shown.filter if shown else "")
+        text = self.state.filter_word or self.state.filter_text or (shown.filter if shown else "")
+        field.value = clean(text, 4096)
         field.cursor_position = len(field.value)
         bar.add_class("open")
         field.focus()
@@ -670,7 +779,7 @@ class NettopApp(App[int], inherit_bindings=False):
             result_error = result.error
             if not result_error:
                 self._word = result.word
-                self.state.filter_text = "" if result.word else text
+                self.state.filter_text = "" if result.word else result.shown or text
         if result_error:
             bar = self.filter_bar
             bar.query_one("#problem", Static).update(clean(result_error))

@@ -8,6 +8,7 @@ from textual import events
 from textual.message import Message
 
 from nettop import units
+from nettop.budget import words
 from nettop.model import Frame
 from nettop.probes.base import Probe
 from nettop.probes.draw import cells_of, parts, shorten, sides
@@ -21,7 +22,7 @@ _GAP = 3
 _LEAST_TEXT = 12  # what a note leaves for the filter behind it
 
 
-def header(state: State, badge: str, width: int, recording: bool = False) -> Line:
+def header(state: State, badge: str, width: int, recording: bool = False, clock: bool = True) -> Line:
     """Interface, host, filter, what the user should know, interval, clock, own cost; whole pieces, as many as fit."""
     frame = state.shown
     if frame is None:
@@ -32,13 +33,14 @@ def header(state: State, badge: str, width: int, recording: bool = False) -> Lin
     right: list[tuple[int, Line]] = []
     if recording:
         right.append((0, line(("● ", BAD), ("recording", WARN))))
-    right += [(4, line((f"{state.interval:g} s", LABEL))), _clock(state)]
+    right += [(4, line((f"{state.interval:g} s", LABEL))), *([_clock(state)] if clock else [])]
     long, short = cost(frame), cost(frame, short=True)
     # What the user must know is always there: notes and the filter are shortened, the cost has a short form.
     needed = sum(cells_of(piece) + _GAP for priority, piece in (*left, *right) if priority < 2)
     texts = [("", units.clean(note), WARN) for note in frame.notes]
-    if text := state.filter_word or state.filter_text or frame.filter:
-        texts.append(("filter ", units.clean(text), ACCENT))
+    if text := state.filter_word or (frame.filter if state.paused else state.filter_text or frame.filter):
+        applied = state.paused or bool(state.filter_word) or text == frame.filter
+        texts.append(("filter " if applied else "applying ", units.clean(text), ACCENT))
     for count, (label, text, role) in enumerate(texts):
         others = (len(texts) - count - 1) * (_LEAST_TEXT + _GAP)
         room = max(width - needed - others - cells_of(short) - len(label) - _GAP, 4)
@@ -62,10 +64,10 @@ def _clock(state: State) -> tuple[int, Line]:
 
 
 def cost(frame: Frame, short: bool = False) -> Line:
-    """What watching costs: the programs' share of a CPU, this program's, and its memory."""
+    """What watching costs: the programs' share of a CPU, this program's, its memory; what was left out for a budget."""
     health = frame.health
     kernel = None if health.kernel_ns is None else health.kernel_ns / max(frame.interval_ns, 1)
-    pieces = [
+    pieces: list[tuple[str, Role]] = [
         ("k " if short else "kernel ", LABEL),
         (units.percent(kernel), PLAIN),
         _DOT,
@@ -74,6 +76,8 @@ def cost(frame: Frame, short: bool = False) -> Line:
         _DOT,
         (units.size(health.rss_bytes or None), PLAIN),
     ]
+    if left_out := words(health.shed):
+        pieces += [_DOT, ("shed" if short else f"shed {', '.join(left_out)}", WARN)]
     return line(*pieces)
 
 
@@ -103,15 +107,24 @@ def _state(frame: Frame, probe: str) -> str:
 class Header(LineWidget):
     """The first line."""
 
-    def __init__(self, state: State, badge: Callable[[Frame], str], recording: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        state: State,
+        badge: Callable[[Frame], str],
+        recording: Callable[[], str],
+        clock: bool = True,
+    ) -> None:
         super().__init__(state)
         self._badge = badge
         self._recording = recording
+        self._clock = clock
 
     def draw(self, width: int, height: int) -> list[Line]:
         """One line, a blank on either side."""
         badge = self._badge(self.state.shown) if self.state.shown else ""
-        return [(*line(" "), *header(self.state, badge, max(width - 2, 1), bool(self._recording())))]
+        return [
+            (*line(" "), *header(self.state, badge, max(width - 2, 1), bool(self._recording()), self._clock))
+        ]
 
 
 class Footer(LineWidget):

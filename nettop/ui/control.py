@@ -8,6 +8,7 @@ from typing import Self
 
 from nettop.model import Frame
 from nettop.settings import Control, Settings
+from nettop.sources import Replay
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Options:
     history: float = 600.0
     reverse: bool = False
     pane: str = ""  # the one in focus at the start
+    focus: int = 0  # the row whose page is open at the start; 0 for none
+    zoomed: bool = False
+    word: str = ""  # what the rows are searched for at the start
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -42,6 +46,8 @@ class Options:
                 for name, keys in settings.keys.items()
             },
             names=settings.names,
+            history=settings.history,
+            word=settings.word,
         )
 
 
@@ -49,11 +55,13 @@ class Options:
 class Filtered:
     """What became of a filter: ``word`` is what the screen itself is to look for in the rows it shows.
 
-    With an ``error`` nothing has changed.  Both empty: it holds where packets are counted (or there is none).
+    With an ``error`` nothing has changed.  Both empty: it holds where packets are counted (or there is none);
+    ``shown`` is then what the screen is to show of it, where that is not what was typed.
     """
 
     word: str = ""
     error: str = ""
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Look:
     filter: str = ""
     focus: int = 0
     pane: str = ""
+    zoomed: bool = False
 
 
 class Commands:
@@ -76,8 +85,10 @@ class Commands:
     The screen shows and binds only what is offered.  Every method may raise NettopError: the screen says why.
     """
 
-    #: of interval, focus, filter, names, reset, snapshot, record
+    #: of interval, focus, filter, names, reset, snapshot, record, replay
     offers: frozenset[str] = frozenset()
+    #: the recording that is played, where ``replay`` is offered: the screen's hand on it
+    replay: Replay | None = None
     #: kept by the screen: how it was being looked at when ``snapshot`` was called
     look: Look = Look()
 
@@ -96,9 +107,19 @@ class Commands:
         """Count only what matches; an empty text clears.  Here: a plain word, for the screen to look for."""
         return Filtered(word=text)
 
+    @property
+    def filter_wanted(self) -> str | None:
+        """The expression that packets are to match from now on; frames say which they did.  None: not known here."""
+        return None
+
     def name_of(self, address: bytes) -> str:
         """The host name of a 16-byte address; "" where it is not known, or not yet.  Never waits."""
         return ""
+
+    @property
+    def names_changed(self) -> int:
+        """Grows whenever ``name_of`` knows something new."""
+        return 0
 
     async def reset(self) -> None:
         """Start totals anew."""
@@ -113,9 +134,9 @@ class Commands:
 
 
 class Live(Commands):
-    """The commands that settings.Control carries: the interval and the flow in focus."""
+    """The command that settings.Control carries by itself: the interval."""
 
-    offers = frozenset({"interval", "focus"})
+    offers = frozenset({"interval"})
 
     def __init__(self, control: Control) -> None:
         self.control = control
@@ -123,7 +144,3 @@ class Live(Commands):
     def set_interval(self, seconds: float) -> None:
         """For the engine, before its next interval."""
         self.control.delay = seconds
-
-    def set_focus(self, flow: int) -> None:
-        """For the engine, before its next interval."""
-        self.control.focus = flow

@@ -20,7 +20,8 @@ class Action:
 
     ``keys`` are the toolkit's names, or single characters.  ``footer`` ranks the action among those shown at the foot
     of the screen (0: not shown; the highest leave first where there is little room).  ``needs`` names what the other
-    end of the screen must offer (see control.py): an action that nobody serves is not shown and not bound.
+    end of the screen must offer (see control.py): an action that nobody serves is not shown and not bound.  The keys of
+    an action that needs a replay are taken, in a replay, from those that have them otherwise.
     """
 
     id: str
@@ -35,10 +36,28 @@ class Action:
 
 ACTIONS: tuple[Action, ...] = (
     Action("help", ("?", "f1"), "help", "keys, and what the pane in focus shows", "session", footer=1),
-    Action("pause", ("space",), "pause", "pause the screen; collection goes on", "time", footer=3),
-    Action("resume", ("space",), "go on", "go on with the newest frame", "time", "paused", footer=2),
-    Action("earlier", ("[",), "earlier", "one frame back in history; pauses", "time"),
-    Action("later", ("]",), "later", "one frame forward in history", "time", "paused", footer=3),
+    Action(
+        "pause", ("space",), "pause", "pause the screen, or a replay; collection goes on", "time", footer=3
+    ),
+    Action(
+        "resume",
+        ("space",),
+        "go on",
+        "go on; at a recording's end, from its start",
+        "time",
+        "paused",
+        footer=2,
+    ),
+    Action("earlier", ("[",), "earlier", "one frame back; pauses", "time"),
+    Action("later", ("]",), "later", "one frame forward", "time", "paused", footer=3),
+    Action("slower", ("{",), "slower", "play slower", "replay", needs="replay"),
+    Action("faster", ("}",), "faster", "play faster", "replay", footer=4, needs="replay"),
+    Action("start", ("home",), "start", "the recording's first frame", "replay", needs="replay"),
+    Action("end", ("end",), "end", "the recording's last frame", "replay", needs="replay"),
+    Action(
+        "last_mark", ("(",), "mark before", "the mark before: another filter, a gap", "replay", needs="replay"
+    ),
+    Action("next_mark", (")",), "next mark", "the next mark", "replay", needs="replay"),
     Action("longer", ("+", "="), "longer", "a longer interval between frames", "time", needs="interval"),
     Action("shorter", ("-",), "shorter", "a shorter interval between frames", "time", needs="interval"),
     Action("pane", tuple("123456789"), "pane", "focus the pane of this number; again: zoom it", "panes"),
@@ -90,7 +109,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("quit", ("q", "ctrl+c"), "quit", "leave", "session", footer=9),
 )
 
-GROUPS = ("session", "panes", "table", "view", "time", "files", "moving")
+GROUPS = ("session", "panes", "table", "view", "time", "replay", "files", "moving")
 
 _SHOWN = {
     "space": "space",
@@ -136,7 +155,10 @@ def rebound(
     for action in actions:
         for key in action.keys:
             owner = owners.setdefault(key, action)
-            if owner is not action and {owner.id, action.id} != {"pause", "resume"}:
+            beside = {owner.id, action.id} == {"pause", "resume"} or (owner.needs == "replay") != (
+                action.needs == "replay"
+            )
+            if owner is not action and not beside:
                 raise NettopError(
                     f"the key {key!r} would mean both {owner.id} and {action.id}",
                     "give one of them another key under [keys]",
@@ -145,7 +167,12 @@ def rebound(
     if offers is None:
         return actions
     served = set(offers)
-    return tuple(a for a in actions if not a.needs or a.needs in served)
+    actions = tuple(a for a in actions if not a.needs or a.needs in served)
+    taken = {key for a in actions if a.needs == "replay" for key in a.keys}
+    return tuple(
+        a if a.needs == "replay" else replace(a, keys=tuple(k for k in a.keys if k not in taken))
+        for a in actions
+    )
 
 
 def page() -> str:
@@ -169,7 +196,8 @@ def page() -> str:
         "## Mouse",
         "",
         "A click focuses a pane, puts the cursor on a row, and sorts by the column whose title it hits; a second one",
-        "on the same row opens its page. The wheel moves the cursor. Keys at the foot of the screen can be clicked.",
+        "on the same row opens its page. The wheel moves the cursor. Keys at the foot of the screen can be clicked. A",
+        "click on a replay's time line goes to that moment, and the line follows the mouse while its button is held.",
         "",
     ]
     return "\n".join(rows)

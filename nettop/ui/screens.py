@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
+from nettop import units
 from nettop.model import Frame
 from nettop.probes.base import Probe
 from nettop.probes.draw import cells_of, pad, wrap
@@ -17,6 +19,7 @@ from nettop.ui.keys import GROUPS, Action, shown_keys
 from nettop.ui.lines import LineWidget, framed
 from nettop.ui.panes import clean_lines
 from nettop.ui.state import State
+from nettop.ui.terminal import Written
 
 _KEYS_WIDTH = 64
 
@@ -108,14 +111,28 @@ class HelpPage(Page):
     """Keys, and the meaning of the pane in focus."""
 
     def __init__(
-        self, state: State, actions: Sequence[Action], title: str, text: str, probe: Probe | None
+        self,
+        state: State,
+        actions: Sequence[Action],
+        title: str,
+        text: str,
+        probe: Probe | None,
+        written: Written | None = None,
     ) -> None:
         super().__init__(state, "Help")
         self._actions, self._of, self._text, self._probe = actions, title, text, probe
+        self._written = written
 
     def rows(self, width: int) -> list[Line]:
         """As help_lines."""
-        return help_lines(self._actions, self._of, self._text, self._probe, self.state.shown, width)
+        rows = help_lines(self._actions, self._of, self._text, self._probe, self.state.shown, width)
+        if self._written is not None:
+            rate = units.si(self._written.rate(time.monotonic()), "B/s")
+            text = (
+                f"written to this terminal: {rate} in the last 10 s, {units.size(self._written.total)} in all"
+            )
+            rows += [(), line((text, LABEL))]
+        return rows
 
 
 class HelpScreen(ModalScreen[None]):

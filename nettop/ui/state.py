@@ -23,6 +23,12 @@ class Place:
     probe: str
 
 
+def kept(frame: Frame) -> Frame:
+    """A frame as the history keeps it: few rows, packed histograms."""
+    sections = {name: packed(section.trimmed(ROWS_KEPT)) for name, section in frame.sections.items()}
+    return replace(frame, sections=sections)
+
+
 @dataclass
 class State:
     """Mutable, owned by the app, read by its widgets."""
@@ -53,14 +59,26 @@ class State:
         while self.history and self.history[-1].time_ns >= frame.time_ns:
             self.history.pop()
         if self.history:
-            newest = self.history[-1]
-            kept = {name: packed(section.trimmed(ROWS_KEPT)) for name, section in newest.sections.items()}
-            self.history[-1] = replace(newest, sections=kept)
+            self.history[-1] = kept(self.history[-1])
         else:
             self.first_ns = frame.time_ns - frame.interval_ns
         self.history.append(frame)
         while len(self.history) > FRAMES_KEPT or frame.time_ns - self.history[0].time_ns > self.span_ns:
             self.history.popleft()
+
+    def show(self, frames: list[Frame], first_ns: int) -> None:
+        """Another history, oldest first, in place of this one."""
+        self.history = deque(frames)
+        self.first_ns = first_ns
+
+    def insert(self, frames: list[Frame]) -> None:
+        """Frames that were missing in the history, in any order."""
+        if not self.history:
+            return
+        newest = self.history[-1].time_ns
+        known = {f.time_ns: f for f in (*frames, *self.history) if newest - f.time_ns <= self.span_ns}
+        ordered = sorted(known.values(), key=lambda f: f.time_ns)
+        self.history = deque(f for f in ordered if f.time_ns <= newest)
 
     def clear(self) -> None:
         """Forget the past."""

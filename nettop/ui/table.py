@@ -98,7 +98,8 @@ class TablePane(PaneWidget):
         rows = self.table.rows(frame)
         if self.state.filter_word and self.table.matches is not None:
             rows = rows[self.table.matches(rows, self.state.filter_word)]
-        self._order = order(self.table, rows, self.column, self.reversed, self._ids)
+        # Ties by identity: the order is the same whatever was shown before, as in a replay that jumped.
+        self._order = order(self.table, rows, self.column, self.reversed, np.sort(rows[self.table.identity]))
         self._rows = rows
         self._ids = rows[self.table.identity][self._order]
         self._of = key
@@ -226,6 +227,17 @@ class TablePane(PaneWidget):
             return False
         self.entered = self.under
         self._pin(self.at)
+        return True
+
+    def open(self, identity: int) -> bool:
+        """Open the page of a row that the newest frame has; whether it has it."""
+        frame = self.state.shown
+        if frame is None or self.probe not in frame.sections or self.table.detail is None:
+            return False
+        ids = self.table.rows(frame)[self.table.identity]
+        if not (0 < identity < 1 << 64 and np.any(ids == np.uint64(identity))):
+            return False
+        self.entered = self.pinned = identity
         return True
 
     def leave(self) -> bool:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from nettop.model import Frame, Health, Histogram, HookStatus, ProbeStatus
 from nettop.probes import flows_view, irq, stages, throughput_view
 from nettop.probes.base import Fold, Hook, Probe, Setup, one
-from nettop.probes.flows import Flows, Subnet
+from nettop.probes.flows import Flows, Sample, Subnet
+from nettop.probes.flows_focus import Focused, Socket
 from nettop.probes.flows_layout import ROW, ROW_RTT
 from nettop.probes.throughput import Direction, Throughput
 from nettop.probes.view import Pane
@@ -130,8 +131,40 @@ def flows(step: int, extra: int = 24) -> Flows:
         Subnet("2001:db8:40::/48", near + near, 220_000),
     )
     return Flows(
-        rows=rows, total=len(rows), now_ns=UPTIME + step * SECOND, outward=near + far, subnets=subnets
+        rows=rows,
+        total=len(rows),
+        now_ns=UPTIME + step * SECOND,
+        outward=near + far,
+        subnets=subnets,
+        samples=samples(rows, step),
+        focused=focused(step),
     )
+
+
+FOCUS = (1 << 40) + 1  # the second of the named flows: its round trips are far above the least
+FOCUSED_SINCE = 60
+
+
+def samples(rows: NDArray[np.void], step: int) -> tuple[Sample, ...]:
+    """Round trips of the flow in focus."""
+    if step < FOCUSED_SINCE:
+        return ()
+    rng = np.random.default_rng(step)
+    rtt = float(rows["rtt"]["last"][1])
+    time = UPTIME + step * SECOND
+    return tuple(Sample(time, int(rtt * part), False, "timestamp") for part in rng.normal(1, 0.1, 14))
+
+
+def focused(step: int) -> Focused | None:
+    """What is known of the flow in focus alone."""
+    if step < FOCUSED_SINCE:
+        return None
+    cwnd = 20 + 2 * (step % 17)
+    socket = Socket(
+        UPTIME + step * SECOND, cwnd, 40, 1448, 262_144, 65_536, cwnd * 1448, 30_000, 0,
+        SECOND, SECOND, SECOND // 50,
+    )  # fmt: skip
+    return Focused(FOCUS, (57_000, 600), (0, 0), (31, 31), (31 * 8_000_000, 31 * 200_000), socket)
 
 
 @cache
@@ -227,7 +260,23 @@ def stages_section(step: int) -> stages.Stages:
             )
         )
     whole = heap(26_000 * late(step), 0.9, 47_000), heap(5_200, 0.6, 21_000)
-    return stages.Stages(tuple(rows["rx"]), tuple(rows["tx"]), *whole)
+    focus = (
+        stages.FocusedStages(
+            tuple(_slower(row) for row in rows["rx"]), tuple(_slower(row) for row in rows["tx"]), flow=FOCUS
+        )
+        if step >= FOCUSED_SINCE
+        else None
+    )
+    return stages.Stages(tuple(rows["rx"]), tuple(rows["tx"]), *whole, focus=focus)
+
+
+def _slower(row: stages.Stage) -> stages.Stage:
+    """A stage of a flow that moves in larger pieces, which take longer; what is sent waits in the qdisc."""
+    center = 21_000_000 if row.stage == "qdisc" else DELAYS["rx", "application"][0] * 40
+    if row.stage not in ("qdisc", "application"):
+        return replace(row, path_ns=row.path_ns * 3)
+    found = heap(center, 0.4, 90)
+    return replace(row, latency=found, path_ns=found.sum_ns, path_packets=found.count)
 
 
 def irq_section(step: int) -> irq.Irq:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import frames
 import pytest
-from driven import Driven, Refusing, running
+from driven import Driven, Heard, Refusing, running
 from textual.command import CommandPalette
 from textual.theme import BUILTIN_THEMES
 
@@ -123,7 +123,7 @@ async def _enter(d: Driven) -> None:
     assert "Throughput" in d.text()
     assert d.heard.calls[-1] == ("focus", 0)
     await d.press("4", "j", "enter")
-    assert "Stages › stack→ip" in d.text()
+    assert "Stages › rx ip" in d.text()
     await d.press("escape")
     assert d.app.pane is not None
     assert d.app.pane.cursor == (0, 1)
@@ -222,7 +222,7 @@ async def _snapshot(d: Driven) -> None:
     await d.press("S", "j", "enter", "w")
     table = flows_of(d)
     assert table.entered is not None
-    assert d.heard.look == Look("rate", True, "", table.entered, "flows")
+    assert d.heard.look == Look("rate", True, "", table.entered, "flows", zoomed=True)
 
 
 async def _record(d: Driven) -> None:
@@ -257,6 +257,14 @@ async def _suspend(d: Driven) -> None:
     assert called == [True]
 
 
+async def _replay(d: Driven) -> None:
+    """Without a recording they are not there; test_timeline.py has them with one."""
+    before = d.rows()[1:]
+    await d.press("{", "}", "(", ")")
+    assert d.rows()[1:] == before
+    assert "slower" not in {action.id for action in d.app.actions}
+
+
 async def _quit(d: Driven) -> None:
     await d.press("q")
     assert d.app.return_value == ExitCode.OK
@@ -285,6 +293,7 @@ CASES: dict[Callable[[Driven], Awaitable[None]], str] = {
     _screenshot: "screenshot",
     _palette: "palette",
     _suspend: "suspend",
+    _replay: "slower faster start end last_mark next_mark",
     _quit: "quit",
 }
 
@@ -327,6 +336,39 @@ async def test_an_error_is_shown_under_the_bar_and_nothing_changes():
         await d.press(*["backspace"] * 8, "enter")
         assert not d.app.filter_bar.has_class("open")
         assert "filter" not in d.rows()[0]
+
+
+class Applying(Heard):
+    """Takes its time to apply a filter, and may fail to."""
+
+    wanted: str | None = None
+
+    @property
+    def filter_wanted(self) -> str | None:
+        return self.wanted
+
+
+async def test_a_filter_is_said_to_hold_when_it_does():
+    heard = Applying()
+    async with running(heard=heard) as d:
+        await d.press("/", *"tcp port 443", "enter")
+        heard.wanted = "tcp port 443"
+        await d.give(frames.frame(5))
+        assert "applying tcp port 443" in d.rows()[0]
+        await d.give(frames.frame(6, filter="tcp port 443"))
+        assert "filter tcp port 443" in d.rows()[0]
+        await d.press("[")  # to before it held
+        assert "tcp port 443" not in d.rows()[0]
+
+
+async def test_a_filter_that_could_not_be_applied_is_not_said_to_hold():
+    heard = Applying()
+    async with running(heard=heard) as d:
+        await d.press("/", *"tcp port 443", "enter")
+        heard.wanted = ""
+        await d.give(frames.frame(5, notes=("the filter 'tcp port 443' is not applied",)))
+        assert "applying" not in d.rows()[0]
+        assert "is not applied" in d.rows()[0]
 
 
 async def test_escape_in_the_bar_clears():
@@ -454,7 +496,7 @@ def test_columns_never_reach_beyond_the_width(width):
 async def test_losses_are_warm_and_counted():
     health = Health(12, 3, 0, None, 0, 0)
     async with running(frames=[frames.frame(0, health=health)]) as d:
-        assert "12 lost · 3 evicted · hooks 16/21" in d.rows()[-1]
+        assert "12 lost · 3 evicted · hooks 21/21" in d.rows()[-1]
         assert "kernel - · user 0 % · -" in d.rows()[0]
 
 
@@ -744,6 +786,30 @@ async def test_back_from_the_shell_everything_is_painted():
         d.app.app_resume_signal.publish(d.app)
         await d.settle()
         assert any("LayoutUpdate" in type(update).__name__ for update in painted)
+
+
+class Resolving(Heard):
+    """Names come late."""
+
+    late = ""
+
+    @property
+    def names_changed(self) -> int:
+        return len(self.late)
+
+    def name_of(self, address: bytes) -> str:
+        return self.late
+
+
+async def test_names_that_come_between_two_frames_are_drawn():
+    heard = Resolving()
+    async with running(heard=heard, options=Options(names=True)) as d:
+        assert "203.0.113.7" in d.text()
+        heard.late = "late.example"
+        await asyncio.sleep(0.7)
+        await d.settle()
+        assert "late.example:51122" in d.text()
+        assert "203.0.113.7" not in d.text()
 
 
 async def test_nothing_ticks_when_nothing_happens():

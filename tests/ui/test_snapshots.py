@@ -7,6 +7,7 @@ from pathlib import Path
 import frames
 import pytest
 from driven import Refusing, running
+from player import eventful, playing, recorded
 
 from nettop.model import Health, ProbeStatus
 
@@ -67,6 +68,13 @@ async def test_bad_day(size):
     )
     async with running(*size, frames=[*frames.frames(40), frame], heard=Refusing()) as d:
         compare(f"bad-day-{size[0]}x{size[1]}", d.text())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+async def test_replay(size, tmp_path):
+    """At a mark, of three."""
+    async with playing(recorded(tmp_path, eventful()), *size, start=40) as p:
+        compare(f"replay-{size[0]}x{size[1]}", p.text())
 
 
 async def test_small():

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nettop.probes import draw, flows_view, rtt_view, throughput_view
-from nettop.probes.flows import Sample
 from nettop.probes.throughput import Throughput
 from nettop.probes.view import Canvas, Pane, text_of
 
@@ -154,17 +153,6 @@ def test_the_page_of_a_flow_that_is_gone_says_so():
     assert "not in the frames" in text_of(flows_view.detail(HISTORY, 99, Canvas(80, 20))[0])
     gone = [*HISTORY, frames.frame(70, sections={"flows": frames.Flows()})]
     assert "gone" in text_of(flows_view.detail(gone, 1 << 40, Canvas(80, 20))[0])
-
-
-def test_samples_of_the_flow_in_focus_are_a_heat_map():
-    plain = [text_of(row) for row in flows_view.detail(HISTORY, 1 << 40, Canvas(80, 30))]
-    assert not any("100 ms" in row for row in plain)
-    last = HISTORY[-1].sections["flows"]
-    seen = replace(last, samples=tuple(Sample(0, n * 1_000_000, False, "timestamp") for n in range(1, 40)))
-    focused = [*HISTORY[:-1], replace(HISTORY[-1], sections={**HISTORY[-1].sections, "flows": seen})]
-    rows = flows_view.detail(focused, 1 << 40, Canvas(80, 30))
-    assert any("100 ms" in text_of(row) for row in rows)
-    assert any(span.role.startswith("heat:") for row in rows for span in row)
 
 
 def test_throughput_says_rate_burst_packets_and_drops():

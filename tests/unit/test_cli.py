@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -299,7 +300,10 @@ def test_a_recording_that_fails_is_given_up_and_the_rest_goes_on(live, tmp_path,
 def test_check_says_what_the_kernel_offers(live, capfd):
     assert cli.main(["eth0", "--check"]) == 0
     rows = [line.split(maxsplit=3) for line in capfd.readouterr().out.splitlines()[1:]]
-    assert rows == [["throughput", "tc_ingress", "yes", "tcx"], ["stages", "-", "no", "no such thing"]]
+    assert rows[:2] == [["throughput", "tc_ingress", "yes", "tcx"], ["stages", "-", "no", "no such thing"]]
+    (screen,) = rows[2:]
+    assert (screen[0], screen[2]) == ("screen", "yes")
+    assert re.fullmatch(r"[\d.]+ k?B a frame to the terminal", screen[3])
     live.found = live.found[1:]
     assert cli.main(["eth0", "--check"]) == ExitCode.UNSUPPORTED
 
@@ -413,3 +417,62 @@ def test_python_m_nettop_says_its_version():
         assert process.stdout
         assert process.stdout.read().startswith(b"nettop ")
         assert process.wait(20) == 0
+
+
+# --- words --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def screens(monkeypatch) -> list[settings.Settings]:
+    """Settings with which a screen would have been opened."""
+    opened: list[settings.Settings] = []
+    monkeypatch.setattr(cli, "_screen", lambda source, chosen, *more, **named: opened.append(chosen) or 0)
+    monkeypatch.setattr(cli, "_need_terminal", lambda arguments: None)
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("words", "filter_text", "word"),
+    [
+        (["firefox-bin"], "", "firefox-bin"),
+        (["203.0.113.7:443"], "", "203.0.113.7:443"),
+        ([":443"], "", ":443"),
+        (["tcp"], "tcp", ""),
+        (["tcp", "port", "443"], "tcp port 443", ""),
+        (["10.0.0.1"], "", "10.0.0.1"),
+        ([], "", ""),
+    ],
+)
+def test_a_plain_word_is_for_the_screen_and_an_expression_for_the_kernel(
+    live, screens, words, filter_text, word
+):
+    assert cli.main(["lo", *words]) == 0
+    assert [(s.filter, s.word) for s in screens] == [(filter_text, word)]
+
+
+@pytest.mark.parametrize("words", [["tcp", "prot", "443"], ["port"], ["tcp", "or"], ["not"], ["fire", "fox"]])
+def test_a_misspelt_expression_is_2_in_libpcaps_words(live, screens, words, capfd):
+    assert cli.main(["lo", *words]) == ExitCode.USAGE
+    assert screens == []
+    first, second = two_lines(capfd)
+    assert "filter expression" in first or "unknown" in first
+    assert "pcap-filter(7)" in second
+
+
+def test_without_a_screen_a_plain_word_is_2(live, capfd):
+    """It would pass for a filter that nothing matches."""
+    assert cli.main(["lo", "tpc", "-b", "-n", "1"]) == ExitCode.USAGE
+    assert "plain word" in two_lines(capfd)[1]
+    assert live.settings is None
+
+
+def test_a_snapshot_of_an_interface_and_a_file_of_its_name(live, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--snapshot", "eth0", "--format", "ndjson"]) == 0
+    assert live.settings is not None
+    assert live.settings.interface == "eth0"
+    assert json.loads(capfd.readouterr().out)["schema"] == "nettop/1"
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["lo", "--snapshot=eth0"]) == 0
+    with Recording(str(tmp_path / "eth0")) as recording:
+        assert len(recording) == 1

@@ -19,6 +19,7 @@ from nettop.probes.flows_layout import (
     EVENT_SAMPLE,
     FLOW,
     FLOW_KEY,
+    FOCUSED,
     HIST,
     INWARD,
     METHODS,
@@ -31,6 +32,7 @@ from nettop.probes.flows_layout import (
     SUBNET_KEY,
     spinning,
 )
+from nettop.probes.stages import CONFIG
 
 S = 1_000_000_000
 MS = 1_000_000
@@ -81,7 +83,7 @@ class Kernel:
         self.subnets = np.concatenate([self.subnets, np.zeros(1, SUBNET)])
         return self.subnets[-1:]
 
-    def scan(self, seconds: float = 1.0) -> Folded:
+    def scan(self, seconds: float = 1.0, without: tuple[str, ...] = ()) -> Folded:
         """What a reading gives, so long after the one before; what the fold deletes goes from the table."""
         self.now_ns += int(seconds * S)
         maps = {
@@ -91,7 +93,10 @@ class Kernel:
             "rtts": self.rtts,
             "subnets": (self.subnet_keys, self.subnets),
             "events": self.events,
+            "config": np.zeros(1, CONFIG),
+            "focused": np.zeros(1, FOCUSED),
         }
+        maps = {name: value for name, value in maps.items() if name not in without}
         folded = self.fold(Reads(self.now_ns, int(seconds * S), maps, {}))
         if (gone := folded.delete.get("flows")) is not None:
             kept = np.array([key.tobytes() not in {g.tobytes() for g in gone} for key in self.keys], bool)
@@ -101,6 +106,12 @@ class Kernel:
 
     def section(self, seconds: float = 1.0) -> Flows:
         section = self.scan(seconds).section
+        assert isinstance(section, Flows)
+        return section
+
+    def between(self, seconds: float = 1.0) -> Flows:
+        """The section of a frame for which the table was not read (--scan-interval)."""
+        section = self.scan(seconds, ("flows", "owners")).section
         assert isinstance(section, Flows)
         return section
 
@@ -140,6 +151,70 @@ def test_a_flow_that_is_new_in_this_scan_counts_from_nothing(kernel: Kernel) -> 
     section = kernel.section()
 
     assert [int(row(section, number)["rx_bytes"]) for number in (3, 5, 9)] == [41, 0, 43]
+
+
+def test_frames_between_two_scans_carry_the_rows_of_the_last_and_say_so(kernel: Kernel) -> None:
+    kernel.flow(7)
+    kernel.section()
+    kernel.of(7)["dir"]["bytes"] = [[600, 0]]
+    first = kernel.section(seconds=3)
+    kernel.of(7)["dir"]["bytes"] = [[1500, 0]]
+    carried = [kernel.between(0.5) for _ in range(5)]
+    last = kernel.section(0.5)
+
+    assert (first.interval_ns, first.age_ns, row(first, 7)["rx_bytes"]) == (3 * S, 0, 600)
+    for number, section in enumerate(carried, 1):
+        assert (section.age_ns, section.interval_ns) == (number * S // 2, 3 * S)
+        assert row(section, 7)["rx_bytes"] == 600
+        assert section.total == 1
+    # Over all of the three seconds, not over the half of one since the frame before.
+    assert (last.interval_ns, last.age_ns, row(last, 7)["rx_bytes"]) == (3 * S, 0, 900)
+
+
+def test_counters_histograms_and_samples_go_on_between_two_scans(kernel: Kernel) -> None:
+    kernel.flow(7)
+    kernel.section()
+    kernel.counters["opened"][0] = [5, 6]
+    kernel.counters["created"][0] += np.array([5, 6], np.uint64)
+    kernel.rtts["slots"][OUTWARD, 0, 100] = 17
+    section = kernel.between()
+
+    assert (section.opened, section.outward.count, section.total) == (11, 17, 1)
+    # Created and not read yet is not evicted.
+    assert section.evicted == 0
+    assert kernel.between().opened == 0
+
+
+def test_nothing_expires_twice_between_two_scans(kernel: Kernel) -> None:
+    kernel.flow(7, protocol=17)
+    kernel.section()
+    expiring = kernel.scan(200)
+    assert isinstance(expiring.section, Flows)
+    assert expiring.section.expired == 1
+    assert "flows" in expiring.delete
+    between = kernel.scan(1, ("flows", "owners"))
+    assert isinstance(between.section, Flows)
+    assert (between.section.expired, dict(between.delete)) == (0, {})
+
+
+def test_joining_a_hundred_thousand_flows_agrees_with_a_dictionary(kernel: Kernel) -> None:
+    random = np.random.default_rng(11)
+    table: dict[int, int] = {}
+    ids = random.permutation(150_000)[:100_000].astype(np.uint64) + np.uint64(1)
+    for _ in range(3):
+        keys, values = np.zeros(len(ids), FLOW_KEY), np.zeros(len(ids), FLOW)
+        values["id"], values["last"] = ids, kernel.now_ns
+        values["dir"]["bytes"][:, 0] = [table.get(int(n), 0) + int(n) % 1009 for n in ids]
+        kernel.keys, kernel.values = keys, values
+        section = kernel.section()
+        assert section.total == len(ids)
+        assert MAX_ROWS // 5 <= len(section.rows) <= MAX_ROWS
+        assert (section.rows["rx_bytes"] == section.rows["id"] % 1009).all()
+        # The largest is among them, wherever it was.
+        assert section.rows["rx_bytes"].max() == 1008
+        table = dict(zip(map(int, ids), map(int, values["dir"]["bytes"][:, 0]), strict=True))
+        random.shuffle(ids)
+        ids = np.concatenate([ids[:60_000], np.arange(40_000, dtype=np.uint64) + ids.max() + np.uint64(1)])
 
 
 def test_another_connection_with_the_same_ports_starts_anew(kernel: Kernel) -> None:

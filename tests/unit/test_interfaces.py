@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nettop.errors import ExitCode, NettopError
-from nettop.interfaces import choose, default_route, names
+from nettop.interfaces import apart, choose, default_route, names
 
 HEADER = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 ETH1 = "eth1\t00000000\t0101A8C0\t0003\t0\t0\t200\t00000000\t0\t0\t0\n"
@@ -83,3 +83,24 @@ def test_a_hostile_name_does_not_reach_the_terminal():
     with pytest.raises(NettopError) as caught:
         choose(["x\x1b[2J"], ("\x1b[31mevil",), None)
     assert "\x1b" not in caught.value.lines()
+
+
+@pytest.mark.parametrize(
+    ("argv", "then"),
+    [
+        (["--snapshot", "eth0"], ["--snapshot=", "eth0"]),
+        (["--snapshot", "eth0", "tcp", "port", "443"], ["--snapshot=", "eth0", "tcp", "port", "443"]),
+        (["eth0", "--snapshot", "tcp", "port", "443"], ["eth0", "--snapshot=", "tcp", "port", "443"]),
+        (["eth0", "--snapshot", "(tcp or udp)"], ["eth0", "--snapshot=", "(tcp or udp)"]),
+        (["eth0", "--snapshot", "x.json"], ["eth0", "--snapshot", "x.json"]),
+        (["--snapshot", "x.json", "eth0"], ["--snapshot", "x.json", "eth0"]),
+        (["--snapshot=eth0"], ["--snapshot=eth0"]),
+        (["--snapshot", "./eth0"], ["--snapshot", "./eth0"]),
+        (["eth0", "--snapshot"], ["eth0", "--snapshot"]),
+        (["--snapshot"], ["--snapshot"]),
+        (["eth0", "--", "--snapshot", "lo"], ["eth0", "--", "--snapshot", "lo"]),
+        ([], []),
+    ],
+)
+def test_a_snapshot_takes_no_interface_and_no_filter_for_its_file(argv, then):
+    assert apart(argv, ("lo", "eth0")) == then

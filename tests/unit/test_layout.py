@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from nettop import bpf, model, stats
-from nettop.control import Config, Counting
+from nettop.control import Config, Counting, Flag
 from nettop.loader.compile import Object, compile_source
 from nettop.probes import flows_layout as flows
-from nettop.probes import throughput
+from nettop.probes import stages, throughput
 from nettop.probes.flows import PROBE as FLOWS
 
 pytestmark = pytest.mark.live
@@ -41,6 +41,7 @@ FLOW_STRUCTS: Structs = {
     "subnet_key": flows.SUBNET_KEY,
     "subnet": flows.SUBNET,
     "owner": flows.OWNER,
+    "focused": flows.FOCUSED,
     "hist": flows.HIST,
 }
 # Of no concern to the Python side.
@@ -81,6 +82,24 @@ THROUGHPUT_CONSTANTS = {
     "SIZE_CLASSES": len(throughput.SIZES),
     "BIN_SHIFT": throughput.BIN_SHIFT,
     "BINS": throughput.BINS,
+}
+
+STAGES_STRUCTS: Structs = {
+    "stage": stages.STAGE,
+    "paths": stages.PATHS,
+    "traced_event": stages.TRACE,
+    "tracing": stages.TRACING,
+}
+STAGES_CONSTANTS = {
+    "STAGES": stages.ENTRIES,
+    "RX_WHOLE": stages.RX_WHOLE,
+    "TX_WHOLE": stages.TX_WHOLE,
+    "RX_BEGIN": stages.RX_BEGIN,
+    "TX_BEGIN": stages.TX_BEGIN,
+    "TRACE_DROP": stages.TRACE_DROP,
+    **{f"RX_{b.stage.upper()}": b.index for b in (*stages.RX[1:], stages.FORWARD)},
+    **{f"TX_{b.stage.upper()}": b.index for b in (*stages.TX[1:], stages.DONE)},
+    **{flag.name or "": int(flag) for flag in Flag},
 }
 
 RUN = """
@@ -145,9 +164,10 @@ def config_places() -> dict[str, int]:
     """The same for struct config: where each field's own mark is in the packed bytes."""
     expected = {"sizeof(struct config)": len(Config().pack())}
     for field in fields(Config):
-        zero = Config(**{f.name: 0 for f in fields(Config)})
+        values: dict[str, Any] = {f.name: bytes(40) if f.type == "bytes" else 0 for f in fields(Config)}
+        zero = Config(**values)
         # 1 in the lowest byte: the field begins where that is.
-        packed = Config(**{**{f.name: 0 for f in fields(Config)}, field.name: 1}).pack()
+        packed = Config(**{**values, field.name: b"\1" + bytes(39) if field.type == "bytes" else 1}).pack()
         changed = [i for i, (a, b) in enumerate(zip(packed, zero.pack(), strict=True)) if a != b]
         expected[f"offsetof(struct config, {field.name})"] = changed[0]
     return expected
@@ -164,6 +184,24 @@ def throughput_object(cache: Path) -> tuple[dict[str, int], Object]:
     return compiled(cache, "throughput.c", expressions, RUN_SIZE)
 
 
+@pytest.fixture(scope="module")
+def stages_object(cache: Path) -> tuple[dict[str, int], Object]:
+    return compiled(cache, "stages.c", [*stages_places(), *STAGES_CONSTANTS], "")
+
+
+def stages_places() -> dict[str, int]:
+    """`struct stage` begins with a histogram, whose fields are its own."""
+    expected = places(STAGES_STRUCTS)
+    for kind in ("sizeof(((struct stage *)0)->{})", "offsetof(struct stage, {})"):
+        for name in ("sum", "slots"):
+            expected[kind.format(f"delay.{name}")] = expected.pop(kind.format(name))
+    return expected
+
+
+def test_stages_structs_and_constants(stages_object: tuple[dict[str, int], Object]) -> None:
+    assert stages_object[0] == {**stages_places(), **STAGES_CONSTANTS}
+
+
 def test_flow_structs_and_constants(flow_object: tuple[dict[str, int], Object]) -> None:
     expected = {**places(FLOW_STRUCTS), **config_places(), **CONSTANTS}
     assert len(expected) > 150
@@ -177,14 +215,17 @@ def test_throughput_structs_and_constants(throughput_object: tuple[dict[str, int
 def test_nothing_of_the_headers_is_left_out() -> None:
     """A struct or constant that is added to the C text must be compared above."""
     text = (SOURCES / "flow.h").read_text()
-    assert set(re.findall(r"^struct (\w+) \{", text, re.M)) == {*FLOW_STRUCTS} - {"hist"} | KERNEL_ONLY
+    assert (
+        set(re.findall(r"^struct (\w+) \{", text, re.M))
+        == {*FLOW_STRUCTS} - {"hist", "flow_key"} | KERNEL_ONLY
+    )
     named = set(re.findall(r"^#define ((?:STATE|METHOD|EVENT)_\w+)", text, re.M))
     assert named == {name for name in CONSTANTS if name.startswith(("STATE_", "METHOD_", "EVENT_"))}
     text = (SOURCES / "nettop.h").read_text()
     assert set(re.findall(r"^#define (COUNT_\w+)", text, re.M)) <= {*CONSTANTS}
     found = re.search(r"^struct config \{(.*?)^\}", text, re.M | re.S)
     assert found
-    assert re.findall(r"^\tu\d+ (\w+);", found[1], re.M) == [f.name for f in fields(Config)]
+    assert re.findall(r"^\t(?:u\d+|struct \w+) (\w+);", found[1], re.M) == [f.name for f in fields(Config)]
 
 
 def test_fields_without_a_name_are_none() -> None:
@@ -195,9 +236,16 @@ def test_fields_without_a_name_are_none() -> None:
 
 
 def test_maps_have_the_sizes_that_the_modules_read(
-    flow_object: tuple[dict[str, int], Object], throughput_object: tuple[dict[str, int], Object]
+    flow_object: tuple[dict[str, int], Object],
+    throughput_object: tuple[dict[str, int], Object],
+    stages_object: tuple[dict[str, int], Object],
 ) -> None:
-    for probe, (_, made) in ((FLOWS, flow_object), (throughput.PROBE, throughput_object)):
+    made_of = (
+        (FLOWS, flow_object),
+        (throughput.PROBE, throughput_object),
+        (stages.PROBE, stages_object),
+    )
+    for probe, (_, made) in made_of:
         specs = {spec.name: spec for spec in made.maps}
         for layout in probe.maps:
             if layout.read != "ring":  # a ring has no values of one size

@@ -53,8 +53,9 @@ def say(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> None:
     [
         Load(Plan("eth0", ("throughput", "flows"), 4096, 16, 32, "clsact")),
         Reattach(),
+        Reattach("eth1"),
         Stats(True),
-        Done("broken", "mend it", 4, "00ff"),
+        Done("broken", "mend it", 4, "00ff", "by the way"),
     ],
 )
 def test_messages_arrive_as_they_were_sent(pair, message):
@@ -115,6 +116,12 @@ def test_the_other_end_gone_is_the_end(pair):
         b'["Load",{"plan":{"interface":"eth0","probes":[],"via":"TCX;"}}]',
         b'["Loaded",{"probe":{"name":"x","state":"live","maps":[{"name":"m"}]}}]',
         b'["Loaded",{"probe":{"name":"x","state":"live","maps":5}}]',
+        b'["Loaded",{"probe":[]}]',
+        b'["Loaded",{"probe":{"name":"x","state":"live","hooks":[[]]}}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"max_flows":1048577}}]',
+        b'["Filter",{"instructions":[1' + b"0" * 4000 + b",0,0,0]}]",
+        b'["Filter",{"instructions":[6,0,0]}]',
+        b'["Filter",{"instructions":[-6,0,0,1]}]',
         b"[" * 100_000,
         b"\xff\xfe",
     ],

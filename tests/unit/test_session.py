@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from standins import traffic
 
 from nettop.errors import NettopError
 from nettop.model import Frame
+from nettop.probes.flows import Flows
+from nettop.probes.flows_layout import FLOW_KEY, ROW
 from nettop.recording import Recorder, Recording, View
 from nettop.session import Session
 from nettop.settings import Control, Settings
@@ -79,6 +83,22 @@ async def test_a_second_file_in_the_same_second_gets_a_number(tmp_path):
     assert names[1].endswith("-2.snapshot.json")
 
 
+async def test_after_a_reset_totals_start_anew_on_the_screen_and_not_in_the_recording(tmp_path):
+    source, session = Frames(0), Session(Settings(), Control(), folder=tmp_path)
+    source.made = [traffic(i, 1000 * (i + 1)) for i in range(3)]
+    await session.reset()  # before the first frame: there is nothing to start from
+    session.start_recording(str(tmp_path / "x"))
+    totals = []
+    async for one in session.watched(source):
+        totals.append(one.sections["throughput"].rx.bytes_total)
+        if len(totals) == 2:
+            await session.reset()
+    session.close()
+    assert totals == [1000, 2000, 1000]
+    with Recording(str(tmp_path / "x")) as recording:
+        assert [f.sections["throughput"].rx.bytes_total for f in recording.frames()] == [1000, 2000, 3000]
+
+
 async def test_nothing_to_write_yet_is_said(tmp_path):
     session = Session(Settings(), folder=tmp_path)
     for asked in (session.snapshot([]), session.record(True)):
@@ -103,9 +123,33 @@ def test_only_a_running_kernel_has_an_interval_and_a_focus():
     session = Session(Settings(), control)
     assert {"interval", "focus"} <= session.offers
     session.set_interval(0.5)
-    session.set_focus(7)
-    assert (control.delay, control.focus) == (0.5, 7)
+    assert control.delay == 0.5
     assert not {"interval", "focus"} & Session(Settings()).offers
+
+
+async def test_the_flow_in_focus_is_looked_up_in_the_newest_frame(tmp_path):
+    rows = np.zeros(2, ROW)
+    rows["id"], rows["protocol"], rows["local_port"], rows["remote_port"] = (5, 7), 6, 443, (40_000, 40_001)
+    rows["vlan"], rows["vlan_inner"] = 12, 34
+    rows["local"][1], rows["remote"][1] = range(16), range(16, 32)
+    source, control = Frames(1), Control()
+    source.made = [replace(f, sections={"flows": Flows(rows)}) for f in source.made]
+    session = Session(Settings(), control, folder=tmp_path)
+    session.set_focus(7)
+    assert control.focus is None  # no frame yet
+    assert [f async for f in session.watched(source)]
+    session.set_focus(7)
+    assert control.focus
+    assert control.focus.id == 7
+    key = np.frombuffer(control.focus.key, FLOW_KEY)[0]
+    assert bytes(key["local"]) + bytes(key["remote"]) == bytes(range(32))
+    assert (key["local_port"], key["remote_port"]) == (443, 40_001)
+    assert key["protocol"] == 6 | 12 << 8 | 34 << 20
+    session.set_focus(8)
+    assert control.focus is None
+    session.set_focus(5)
+    session.set_focus(0)
+    assert control.focus is None
 
 
 def test_options_come_from_the_settings():

@@ -53,7 +53,7 @@ def test_every_option_of_the_contract_is_there():
     text = settings.parser().format_help()
     for word in (
         "--delay --batch --count --format --output --snapshot --record --replay --demo --probes --list-probes "
-        "--check --max-flows --scan-interval --subnets --top --sort --config --print-config --log --version "
+        "--check --max-flows --scan-interval --budget --subnets --top --sort --config --print-config --log --version "
         "--help -d -b -n -o -p -s -c -V -h"
     ).split():
         assert re.search(rf"(^|[\s,]){word}\b", text), word
@@ -213,7 +213,7 @@ def test_what_this_run_is_about_reaches_the_settings(tmp_path):
 
 def test_control_starts_with_the_settings():
     c = Control.of(Settings(delay=2.5, filter="tcp"))
-    assert (c.delay, c.filter, c.focus, c.paused) == (2.5, "tcp", 0, False)
+    assert (c.delay, c.filter, c.focus, c.paused) == (2.5, "tcp", None, False)
 
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True)
@@ -227,6 +227,7 @@ texts = st.text(max_size=64).filter(str.isprintable)
         probes=st.lists(names, unique=True, max_size=4).map(tuple),
         max_flows=st.integers(64, 1 << 20),
         scan_interval=st.just(0.0) | st.floats(0.1, 600),
+        budget=st.floats(0, 10_000),
         subnets=st.tuples(st.integers(0, 32), st.integers(0, 128)),
         top=st.integers(1, 1_000_000),
         sort=st.just("") | names,

@@ -6,10 +6,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nettop.control import Config, Flag
 from nettop.model import Frame
 from nettop.probes import stages_view
 from nettop.probes.base import Reads, Setup
-from nettop.probes.stages import ENTRIES, HOOKS, PATHS, PROBE, STAGE, Stages, StagesFold
+from nettop.probes.stages import (
+    CONFIG,
+    ENTRIES,
+    HOOKS,
+    PATHS,
+    PROBE,
+    RX_BEGIN,
+    STAGE,
+    TRACE,
+    TRACE_DROP,
+    TRACING,
+    TX_BEGIN,
+    Stages,
+    StagesFold,
+    TraceEvent,
+)
 from nettop.probes.view import Canvas, text_of
 from nettop.stats import bucket_of, mean
 
@@ -24,19 +40,35 @@ class Kernel:
     """Maps as the programs leave them."""
 
     def __init__(self) -> None:
-        self.stages = np.zeros((ENTRIES, CPUS), STAGE)
-        self.paths = np.zeros((1, CPUS), PATHS)
+        self.stages = np.zeros((2 * ENTRIES, CPUS), STAGE)
+        self.paths = np.zeros((2, CPUS), PATHS)
+        self.config = np.zeros(1, CONFIG)
+        self.tracing = np.zeros((1, CPUS), TRACING)
+        self.events: list[tuple[int, ...]] = []
 
-    def record(self, index: int, cpu: int, ns: int, count: int = 1, path: bool = True) -> None:
-        entry = self.stages[index, cpu]
+    def record(
+        self, index: int, cpu: int, ns: int, count: int = 1, path: bool = True, focused: bool = False
+    ) -> None:
+        """Packets of no particular flow; ``focused``: of the flow in focus, counted twice as the programs do."""
+        if focused:
+            self.record(index, cpu, ns, count, path)
+        entry = self.stages[index + ENTRIES * focused, cpu]
         entry["sum"] += ns * count
         entry["slots"][bucket_of(ns)] += count
         if path:
-            self.paths[0, cpu]["ns"][index] += ns * count
-            self.paths[0, cpu]["packets"][index] += count
+            self.paths[int(focused), cpu]["ns"][index] += ns * count
+            self.paths[int(focused), cpu]["packets"][index] += count
 
     def reads(self) -> Reads:
-        return Reads(0, SECOND, {"stages": self.stages, "paths": self.paths}, {})
+        events, self.events = np.array(self.events, TRACE), []
+        maps = {
+            "config": self.config,
+            "stages": self.stages,
+            "paths": self.paths,
+            "tracing": self.tracing,
+            "trace": events,
+        }
+        return Reads(0, SECOND, maps, {})
 
 
 def folded(fold: StagesFold, kernel: Kernel) -> Stages:
@@ -65,7 +97,7 @@ def test_an_interval_is_what_was_added_on_all_cpus():
     ip = row(section, "ip")
     assert (ip.matched, ip.missed, ip.latency.sum_ns) == (11, 2, 33_000)
     assert ip.coverage == pytest.approx(11 / 13)
-    assert section.health() == {"untracked_packets": 2}
+    assert section.health() == {"untracked_packets": 2, "lost_events": 0}
     assert row(folded(fold, kernel), "ip").matched == 0
 
 
@@ -125,6 +157,82 @@ def test_json_there_and_back():
     assert again.to_json(10, "") == data
     assert mean(again.rx_whole) == 130_000
     assert PROBE.load({}).to_json(1, "")["stages"]["rx"] == []
+
+
+def test_the_config_is_read_where_it_is_written():
+    written = replace(Config(sample_shift=3, flags=5), focus=2**63 + 7, focus_key=bytes(range(40)))
+    read = np.frombuffer(written.pack(), CONFIG)[0]
+    assert (read["sample_shift"], read["flags"], read["focus"]) == (3, 5, 2**63 + 7)
+
+
+def test_the_flow_in_focus_has_rows_of_its_own():
+    kernel, fold = Kernel(), StagesFold(setup())
+    assert folded(fold, kernel).focus is None
+    kernel.config["focus"] = 7
+    assert folded(fold, kernel).focus.flow == 7
+    kernel.record(RX["application"], 0, 1000, 5)
+    for cpu in range(CPUS):
+        kernel.record(RX["application"], cpu, 20_000, 3, focused=True)
+    kernel.record(RX_WHOLE, 0, 21_000, 9, path=False, focused=True)
+    kernel.stages[ENTRIES + RX["ip"], 1]["missed"] = 2
+    section = folded(fold, kernel)
+    assert row(section, "application").matched == 5 + 3 * CPUS
+    mine = row(section.focus, "application")
+    assert (mine.matched, mine.latency.sum_ns, mine.path_packets) == (9, 180_000, 9)
+    assert section.focus.rx_whole.count == 9
+    assert (row(section, "ip").missed, row(section.focus, "ip").missed) == (0, 2)
+    data = section.to_json(10, "")
+    assert data["stages"]["focus"]["flow"] == 7
+    assert PROBE.load(data).to_json(10, "") == data
+
+
+def test_sampling_is_said():
+    kernel, fold = Kernel(), StagesFold(setup())
+    assert folded(fold, kernel).to_json(1, "")["stages"]["sampled_one_in"] == 1
+    kernel.config["sample_shift"] = 4
+    section = folded(fold, kernel)
+    assert section.sample == 16
+    assert PROBE.load(section.to_json(1, "")).sample == 16
+    assert PROBE.load({}).sample == 1
+
+
+def test_a_packets_way_is_a_list_of_events_by_time():
+    kernel, fold = Kernel(), StagesFold(setup())
+    kernel.events = [(1, 0, 0, 1, RX_BEGIN, 0)]  # of an earlier run: nobody asks for it
+    assert folded(fold, kernel).trace is None
+    kernel.config["flags"] = Flag.TRACE
+    kernel.events = [
+        (30, 7, 20, 1 << 24 | 5, RX["stack"], 1),
+        (10, 7, 0, 1 << 24 | 5, RX_BEGIN, 1),
+        (40, 0, 0, 6, TX_BEGIN, 0),
+        (70, 0, 0, 6, TRACE_DROP | 10, 0),
+    ]
+    kernel.tracing["lost"][0] = 1, 2, 0
+    kernel.tracing["left_out"][0] = 5, 0, 0
+    section = folded(fold, kernel)
+    assert section.trace == (
+        TraceEvent(10, 7, 1 << 24 | 5, "rx", "", None, 1),
+        TraceEvent(30, 7, 1 << 24 | 5, "rx", "stack", 20, 1),
+        TraceEvent(40, 0, 6, "tx", "", None, 0),
+        TraceEvent(70, 0, 6, "tx", "qdisc", None, 0, dropped=True),
+    )
+    assert (section.trace_lost, section.trace_left_out) == (3, 5)
+    assert section.health()["lost_events"] == 3
+    again = PROBE.load(section.to_json(1, ""))
+    assert (again.trace, again.trace_lost, again.trace_left_out) == (section.trace, 3, 5)
+    after = folded(fold, kernel)
+    assert (after.trace, after.trace_lost, after.trace_left_out) == ((), 0, 0)
+
+
+def test_another_focus_starts_anew():
+    kernel, fold = Kernel(), StagesFold(setup())
+    folded(fold, kernel)
+    for flow, counted in ((7, 0), (7, 4), (8, 0), (8, 4), (0, None), (8, 0)):
+        kernel.config["focus"] = flow
+        kernel.record(RX["ip"], 0, 1000, 4, focused=True)
+        section = folded(fold, kernel)
+        assert (section.focus and row(section.focus, "ip").matched) == counted
+        assert row(section, "ip").matched == 4  # nothing of it is lost to all packets' counts
 
 
 def frames(*stages_ns: dict[str, int], count: int = 100) -> list[Frame]:

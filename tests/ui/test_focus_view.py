@@ -1,0 +1,128 @@
+"""The page of one flow: its verdict, the bar of its delay, and what it did; on every size of canvas."""
+
+from dataclasses import replace
+
+import frames
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nettop.model import ProbeStatus
+from nettop.probes import draw, flows_view, focus_view, verdict
+from nettop.probes.view import Canvas, text_of
+
+HISTORY = frames.frames(75)
+OTHER = 1 << 40  # a flow that is not in focus
+
+
+def page(canvas: Canvas, history=HISTORY, flow=frames.FOCUS) -> list[str]:
+    return [text_of(row) for row in flows_view.detail(history, flow, canvas)]
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    width=st.integers(1, 200),
+    height=st.integers(1, 60),
+    unicode=st.booleans(),
+    shades=st.booleans(),
+    flow=st.sampled_from([frames.FOCUS, OTHER, OTHER + 2, OTHER + 7]),
+    count=st.integers(1, 75),
+)
+def test_the_page_is_not_larger_than_its_canvas(width, height, unicode, shades, flow, count):
+    canvas = Canvas(width, height, unicode=unicode, shades=shades)
+    lines = flows_view.detail(HISTORY[:count], flow, canvas)
+    assert len(lines) <= height
+    assert max((draw.cells_of(row) for row in lines), default=0) <= width
+    if not unicode:
+        assert all(c.isascii() or c in "µ…" for row in lines for c in text_of(row))
+
+
+def test_it_says_what_is_wrong_and_by_which_figures():
+    found = verdict.explain(HISTORY, frames.FOCUS)
+    text = "\n".join(page(Canvas(116, 37)))
+    assert found.verdict == "network"
+    for said in (found.verdict, found.headline, *found.reasons):
+        assert said in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(116, 37), (76, 21), (160, 50)])
+def test_every_part_stands_beside_the_bar(width, height):
+    rows = page(Canvas(width, height))
+    at = [next(i for i, row in enumerate(rows) if kind.words in row) for kind in verdict.KINDS]
+    assert at == sorted(at, reverse=True)[: len(at)], "the first on the way stands lowest"
+
+
+def test_the_part_that_the_verdict_speaks_of_is_warm_and_marked():
+    lines = flows_view.detail(HISTORY, frames.FOCUS, Canvas(116, 37))
+    words = next(k.words for k in verdict.KINDS if k.name == "beyond")
+    warm = next(row for row in lines if any(words in span.text for span in row))
+    assert text_of(warm).rstrip().endswith("◂")
+    assert [span.role for span in warm if span.text.startswith("█ ")] == ["warn"]
+    others = [
+        row for row in lines if any(k.words in text_of(row) for k in verdict.KINDS if k.name != "beyond")
+    ]
+    assert not any(text_of(row).rstrip().endswith("◂") for row in others)
+
+
+def test_without_shades_each_part_has_a_texture_of_its_own():
+    for unicode in (True, False):
+        canvas = Canvas(116, 37, unicode=unicode, shades=False)
+        glyphs = [focus_view._glyph(name, canvas) for name in verdict.NAMES]
+        assert len(set(glyphs)) == len(glyphs)
+        bar = [row for row in page(canvas) if "▕" in row or "|" in row]
+        beyond = focus_view._glyph("beyond", canvas)
+        assert sum(row[9:70].count(beyond) for row in bar) > 100
+
+
+def test_the_bar_is_as_high_as_the_way_is_long():
+    parts = dict.fromkeys(verdict.NAMES, 0.0) | {"wire": 25.0, "reader": 50.0}
+    lines = focus_view.bars([parts, parts], Canvas(4, 8, shades=False), 100.0, ())
+    column = [text_of(row)[-1] for row in lines]
+    assert column == [" ", " ", "█", "█", "█", "█", "░", "░"]
+    assert all(text_of(row)[:2] == "  " for row in lines)
+
+
+def test_a_rare_exception_does_not_flatten_the_rest():
+    assert focus_view._top([1.0] * 50) == 1.0
+    assert focus_view._top([1.0] * 49 + [3.0]) == 3.0
+    assert focus_view._top([1.0] * 49 + [300.0]) == 2.0
+    parts = dict.fromkeys(verdict.NAMES, 0.0) | {"wire": 300.0}
+    assert text_of(focus_view.bars([parts], Canvas(1, 4), 2.0, ())[0]) == "↑"
+
+
+def test_a_flow_that_is_not_in_focus_shows_what_is_known_and_what_is_missing():
+    rows = page(Canvas(116, 37), flow=OTHER)
+    assert any("wait for reader" in row and "not in focus" in row for row in rows)
+    assert any("RTT, least seen" in row and "20.0 ms" in row for row in rows)
+
+
+def test_a_probe_that_is_off_is_named():
+    def without(frame):
+        sections = {k: v for k, v in frame.sections.items() if k not in ("stages", "irq")}
+        probes = {**frame.probes, "stages": ProbeStatus("off"), "irq": ProbeStatus("unavailable", "no hooks")}
+        return replace(frame, sections=sections, probes=probes)
+
+    rows = page(Canvas(116, 37), [without(f) for f in HISTORY])
+    assert any("wait for reader" in row and "stages is off" in row for row in rows)
+    assert any("interrupt to poll" in row and "irq: unavailable" in row for row in rows)
+    assert any("RTT, least seen" in row and "24.0 ms" in row for row in rows)
+
+
+def test_samples_of_the_flow_in_focus_are_a_heat_map():
+    def heats(history) -> bool:
+        lines = flows_view.detail(history, frames.FOCUS, Canvas(116, 37))
+        return any(span.role.startswith("heat:") for row in lines for span in row)
+
+    assert not heats(HISTORY[: frames.FOCUSED_SINCE])
+    assert heats(HISTORY)
+
+
+def test_a_spin_bit_that_does_not_spin_is_said():
+    table = flows_view.rows(HISTORY[-1]).copy()
+    quic = table["id"] == OTHER + 2
+    table["rtt"]["samples_total"][quic], table["rtt"]["samples"][quic] = 0, 0
+    table["spin_packets"][quic] = 64
+    last = HISTORY[-1]
+    made = replace(last, sections={**last.sections, "flows": replace(last.sections["flows"], rows=table)})
+    rows = page(Canvas(116, 37), [*HISTORY[:-1], made], OTHER + 2)
+    assert any("does not spin" in row for row in rows)

@@ -1,0 +1,130 @@
+"""The recording that comes with nettop: small, whole, eventful, and played by anybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from nettop.cli import DEMO
+from nettop.model import Frame
+from nettop.probes.base import all_probes
+from nettop.probes.flows import Flows
+from nettop.probes.throughput import Throughput
+from nettop.recording import Recording
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 400_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def frames() -> Iterator[list[Frame]]:
+    with Recording(str(DEMO)) as recording:
+        assert recording.problem is None
+        yield list(recording.frames())
+
+
+def throughput(frame: Frame) -> Throughput:
+    section = frame.sections["throughput"]
+    assert isinstance(section, Throughput)
+    return section
+
+
+def flows(frame: Frame) -> Flows:
+    section = frame.sections["flows"]
+    assert isinstance(section, Flows)
+    return section
+
+
+def test_it_is_small():
+    assert DEMO.stat().st_size < LIMIT
+
+
+def test_it_is_about_a_minute_with_every_probe(frames):
+    seconds = sum(frame.seconds for frame in frames)
+    assert 55 < seconds < 90
+    for frame in frames:
+        assert {name for name, status in frame.probes.items() if status.state == "live"} == set(all_probes())
+
+
+def test_it_says_nothing_of_where_it_was_made(frames):
+    assert {(frame.host, frame.interface) for frame in frames} == {("demo", "uplink0")}
+    addresses = {row["remote"].tobytes() for frame in frames for row in flows(frame).rows}
+    private = (b"\0" * 10 + b"\xff\xff" + bytes([10, 77]), bytes.fromhex("fd77"), bytes.fromhex("ff02"))
+    assert all(address.startswith(private) for address in addresses)
+
+
+def test_a_download_starts(frames):
+    rates = [throughput(frame).rx.bytes * 8 / frame.seconds for frame in frames]
+    assert max(rates) > 100e6
+    assert min(rates) < 10e6
+
+
+def test_a_queue_fills_and_every_flow_waits_in_it(frames):
+    queued = [frame for frame in frames if (throughput(frame).backlog_bytes or 0) > 50_000]
+    assert len(queued) >= 4
+    assert {throughput(frame).qdisc for frame in queued} == {"tbf"}
+    rows = flows(queued[len(queued) // 2]).rows
+    measured = rows[rows["rtt"]["samples"] > 0]
+    waiting = measured["rtt"]["last"] > measured["rtt"]["min"] + 20_000_000
+    assert waiting.sum() >= 5
+
+
+def test_a_path_loses_packets(frames):
+    assert max(int(flows(frame).rows["tx_retransmits"].max(initial=0)) for frame in frames) > 20
+
+
+def test_a_reader_is_slow(frames):
+    """Its connection's window closes: hardly anything arrives, from a sender that has more."""
+    names = {bytes(row["process"]).rstrip(b"\0") for frame in frames for row in flows(frame).rows}
+    assert b"importer" in names
+
+
+def test_it_is_what_the_schema_says(frames):
+    schema = json.loads((ROOT / "docs" / "frame.schema.json").read_text(encoding="utf-8"))
+    validator = Draft202012Validator(schema)
+    with Recording(str(DEMO)) as recording:
+        for place in recording._places[::8]:
+            validator.validate(json.loads(recording._text(place)))
+
+
+def test_anybody_can_play_it():
+    """Without a privilege, and without bcc."""
+    code = (
+        "import sys; sys.modules['bcc'] = None; from nettop.cli import main; "
+        "sys.exit(main(['--demo', '-b', '--format', 'ndjson', '-n', '3']))"
+    )
+    user = {"user": pwd.getpwnam("nobody").pw_uid, "extra_groups": []} if os.geteuid() == 0 else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        **user,  # type: ignore[arg-type]
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["interface"] for line in done.stdout.splitlines()] == ["uplink0"] * 3
+
+
+def test_the_wheel_carries_it(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("nettop/demo.ndjson.gz") == DEMO.read_bytes()

@@ -1,0 +1,199 @@
+"""Strings that somebody else has chosen: shown as data, wherever they come from and wherever they go."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nettop import cli, schema, units
+from nettop.errors import NettopError
+from nettop.model import Frame, Histogram, ProbeStatus
+from nettop.output import WRITERS, Style
+from nettop.output.csv import CsvWriter
+from nettop.probes.flows import Flows, Subnet
+from nettop.probes.flows_layout import ROW
+from nettop.probes.flows_view import _process as process_of
+from nettop.probes.irq import Irq, Line
+from nettop.recording import Recording
+
+HOSTILE = {
+    "escape": "\x1b[31m\x1b]0;title\x07",
+    "eighth-bit controls": "\x9b31m\x9d0;x\x9c\x85",
+    "bidi": "a\u202e\u202d\u202a\u202b\u202c\u2066\u2067\u2068\u2069\u200e\u200f\u061cb",
+    "no width": "a\u200b\u200c\u200d\ufeff\u2060\u00ad\u034fb",
+    "lines": "a\nb\rc\vd\fe\u2028f\u2029g\x00h",
+    "combining flood": "a" + "\u0301\u0316\u0488" * 40,
+    "leading mark": "\u0301abc",
+    "variation selectors": "a\ufe0f\ufe00\U000e0100b",
+    "tags": "a\U000e0041\U000e007fb",
+    "blank letters": "a\u3164\u115f\u1160\uffa0\u2800b",
+    "surrogates": "a\ud800\udfffb",
+    "private use": "a\ue000\U0010ffffb",
+    "long": "x" * 10_000,
+    "markup": "[red]x[/red][link=file:///etc/passwd]y[/link]",
+}
+# What moves the cursor, hides, turns round, or belongs to no letter.
+NEVER = [*map(chr, [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])]
+NEVER += list(
+    "\u200b\u200c\u200d\u200e\u200f\u061c\ufeff\u2060\u00ad\u2028\u2029\u3164\u115f\u1160\uffa0\u2800\ufe0f"
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_more_than_data_becomes_a_replacement_character(name):
+    found = units.clean(HOSTILE[name])
+    assert len(found) <= 256
+    assert not set(found) & set(NEVER)
+    assert found.encode("utf-8")
+    assert units.clean(found) == found
+
+
+def test_markup_is_data():
+    assert units.clean(HOSTILE["markup"]) == HOSTILE["markup"]
+
+
+LANGUAGES = [
+    "nginx",
+    "eth0.100",
+    "größe",
+    "Việt Nam",
+    "ếộữ",
+    "漢字",
+    "שלום",
+    "नमस्ते",
+    "naïve e\u0301",
+    "(sd-pam)",
+]
+
+
+@pytest.mark.parametrize("text", LANGUAGES)
+def test_names_of_people_s_languages_stay(text):
+    assert units.clean(text) == text
+
+
+@given(st.text(max_size=300))
+def test_of_any_text(text):
+    found = units.clean(text)
+    assert len(found) == min(len(text), 256)
+    marks = 0
+    for c in found:
+        kind = unicodedata.category(c)
+        assert kind[0] != "C"
+        assert kind not in ("Zl", "Zp")
+        marks = marks + 1 if kind in ("Mn", "Me") else 0
+        assert marks <= 2
+
+
+def hostile_frame(text: str, name: bytes) -> Frame:
+    rows = np.zeros(2, ROW)
+    rows["id"] = (1, 2)
+    rows["protocol"] = 6
+    rows["pid"] = 7
+    rows["process"] = name
+    return Frame(
+        1_750_000_000_000_000_000,
+        10**9,
+        text,
+        text[:15],
+        text,
+        probes={
+            "flows": ProbeStatus("live"),
+            "irq": ProbeStatus("live"),
+            "stages": ProbeStatus("failed", text),
+        },
+        sections={
+            "flows": Flows(rows=rows, total=2, subnets=(Subnet(text, Histogram.empty()),)),
+            "irq": Irq(hard=(Line(3, text, Histogram.empty()),)),
+        },
+        notes=(text,),
+    )
+
+
+def assert_lines_of_data(output: str) -> None:
+    lines = output.replace("\r\n", "\n").split("\n")
+    for line in lines:
+        assert not set(line) & set(NEVER), ascii(line)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("form", WRITERS)
+def test_no_output_can_do_anything_to_a_terminal(form, name):
+    text = HOSTILE[name]
+    made = hostile_frame(text, text.encode("utf-8", "replace")[:15])
+    written: list[str] = []
+    WRITERS[form](written.append, Style(width=100)).write(made)
+    output = "".join(written)
+    assert_lines_of_data(output)
+    if form == "ndjson":
+        assert output.isascii()
+        assert len(output.splitlines()) == 1
+        assert json.loads(output)["host"] in (
+            text,
+            text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+        )
+    else:
+        assert all(len(line) < 5000 for line in output.splitlines())
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_replayed_file_is_data(name, tmp_path):
+    path = tmp_path / "x.ndjson"
+    made = hostile_frame(HOSTILE[name], b"proc")
+    text = schema.dumps(schema.frame_to_json(made, 10, ""))
+    data = json.loads(text)
+    for flow in data["flows"]:
+        flow["process"]["name"] = HOSTILE[name]
+    path.write_text(json.dumps(data) + "\n")
+    with Recording(str(path)) as recording:
+        frame = recording.frame(0)
+    for word in (frame.host, frame.interface, frame.filter, *frame.notes, frame.probes["stages"].detail):
+        assert not set(word) & set(NEVER)
+    rows = frame.sections["flows"].rows  # type: ignore[attr-defined]
+    assert not set(process_of(rows[0])) & set(NEVER)
+    written: list[str] = []
+    WRITERS["text"](written.append, Style()).write(frame)
+    assert_lines_of_data("".join(written))
+
+
+def test_a_file_of_escapes_is_refused_in_plain_words(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(cli.privilege, "effective", lambda: 0)
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 1000)
+    path = tmp_path / "x\x1b[31m\u202e.ndjson"
+    path.write_text("\x1b[2J\x1b]0;owned\x07" * 3)
+    assert cli.main(["-b", "--replay", str(path)]) == 1
+    error = capfd.readouterr().err
+    assert_lines_of_data(error)
+    assert len(error.splitlines()) == 2
+
+
+def test_an_error_s_words_are_data(capfd, monkeypatch):
+    def fail(argv: object) -> None:
+        raise NettopError("no interface \x1b[31m\u202e" + "x" * 10_000, "there are: \x9b1m")
+
+    monkeypatch.setattr(cli.settings, "parse", fail)
+    assert cli.main(["eth0"]) == 1
+    error = capfd.readouterr().err
+    assert_lines_of_data(error)
+    assert len(error) < 10_000
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-bash", "@SUM(A1)", "=cmd|'/c x'!A1"])
+def test_a_spreadsheet_takes_no_name_for_a_formula(name):
+    made = replace(hostile_frame("host", name.encode()[:15]), host=name, interface=name[:15])
+    written: list[str] = []
+    CsvWriter(written.append, Style()).write(made)
+    header, *rows = csv.reader(io.StringIO("".join(written), newline=""))
+    assert rows
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        assert cells["host"] == "'" + name
+        assert cells["process"] == "'" + name[:15]
+        assert not any(cell.startswith(("=", "+", "-", "@")) for cell in row)

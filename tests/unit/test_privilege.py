@@ -1,0 +1,95 @@
+"""Which capabilities are enough, which are kept, which kernels want one in the screen, and what the units ask for."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from nettop import privilege
+from nettop.loader.compile import kernel_reads
+from nettop.privilege import BPF, DAC_READ_SEARCH, NET_ADMIN, PERFMON, SYS_ADMIN, mask
+
+ROOT = (1 << 41) - 1
+UNITS = sorted((Path(__file__).parents[2] / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize(
+    ("held", "missing"),
+    [
+        (mask(NET_ADMIN, BPF, PERFMON), ()),
+        (mask(NET_ADMIN, SYS_ADMIN), ()),
+        (ROOT, ()),
+        (mask(BPF, PERFMON), ("CAP_NET_ADMIN",)),
+        (mask(NET_ADMIN, PERFMON), ("CAP_BPF",)),
+        (mask(NET_ADMIN, BPF), ("CAP_PERFMON",)),
+        (mask(SYS_ADMIN), ("CAP_NET_ADMIN",)),
+        (0, ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")),
+    ],
+)
+def test_what_is_missing_is_named(held, missing):
+    assert privilege.missing(held) == missing
+    assert privilege.may_load(held) == (not missing)
+
+
+def test_the_loader_keeps_three_of_root_s():
+    assert privilege.loading(ROOT, 40) == mask(NET_ADMIN, BPF, PERFMON)
+    assert not privilege.loading(ROOT, 40) & mask(SYS_ADMIN, DAC_READ_SEARCH)
+
+
+def test_before_linux_5_8_cap_sys_admin_is_all_of_them():
+    assert privilege.loading((1 << 38) - 1, 37) == mask(NET_ADMIN, SYS_ADMIN)
+
+
+def test_with_cap_sys_admin_alone_that_is_what_loads():
+    assert privilege.loading(mask(NET_ADMIN, SYS_ADMIN), 40) == mask(NET_ADMIN, SYS_ADMIN)
+
+
+@pytest.mark.parametrize(
+    ("release", "refuses"),
+    [
+        ("5.10.0-28-amd64", True),
+        ("5.15.0-91-generic", True),
+        ("5.18.19", True),
+        ("5.19.0", False),
+        ("5.19-rc1", False),
+        ("6.1.0-18-amd64", False),
+        ("6.12.107+deb13-amd64", False),
+        ("10.0", False),
+    ],
+)
+def test_only_kernels_before_5_19_are_asked_whether_they_refuse_maps(release, refuses):
+    assert privilege.refuses_map_access(release) == refuses
+
+
+def test_only_root_becomes_the_user_behind_sudo():
+    assert privilege.user_behind_sudo({"SUDO_UID": "1000", "SUDO_GID": "1000"}) == (1000, 1000)
+    assert privilege.user_behind_sudo({"SUDO_UID": "0", "SUDO_GID": "0"}) is None
+    assert privilege.user_behind_sudo({"SUDO_UID": "-1", "SUDO_GID": "1"}) is None
+
+
+def test_the_compiler_s_reads_are_of_kernel_memory():
+    """bpf_probe_read, which TC programs may not call, as bpf_probe_read_kernel; nothing else is touched."""
+    call = struct.pack("<BBhi", 0x85, 0, 0, 4)
+    others = struct.pack("<BBhi", 0x85, 0, 0, 1) + struct.pack("<BBhi", 0x85, 0x10, 0, 4)
+    others += struct.pack("<BBhi", 0xB7, 0, 0, 4)
+    assert kernel_reads(call + others) == struct.pack("<BBhi", 0x85, 0, 0, 113) + others
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_service_has_what_loading_needs_and_no_more(path):
+    lines = path.read_text().splitlines()
+    pairs = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
+    unit = dict(pairs)
+    names = {"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"}
+    assert set(unit["AmbientCapabilities"].split()) == set(unit["CapabilityBoundingSet"].split()) == names
+    assert unit["DynamicUser"] == unit["NoNewPrivileges"] == "yes"
+    assert unit["ProtectSystem"] == "strict"
+    assert unit["IPAddressDeny"] == "any"
+    assert unit["CacheDirectory"] != "nettop"  # root's own
+    assert "MemoryDenyWriteExecute" not in unit
+
+
+def test_there_are_units():
+    assert len(UNITS) == 2

@@ -1,0 +1,504 @@
+"""A flow's delay in parts and the verdict: each rule on figures that hold and on figures just below them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nettop.errors import NettopError
+from nettop.model import SLOTS, Frame, Histogram, ProbeStatus
+from nettop.output.base import Style
+from nettop.output.focus import Explainer
+from nettop.output.ndjson import NdjsonWriter
+from nettop.output.text import TextWriter
+from nettop.probes import verdict
+from nettop.probes.flows import Flows, Sample
+from nettop.probes.flows_focus import Focused, FocusedFold, Socket
+from nettop.probes.flows_layout import FLAG_OPENED_BY_LOCAL, FLAG_OPENED_BY_REMOTE, FOCUSED, METHODS, ROW
+from nettop.probes.irq import Irq, Poll, SoftIrq
+from nettop.probes.stages import FocusedStages, Stage, Stages
+from nettop.probes.throughput import Direction, Throughput
+from nettop.settings import build, parse
+from nettop.stats import bucket_of
+from nettop.units import endpoint
+
+US, MS, S = 1_000, 1_000_000, 1_000_000_000
+FLOW = 77
+
+
+def packed(text: str) -> bytes:
+    address = ip_address(text)
+    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+
+
+def histogram(ns: float, count: int = 100) -> Histogram:
+    counts = np.zeros(SLOTS, np.uint64)
+    counts[bucket_of(round(ns))] = count
+    return Histogram(counts, round(ns) * count)
+
+
+def stage(name: str, ns: float | None, count: int = 100) -> Stage:
+    if ns is None:
+        return Stage(name, "", "", "", Histogram.empty(), 0)
+    return Stage(name, "", "", "", histogram(ns, count), 0, path_ns=round(ns) * count, path_packets=count)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a second of a flow looks like.  Delays in ns; counts of the second.  By default all is well."""
+
+    rtt: float | None = 300 * US
+    least: float = 280 * US
+    packets: tuple[int, int] = (500, 500)
+    size: tuple[int, int] = (200_000, 400_000)
+    again: tuple[int, int] = (0, 0)
+    late: tuple[int, int] = (0, 0)
+    rx: dict[str, float | None] = field(default_factory=lambda: {"stack": 2e3, "ip": 1e3, "socket": 2e3})
+    reader: float | None = 40 * US
+    tx: dict[str, float | None] = field(default_factory=lambda: {"ip": 2e3, "driver": 3e3})
+    qdisc: float | None = 1 * US
+    buffer: float | None = 4 * US
+    softirq: float = 3 * US
+    hardware: bool = True
+    data: tuple[int, int] = (200, 300)
+    zero: tuple[int, int] = (0, 0)
+    answers: tuple[int, int] = (200, 200)
+    answer_ns: tuple[float, float] = (400 * US, 60 * US)  # the mean of one
+    busy: float = 0.6
+    window: float = 0.0
+    unsent: int = 0
+    unread: int = 0
+    cwnd: int = 10
+    backlog: int = 0
+    others: int = 0  # bytes that other flows send
+    qdisc_drops: int = 0
+    flags: int = FLAG_OPENED_BY_LOCAL
+    protocol: int = 6
+    focus: bool = True
+    stages: bool = True
+    socket: bool = True
+
+
+def row(step: int, facts: Facts) -> Any:
+    one = np.zeros(1, ROW)
+    one["id"], one["protocol"], one["flags"], one["state"] = FLOW, facts.protocol, facts.flags, 2
+    one["local"], one["remote"] = (np.frombuffer(packed(a), "u1") for a in ("10.0.0.1", "10.0.0.2"))
+    one["local_port"], one["remote_port"] = 40_000, 443
+    one["pid"], one["process"] = 7, b"curl"
+    for way, index in (("rx", 0), ("tx", 1)):
+        one[f"{way}_packets"], one[f"{way}_bytes"] = facts.packets[index], facts.size[index]
+        one[f"{way}_bytes_total"] = facts.size[index] * (step + 1)
+        one[f"{way}_retransmits"] = facts.again[index] * (step + 1)
+        one[f"{way}_out_of_order"] = facts.late[index] * (step + 1)
+    if facts.rtt is not None:
+        how = METHODS.index("timestamp")
+        one["rtt"] = (facts.rtt, facts.least, facts.rtt, facts.rtt / 9, step * S, 20, 20 * (step + 1), how)
+    return one
+
+
+def frame(step: int, facts: Facts) -> Frame:
+    socket = Socket(
+        time_ns=step * S, cwnd=facts.cwnd, ssthresh=None, mss=1448, send_window=65_536, receive_window=65_536,
+        in_flight=1448, unsent=facts.unsent, unread=facts.unread, span_ns=S, busy_ns=round(facts.busy * S),
+        window_ns=round(facts.window * S),
+    )  # fmt: skip
+    focused = Focused(
+        FLOW, facts.data, facts.zero, facts.answers,
+        (round(facts.answers[0] * facts.answer_ns[0]), round(facts.answers[1] * facts.answer_ns[1])),
+        socket if facts.socket else None,
+    )  # fmt: skip
+    own = FocusedStages(
+        rx=(*(stage(n, ns) for n, ns in facts.rx.items()), stage("application", facts.reader)),
+        tx=(
+            stage("application", facts.buffer),
+            *(stage(n, ns) for n, ns in facts.tx.items()),
+            stage("qdisc", facts.qdisc),
+        ),
+        flow=FLOW,
+    )  # fmt: skip
+    samples = () if facts.rtt is None else (Sample(step * S, round(facts.rtt), False, "timestamp"),)
+    sections: dict[str, Any] = {
+        "throughput": Throughput(
+            rx=Direction(bytes=facts.size[0]), tx=Direction(bytes=facts.size[1] + facts.others),
+            qdisc="tbf", qdisc_drops=facts.qdisc_drops, backlog_bytes=facts.backlog,
+        ),
+        "flows": Flows(row(step, facts), 1, (step + 1) * S, focused=focused if facts.focus else None, samples=samples),
+        "stages": Stages(focus=own if facts.focus and facts.stages else None),
+        "irq": Irq(
+            soft=(SoftIrq("NET_RX", histogram(facts.softirq), Histogram.empty()),),
+            poll=(Poll("eth0", histogram(facts.softirq) if facts.hardware else None, Histogram.empty()),),
+            hardware=facts.hardware,
+        ),
+    }  # fmt: skip
+    probes = {name: ProbeStatus("live") for name in sections}
+    if not facts.stages:
+        probes["stages"] = ProbeStatus("off", "not asked for")
+        del sections["stages"]
+    return Frame(1_750_000_000 * S + step * S, S, "host", "eth0", probes=probes, sections=sections)
+
+
+def explained(count: int = 10, **facts: Any) -> verdict.Explanation:
+    return verdict.explain([frame(step, Facts(**facts)) for step in range(count)], FLOW)
+
+
+def part(found: verdict.Explanation, name: str) -> verdict.Part:
+    return next(p for p in found.parts if p.name == name)
+
+
+# --- the verdicts --------------------------------------------------------------------------------------------------
+
+BULK = {
+    "answers": (0, 0),
+    "data": (0, 900),
+    "packets": (400, 900),
+    "size": (30_000, 1_200_000),
+    "reader": None,
+    "busy": 1.0,
+}
+IDLE = {
+    "answers": (0, 0),
+    "data": (0, 4),
+    "packets": (4, 4),
+    "size": (264, 1400),
+    "busy": 0.01,
+    "reader": None,
+}
+SERVED = {"flags": FLAG_OPENED_BY_REMOTE, "packets": (40, 40), "answers": (9, 9), "data": (10, 10)}
+CASES = {
+    "far end": [
+        {**BULK, "window": 0.3, "unsent": 90_000},
+        {**BULK, "socket": False, "zero": (1, 0)},
+        {"answers": (5, 5), "answer_ns": (50 * MS, 60 * US)},
+    ],
+    "application reads late": [
+        {"reader": 6 * MS},
+        {"reader": 25 * MS, "rtt": 2 * MS, "softirq": 1 * MS},
+        {"reader": None, "zero": (0, 2), "unread": 60_000},
+        {"stages": False, "zero": (0, 2), "unread": 60_000},
+    ],
+    "queue": [
+        {"rtt": 3 * MS, "qdisc": 2.5 * MS},
+        {"rtt": 40 * MS, "backlog": 16_000, "qdisc_drops": 3, "again": (0, 9)},
+        {"rtt": 40 * MS, "backlog": 16_000, "stages": False},
+    ],
+    "interrupts": [
+        {"rtt": 2 * MS, "softirq": 1 * MS, "reader": 15 * MS},
+        {"rtt": 2 * MS, "softirq": 1 * MS},
+        {"rtt": 2 * MS, "softirq": 1 * MS, "hardware": False},
+    ],
+    "loss": [{"again": (0, 6)}, {"again": (6, 0)}, {"again": (0, 6), "rtt": 60 * MS, "least": 20 * MS}],
+    "stack": [{"rx": {"local": 0.6 * MS}}, {"tx": {"ip": 0.3 * MS, "driver": 0.3 * MS}}],
+    "application writes little": [IDLE, {**SERVED, "answer_ns": (1 * MS, 30 * MS)}],
+    "network": [{"rtt": 40 * MS, "least": 39 * MS}, {"rtt": 30 * MS, "least": 10 * MS}],
+    "healthy": [
+        {},
+        BULK,
+        {"rtt": 20 * MS, "least": 19 * MS},
+        {"reader": 4 * MS},
+        {"rtt": 1.4 * MS, "qdisc": 0.9 * MS},
+        {"rtt": 2 * MS, "softirq": 0.4 * MS},
+        {"rtt": 20 * MS, "least": 18 * MS, "softirq": 1 * MS},
+        {"again": (0, 4)},
+        {**BULK, "window": 0.2},
+        {"rx": {"local": 0.2 * MS}},
+        {"rtt": None},
+        {"protocol": 17, "socket": False, "again": (0, 50)},
+        # What waits behind a gap in the stream waits in TCP, and not for it.
+        {"rx": {"socket": 5 * MS}, "late": (2, 0)},
+        # Nobody asks: the server has nothing to say, and that is not its fault.
+        {**SERVED, "answer_ns": (900 * MS, 1 * MS)},
+        # The far end delays its ACKs, and nothing waits for them.
+        {"rtt": 40.4 * MS, "size": (33_000, 60_000)},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("expected", "facts"),
+    [
+        pytest.param(name, facts, id=f"{name} {n}")
+        for name, each in CASES.items()
+        for n, facts in enumerate(each)
+    ],
+)
+def test_verdict(expected: str, facts: dict[str, Any]) -> None:
+    found = explained(**facts)
+    assert found.verdict == expected, (found.headline, found.reasons)
+    assert found.headline
+    assert found.reasons
+
+
+def test_every_verdict_has_a_case() -> None:
+    assert set(CASES) == set(verdict.VERDICTS)
+
+
+def test_the_reasons_have_the_figures() -> None:
+    found = explained(**BULK, window=0.83, unsent=420_000, zero=(12, 0))
+    text = " ".join(found.reasons)
+    assert "83 %" in text
+    assert "120 times" in text  # twelve in each of ten seconds
+    assert "420 kB" in text
+    assert "280 µs" in text
+
+
+def test_what_holds_besides_is_named() -> None:
+    found = explained(reader=20 * MS, again=(0, 50))
+    assert (found.verdict, found.also) == ("application reads late", ("loss",))
+
+
+def test_too_little_is_no_verdict() -> None:
+    assert explained(1).verdict == ""
+    assert verdict.explain([], FLOW).verdict == ""
+    assert verdict.explain([frame(0, Facts())] * 3, FLOW + 1).verdict == ""
+
+
+def test_only_the_newest_intervals_that_moved_are_judged() -> None:
+    sick = [frame(step, Facts(reader=50 * MS)) for step in range(10)]
+    well = [frame(step, Facts()) for step in range(10, 20)]
+    still = [frame(step, Facts(packets=(0, 0), size=(0, 0), reader=None, rtt=None)) for step in range(20, 25)]
+    assert verdict.explain(sick, FLOW).verdict == "application reads late"
+    found = verdict.explain([*sick, *well, *still], FLOW)
+    assert (found.verdict, found.intervals) == ("healthy", 10)
+
+
+def test_what_was_before_the_window_is_not_counted() -> None:
+    """A thousand retransmissions, and then none."""
+    frames = [frame(step, Facts(again=(0, 1000))) for step in range(1)]
+    frames += [frame(0, Facts(again=(0, 1000))) for _ in range(10)]
+    frames = [replace(f, time_ns=f.time_ns + n * S) for n, f in enumerate(frames)]
+    assert verdict.explain(frames, FLOW).verdict == "healthy"
+
+
+# --- the parts -----------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_the_way_are_what_was_put_in_and_add_up() -> None:
+    found = explained(rtt=10 * MS, least=4 * MS, qdisc=2 * MS, softirq=1 * MS, tx={"ip": 1e5, "driver": 2e5})
+    known = {p.name: p.ns for p in found.parts}
+    assert known["qdisc"] == 2 * MS
+    assert known["softirq"] == 1 * MS
+    assert known["send"] == pytest.approx(3e5)
+    assert known["wire"] == 4 * MS
+    # 10 ms less the least, the qdisc, the driver and the interrupt.
+    assert known["beyond"] == pytest.approx(10 * MS - 4 * MS - 2 * MS - 2e5 - 1 * MS)
+    assert known["receive"] == pytest.approx(5e3)
+    assert known["reader"] == 40 * US
+    assert known["buffer"] == 4 * US
+    assert found.whole_ns == pytest.approx(sum(known[n] or 0 for n in verdict.WAY))
+    assert sum(p.share or 0 for p in found.parts) == pytest.approx(1)
+    assert part(found, "buffer").share is None
+
+
+def test_one_interval_splits_as_the_whole_does() -> None:
+    facts = Facts(rtt=10 * MS, least=4 * MS, qdisc=2 * MS)
+    one = verdict.split(frame(0, facts), FLOW)
+    found = verdict.explain([frame(s, facts) for s in range(10)], FLOW)
+    for name in verdict.NAMES:
+        assert one[name] == pytest.approx(part(found, name).ns), name
+    assert verdict.split(frame(0, facts), 1) == dict.fromkeys(verdict.NAMES)
+
+
+def test_a_host_wide_wait_is_never_longer_than_the_flows_own_round_trip() -> None:
+    assert part(explained(rtt=300 * US, softirq=50 * MS), "softirq").ns == 300 * US
+
+
+def test_what_waits_for_the_softirq_is_not_counted_again_in_the_stack() -> None:
+    """A driver that calls netif_rx: the wait is between its call and the stack."""
+    found = explained(rtt=5 * MS, softirq=2 * MS, hardware=False, rx={"stack": 2.1 * MS, "ip": 1e3})
+    assert part(found, "softirq").ns == 2 * MS
+    assert part(found, "receive").ns == pytest.approx(0.101 * MS)
+
+
+def test_a_queue_that_cuts_packets_is_known_by_what_waits_in_it() -> None:
+    """16 kB that go at 400 kB/s wait 40 ms, also where the flow was never seen without the queue."""
+    assert part(explained(rtt=90 * MS, backlog=16_000), "qdisc").ns == pytest.approx(40 * MS)
+    always = explained(rtt=41 * MS, least=40.5 * MS, backlog=16_000)
+    assert part(always, "qdisc").ns == pytest.approx(40 * MS)
+    assert part(always, "wire").ns == pytest.approx(1 * MS, rel=0.01)
+    assert always.verdict == "queue"
+
+
+def test_a_flow_that_passes_the_queue_by_does_not_wait_in_it() -> None:
+    """Most of what the interface sends is others': only what its round trips are longer can be the queue."""
+    small = {"size": (4000, 40_000), "others": 360_000, "backlog": 16_000}
+    assert part(explained(rtt=0.3 * MS, **small), "qdisc").ns == pytest.approx(20 * US)
+    assert part(explained(rtt=30 * MS, **small), "qdisc").ns == pytest.approx(29.72 * MS)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "note"),
+    [
+        ({"stages": False}, "reader", "stages is off"),
+        ({"focus": False}, "qdisc", "not in focus"),
+        ({"rtt": None}, "wire", "nothing seen"),
+        ({}, "softirq", "host-wide"),
+        ({}, "wire", "timestamp"),
+    ],
+)
+def test_what_is_missing_says_why(facts: dict[str, Any], name: str, note: str) -> None:
+    assert part(explained(**facts), name).note == note
+
+
+# --- readings of the socket ----------------------------------------------------------------------------------------
+
+
+def reading(time_ns: int, chrono: tuple[int, int, int] = (0, 0, 0), start: int = 0, **more: int) -> Any:
+    value = np.zeros(1, FOCUSED)[0]
+    value["id"], value["time"], value["jiffies"] = FLOW, time_ns, 5_000_000_000 + time_ns // (4 * MS)
+    value["chrono"], value["chrono_start"] = chrono, (5_000_000_000 + start // (4 * MS)) & 0xFFFFFFFF
+    value["mss"], value["send_window"] = 1000, 10_000
+    for name, number in more.items():
+        value[name] = number
+    return value
+
+
+def test_the_kernels_account_becomes_time() -> None:
+    fold = FocusedFold()
+    fold(reading(1 * S, (10, 0, 0)), FLOW)
+    second = fold(reading(2 * S, (60, 100, 0)), FLOW)
+    assert second is not None
+    assert second.socket is not None
+    assert (second.socket.span_ns, second.socket.busy_ns, second.socket.window_ns) == (S, 600 * MS, 400 * MS)
+
+
+def test_what_goes_on_counts_as_what_it_is() -> None:
+    """Unsent data that the window has no room for, since 1.2 s; and data in flight, since then."""
+    fold = FocusedFold()
+    fold(reading(1 * S), FLOW)
+    stalled = fold(reading(2 * S, start=1200 * MS, unsent=5000, send_window=0), FLOW)
+    assert stalled is not None
+    assert stalled.socket is not None
+    assert stalled.socket.window_ns == 800 * MS
+    busy = fold(reading(3 * S, (0, 200, 0), start=2000 * MS, in_flight=5000), FLOW)
+    assert busy is not None
+    assert busy.socket is not None
+    assert (busy.socket.window_ns, busy.socket.busy_ns) == (0, S)
+
+
+def test_another_flow_starts_anew_and_no_flow_is_none() -> None:
+    fold = FocusedFold()
+    assert fold(reading(0, id=0), 0) is None
+    fold(reading(1 * S, data=(5, 7)), FLOW)
+    again = fold(reading(2 * S, data=(9, 7)), FLOW)
+    # The entry is of the flow that was in focus before, until the other one has moved.
+    waiting = fold(reading(2 * S, data=(9, 8)), FLOW + 1)
+    other = fold(reading(3 * S, id=FLOW + 1, data=(2, 3)), FLOW + 1)
+    assert again is not None
+    assert other is not None
+    assert waiting == Focused(FLOW + 1)
+    assert (again.data, other.data, other.flow) == ((4, 0), (2, 3), FLOW + 1)
+    assert fold(reading(4 * S, id=FLOW + 1), 0) is None
+
+
+def test_the_focus_survives_json() -> None:
+    made = frame(3, Facts(zero=(1, 2))).sections["flows"]
+    assert isinstance(made, Flows)
+    again = Flows.from_json(json.loads(json.dumps(made.to_json(10, ""))))
+    assert again.focused == made.focused
+    assert again.rows["flags"][0] == FLAG_OPENED_BY_LOCAL
+    assert Flows.from_json({}).focused is None
+
+
+def test_a_history_keeps_the_flow_in_focus() -> None:
+    made = frame(0, Facts()).sections["flows"]
+    assert isinstance(made, Flows)
+    others = np.repeat(made.rows, 9)
+    others["id"], others["rx_bytes"] = np.arange(9) + 1, 10**9
+    kept = replace(made, rows=np.concatenate([others, made.rows])).trimmed(5)
+    assert FLOW in kept.rows["id"]
+    assert len(kept.rows) == 6
+
+
+# --- which flow ----------------------------------------------------------------------------------------------------
+
+
+def rows(*ends: tuple[str, int, str, int, int]) -> Frame:
+    table = np.zeros(len(ends), ROW)
+    for one, (local, local_port, remote, remote_port, traffic) in zip(table, ends, strict=True):
+        one["id"] = traffic
+        one["local"], one["remote"] = (np.frombuffer(packed(a), "u1") for a in (local, remote))
+        one["local_port"], one["remote_port"], one["tx_bytes_total"] = local_port, remote_port, traffic
+    return replace(frame(0, Facts()), sections={"flows": Flows(table)})
+
+
+MANY = rows(
+    ("10.0.0.1", 40_000, "10.0.0.2", 443, 10),
+    ("10.0.0.1", 40_001, "10.0.0.2", 443, 30),
+    ("10.0.0.1", 443, "10.0.0.3", 50_000, 20),
+    ("2001:db8::1", 40_000, "2001:db8::2", 443, 5),
+)
+
+
+@pytest.mark.parametrize(
+    ("end", "flow"),
+    [
+        ("10.0.0.2:443", 30),
+        ("10.0.0.2", 30),
+        (":443", 30),
+        (":50000", 20),
+        ("10.0.0.1:40000", 10),
+        ("10.0.0.1:40000-10.0.0.2:443", 10),
+        ("[2001:db8::2]:443", 5),
+        ("2001:db8::2", 5),
+        ("[2001:db8::1]", 5),
+        ("2001:db8::1-[2001:db8::2]:443", 5),
+        ("10.0.0.9:443", 0),
+        ("10.0.0.2:443-10.0.0.1:40000", 0),  # the local end is the first one
+    ],
+)
+def test_an_end_chooses_the_busiest_flow_that_has_it(end: str, flow: int) -> None:
+    assert verdict.chosen(MANY, end) == flow
+
+
+@pytest.mark.parametrize(
+    "end", ["", ":", "web.example:443", "10.0.0.1:http", "1.2.3.4-5.6.7.8-9.9.9.9", "10.0.0.300"]
+)
+def test_what_is_no_end_is_refused(end: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # the text is for the user, whatever it is
+        verdict.check_end(end)
+
+
+# --- without a screen ----------------------------------------------------------------------------------------------
+
+
+def test_the_outputs_explain_the_flow() -> None:
+    end = endpoint(packed("10.0.0.2"), 443)
+    said: list[str] = []
+    for writer in (NdjsonWriter, TextWriter):
+        out = writer(said.append, Style(focus=end))
+        for step in range(3):
+            out.write(frame(step, Facts(reader=50 * MS)))
+    first, *_, last = [json.loads(text)["verdict"] for text in said[:3]]
+    assert first["verdict"] is None
+    assert last["verdict"] == "application reads late"
+    assert last["parts"][-1]["ns"] == 50 * MS
+    assert "application reads late" in said[-1]
+    assert "wait for reader" in said[-1]
+
+
+def test_the_command_line_takes_an_end_for_batch_alone() -> None:
+    parsed = parse(["-b", "--focus", "10.0.0.2:443", "lo"])
+    assert build(parsed, Path("/nonexistent")).focus == "10.0.0.2:443"
+    with pytest.raises(NettopError, match="--batch"):
+        parse(["--focus", ":443", "lo"])
+
+
+def test_without_an_end_nothing_is_explained() -> None:
+    said: list[str] = []
+    NdjsonWriter(said.append, Style()).write(frame(0, Facts()))
+    assert "verdict" not in json.loads(said[0])
+
+
+def test_a_flow_that_went_makes_room_for_the_next() -> None:
+    explainer = Explainer(":443")
+    assert explainer.add(replace(MANY, sections={})) is None
+    explainer.add(MANY)
+    assert explainer.flow == 30
+    explainer.add(rows(("10.0.0.1", 40_000, "10.0.0.2", 443, 10)))
+    assert explainer.flow == 10
