@@ -1,6 +1,6 @@
-"""What watching costs the traffic: transactions a second and bulk throughput, with and without nettop.
+"""What watching takes from the traffic: transactions, their p99, and bulk throughput, with nettop and without.
 
-    sudo .venv/bin/python bench/impact.py [--repeats N] [--seconds S]
+    sudo .venv/bin/python bench/impact.py [--repeats N] [--quick]
 
 Both ends of the veth and nettop itself run on this machine's cores, which the traffic saturates: whatever the programs
 and the screen take is missing from the traffic.  Runs are interleaved, and each configuration is compared with the
@@ -9,20 +9,19 @@ and the screen take is missing from the traffic.  Runs are interleaved, and each
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests")]
+import stages_cost
+from attached import attached, empty, probe
+from common import Options, Table, run, say, spread
+from lab import Lab, Link, Nettop
+from lab.traffic import Answers, answering, ask, iperf3
 
-from attached import attached, empty  # noqa: E402
-from lab import Lab, Link, Nettop  # noqa: E402
-from lab.traffic import answering, ask, iperf3  # noqa: E402
-
+SETTLING_S = 9.0  # of load, until the default budget has found what to leave out
 Watch = Callable[[Lab, Link], AbstractContextManager[object]]
 
 
@@ -30,57 +29,85 @@ def watching(*arguments: str) -> Watch:
     @contextmanager
     def watch(lab: Lab, link: Link) -> Iterator[None]:
         with Nettop(lab, link.a, *arguments) as nettop:
-            nettop.wait_frames(2)
+            nettop.wait_frames(2, timeout=60)
             yield
 
     return watch
+
+
+def published(lab: Lab, link: Link) -> AbstractContextManager[object]:
+    """The published way of timing stages, and flow accounting beside it."""
+    with tempfile.TemporaryDirectory() as cache:
+        objects = dict(stages_cost.sets(Path(cache))["published"])
+    made = {name: (lambda made=made: made) for name, made in objects.items()}  # type: ignore[misc]
+    return attached(link.a, {**made, "flows": probe("flows")}, incomplete=True)
 
 
 CONFIGURATIONS: Mapping[str, Watch] = {
     "nothing": lambda lab, link: nullcontext(),
     "the same again": lambda lab, link: nullcontext(),
     "empty TC program": lambda lab, link: attached(link.a, {"empty": empty}),
-    "throughput": watching("-p", "throughput"),
-    "throughput, flows": watching("-p", "throughput,flows"),
+    "throughput, flows": watching("-p", "throughput,flows", "--budget", "0"),
     "everything": watching(),
+    "everything, no budget": watching("--budget", "0"),
+    "published stages, and flows": published,
 }
+BUDGETED = "everything"
 
 
-def transactions(lab: Lab, link: Link, seconds: float) -> float:
+def answered(link: Link, seconds: float, settle: float) -> Answers:
     with answering(link.b) as server:
-        return ask(link.a, server, flows=64, seconds=seconds).per_second
+        if settle:
+            ask(link.a, server, flows=64, seconds=settle)
+        return ask(link.a, server, flows=64, seconds=seconds)
 
 
-def bulk(lab: Lab, link: Link, seconds: float) -> float:
+def bulk(link: Link, seconds: float, settle: float) -> float:
+    if settle:
+        iperf3(client=link.a, server=link.b, seconds=settle)
     return iperf3(client=link.a, server=link.b, seconds=seconds).bits_per_s
 
 
-WORKLOADS = {"64 request-response flows, transactions/s": transactions, "bulk TCP, bit/s": bulk}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    options = parser.parse_args()
-    for workload, measure in WORKLOADS.items():
-        results: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
-        for _ in range(options.repeats):
-            for name, watch in CONFIGURATIONS.items():
-                with Lab() as lab:
-                    link = lab.veth()
-                    with watch(lab, link):
-                        results[name].append(measure(lab, link, options.seconds))
-        print(f"\n{workload}, {options.repeats} interleaved rounds of {options.seconds:g} s")
-        print(f"{'attached':24}{'median':>14}{'ratio':>8}{'lowest':>8}{'highest':>8}")
-        for name, values in results.items():
-            ratios = [v / base for v, base in zip(values, results["nothing"], strict=True)]
-            print(
-                f"{name:24}{statistics.median(values):14.3g}{statistics.median(ratios):8.3f}"
-                f"{min(ratios):8.3f}{max(ratios):8.3f}",
-                flush=True,
-            )
+def measure(options: Options) -> Iterable[Table]:
+    """Ratios to nothing in the same round."""
+    transactions: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
+    p99: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
+    bits: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
+    seconds = options.seconds(2.0, 1.0)
+    rounds = options.times(9, 2)
+    for number in range(rounds):
+        say(f"impact: round {number + 1} of {rounds}")
+        for name, watch in CONFIGURATIONS.items():
+            settle = options.seconds(SETTLING_S, 5.0) if name == BUDGETED else 0.0
+            with Lab() as lab:
+                link = lab.veth()
+                with watch(lab, link):
+                    found = answered(link, seconds, settle)
+                    transactions[name].append(found.per_second)
+                    p99[name].append(found.p99_ns)
+                    bits[name].append(bulk(link, seconds, 0.0))
+    table = Table(
+        "What it takes from the traffic",
+        "sudo .venv/bin/python bench/impact.py",
+        ("attached", "transactions/s", "transactions, ratio", "p99 of a request, ratio", "bulk bit/s, ratio"),
+        words=f"""
+64 request-response flows (64 bytes each way, as fast as they go), then bulk TCP, over a veth whose two ends
+share this machine's cores with nettop: they are saturated, so what watching takes is missing. {rounds} interleaved
+rounds of {seconds:g} s; each ratio is to `nothing` of the same round, median (least to most). `everything` is the
+default with its budget, after {options.seconds(SETTLING_S, 5.0):g} s of the load, so that it has settled.
+""",
+    )
+    for name in CONFIGURATIONS:
+        cells = [
+            spread([a / b for a, b in zip(values[name], values["nothing"], strict=True)], ".3f")
+            for values in (transactions, p99, bits)
+        ]
+        table.rows.append([name, spread(transactions[name]), *cells])
+        for what, values in (("transactions", transactions), ("bulk", bits)):
+            ratios = [a / b for a, b in zip(values[name], values["nothing"], strict=True)]
+            table.facts[f"{what}, {name}"] = statistics.median(ratios)
+    yield table
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

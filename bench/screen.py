@@ -3,12 +3,11 @@
 Runs the real application on a pseudo-terminal of 120x40 (or as asked), fed with made-up frames as fast as it takes them
 one at a time.  Figures: CPU time of the process a frame in ms, of which the table's ordering; bytes a frame.
 
-    python bench/screen.py [--size 120x40] [--rows 1000,10000,20000] [--frames 60] [--idle 10]
+    python bench/screen.py [--repeats N] [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import fcntl
 import json
@@ -20,11 +19,12 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ui")]
+from common import ROOT, Options, Table, run, say, spread
+
+sys.path.insert(0, str(ROOT / "tests" / "ui"))
 
 
 def child(rows: int, count: int, idle: float, result: str) -> None:
@@ -96,26 +96,32 @@ def measure(rows: int, count: int, idle: float, size: tuple[int, int]) -> dict[s
     return told
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="120x40")
-    parser.add_argument("--rows", default="33,1000,10000,20000")
-    parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--idle", type=float, default=5.0)
-    parser.add_argument("--child", nargs=4)
-    given = parser.parse_args()
-    if given.child:
-        rows, count, idle, result = given.child
-        child(int(rows), int(count), float(idle), result)
-        return
-    width, height = (int(n) for n in given.size.split("x"))
-    print(f"{'flows':>8} {'ms/frame':>9} {'kB/frame':>9} {'idle %':>7}   {width}x{height}")
-    for rows in (int(n) for n in given.rows.split(",")):
-        told = measure(rows, given.frames, given.idle, (width, height))
-        print(
-            f"{rows:>8} {told['ms_a_frame']:>9.2f} {told['bytes_a_frame'] / 1000:>9.2f} {told['idle_percent']:>7.2f}"
+def report(options: Options) -> Iterable[Table]:
+    """A row for each number of flows."""
+    size = (120, 40)
+    table = Table(
+        "Drawing",
+        "sudo .venv/bin/python bench/screen.py",
+        ("flows", "CPU a frame, ms", "to the terminal a frame, kB", "between frames, percent of a core"),
+        words=f"The real screen on a pseudo-terminal of {size[0]}x{size[1]}, with made-up frames one after another.",
+    )
+    for rows in (33, 1000, 10_000, 20_000):
+        say(f"drawing {rows} flows")
+        runs = [measure(rows, 40, 3.0, size) for _ in range(options.times(3))]
+        table.rows.append(
+            [
+                str(rows),
+                spread([told["ms_a_frame"] for told in runs], ".2f"),
+                spread([told["bytes_a_frame"] / 1000 for told in runs], ".1f"),
+                spread([told["idle_percent"] for told in runs], ".2f"),
+            ]
         )
+    yield table
 
 
 if __name__ == "__main__":
-    main()
+    if "--child" in sys.argv:
+        rows, count, idle, result = sys.argv[2:]
+        child(int(rows), int(count), float(idle), result)
+    else:
+        run(__doc__, report)

@@ -6,12 +6,11 @@ sets of programs (ours, the published method's, programs that do nothing) take t
 a hook, the median for the sum.  Nanoseconds are the run statistics of the kernel; net is what is left when those of the
 empty program are taken off.
 
-    sudo bench/stages_cost.py [--turns N] [--seconds S]
+    sudo .venv/bin/python bench/stages_cost.py [--repeats N] [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -19,18 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from common import ROOT, Options, Table, run, say
 
-from nettop import bpf  # noqa: E402
-from nettop.loader import attach, interface  # noqa: E402
-from nettop.loader.compile import Object, compile_probe, compile_source  # noqa: E402
-from nettop.loader.hooks import Place  # noqa: E402
-from nettop.probes.hooks import Attachment, Candidate, Hook  # noqa: E402
-from nettop.protocol import Plan  # noqa: E402
+from nettop import bpf
+from nettop.control import Config
+from nettop.loader import attach, interface
+from nettop.loader.compile import Object, compile_probe, compile_source
+from nettop.loader.hooks import Place
+from nettop.probes.hooks import Attachment, Candidate, Hook
+from nettop.protocol import Plan
 
 # Our hook -> the published method's program for it.
 PUBLISHED = {
@@ -84,9 +84,14 @@ def sets(cache: Path) -> dict[str, list[tuple[str, Object]]]:
     }
 
 
-def turn(objects: list[tuple[str, Object]], plan: Plan, seconds: float) -> dict[str, tuple[int, int]]:
-    """Attach, count for a while, detach: runs and ns by hook."""
-    config = interface.describe(plan)
+def turn(
+    objects: list[tuple[str, Object]],
+    plan: Plan,
+    seconds: float,
+    change: Callable[[Config], Config] = lambda c: c,
+) -> dict[str, tuple[int, int]]:
+    """Attach, count for a while, detach: runs and ns by hook.  ``change`` makes the config what it should be."""
+    config = change(interface.describe(plan))
     probes = [attach.Attached(name, object_) for name, object_ in objects]
     place = Place(plan.interface, config.ifindex)
     found: dict[str, tuple[int, int]] = {}
@@ -153,70 +158,60 @@ def called_per_packet(turns: list[dict[str, Any]], empty: list[dict[str, Any]], 
     return statistics.median(result)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.7)
-    parser.add_argument("--flows", type=int, default=16)
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.inside:
-        inside(options.turns, options.seconds)
-        return 0
+def measure(options: Options) -> Iterable[Table]:
+    """A row a hook, and the sums."""
     from lab import Endpoint, Lab
     from lab.traffic import answering, asking
 
+    turns, seconds, flows = options.times(5, 2), 0.7, 16
+    say("stages and irq beside the published method")
     with Lab() as lab:
         ns = lab.namespace()
         at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
-        lasts = options.turns * 3 * (options.seconds + 1.0) + 10
+        lasts = turns * 3 * (seconds + 2.0) + 20
         with answering(at) as server:
-            client = asking(at, server, flows=options.flows, seconds=lasts)
+            client = asking(at, server, flows=flows, seconds=lasts)
             try:
-                argv = [
-                    sys.executable,
-                    __file__,
-                    "--inside",
-                    "--turns",
-                    options.turns,
-                    "--seconds",
-                    options.seconds,
-                ]
+                argv = [sys.executable, __file__, "--inside", str(turns), str(seconds)]
                 done = subprocess.run(
-                    ns.argv([str(a) for a in argv]),
-                    capture_output=True,
-                    text=True,
-                    timeout=lasts + 60,
-                    check=False,
+                    ns.argv(argv), capture_output=True, text=True, timeout=lasts + 60, check=False
                 )
             finally:
                 client.stop()
     if done.returncode:
-        print(done.stderr, file=sys.stderr)
-        return 1
+        raise RuntimeError(done.stderr)
     results = json.loads(done.stdout.splitlines()[-1])
     ours, published, empty = results["ours"], results["published"], results["empty"]
-    print(f"{'hook':22} {'ours':>7} {'net':>6} {'published':>10} {'net':>6} {'empty':>6}   ns a run")
+    table = Table(
+        "Stages and irq, beside the published method",
+        "sudo .venv/bin/python bench/stages_cost.py",
+        ("hook", "ours", "net", "published", "net", "empty"),
+    )
     shared = {hook for t in published for hook in t}
-    worst = 0.0
     for hook in ours[0]:
         mine, theirs, nothing = per_run(ours, hook), per_run(published, hook), per_run(empty, hook)
         if mine is None:
             continue
         net = mine - nothing if nothing else None
-        worst = max(worst, net or 0.0)
         cells = [mine, net, theirs, theirs - nothing if theirs and nothing else None, nothing]
-        print(f"{hook:22} " + " ".join(f"{'-' if c is None else f'{c:.0f}':>7}" for c in cells))
+        table.rows.append([hook, *("-" if c is None else f"{c:.0f}" for c in cells)])
     a, b = per_packet(ours, shared), per_packet(published, shared)
     net_a = a - called_per_packet(ours, empty, shared)
     net_b = b - called_per_packet(published, empty, shared)
-    print(f"\nall hooks, ns a packet (both ways): ours {a:.0f}, published {b:.0f}: {a / b:.2f}")
-    print(f"net of being called:                ours {net_a:.0f}, published {net_b:.0f}: {net_a / net_b:.2f}")
-    print(f"dearest hook, net: {worst:.0f} ns")
-    return 0
+    table.rows.append(
+        ["**all, a packet**", f"{a:.0f}", f"**{net_a:.0f}**", f"{b:.0f}", f"**{net_b:.0f}**", ""]
+    )
+    table.words = f"""
+ns a run by hook, over the loopback of a namespace, {flows} request-response flows; three sets of programs (ours, the
+published method's on the same hooks, ones that do nothing) take turns, {turns} times; the least of the turns for a
+hook, the median for the sum. **Ours is {a / b:.2f} of the published method, {net_a / net_b:.2f} net of being called.**
+"""
+    table.facts = {"stages": a / b, "stages, net": net_a / net_b}
+    yield table
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if "--inside" in sys.argv:
+        inside(int(sys.argv[2]), float(sys.argv[3]))
+    else:
+        run(__doc__, measure)

@@ -1,0 +1,171 @@
+"""What the rows of the report share: tables, spreads, CPU time of a program with all its processes, a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import pty
+import signal
+import statistics
+import struct
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT), str(ROOT / "tests")]
+
+from lab.bpf import family  # noqa: E402
+
+from nettop.kernel.system import cpu_ns, resident_bytes  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long to measure: ``quick`` for a look, otherwise for figures to be published."""
+
+    quick: bool = False
+    repeats: int = 0  # 0: as each row thinks right
+
+    def times(self, usual: int, quick: int = 1) -> int:
+        """How many interleaved repeats."""
+        return self.repeats or (quick if self.quick else usual)
+
+    def seconds(self, usual: float, quick: float) -> float:
+        return quick if self.quick else usual
+
+
+@dataclass
+class Table:
+    """One table of the report, with the command that makes it and what it takes to read it."""
+
+    title: str
+    command: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    words: str = ""
+    facts: dict[str, float] = field(
+        default_factory=dict
+    )  # single figures that the report holds against its aims
+
+    def markdown(self) -> str:
+        lines = [f"### {self.title}", "", f"    {self.command}", ""]
+        if self.words:
+            lines += [self.words.strip(), ""]
+        lines += ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def text(self) -> str:
+        """The same for a terminal."""
+        widths = [max(len(row[i]) for row in [self.columns, *self.rows]) for i in range(len(self.columns))]
+        lines = [self.title]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [self.columns, *self.rows]
+        ]
+        return "\n".join(lines) + "\n"
+
+
+Measure = Callable[[Options], Iterable[Table]]
+
+
+def run(about: str | None, measure: Measure) -> None:
+    """The command line of one row by itself."""
+    parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="shorter, for a look")
+    parser.add_argument("--repeats", type=int, default=0, help="interleaved repeats")
+    given = parser.parse_args()
+    for table in measure(Options(given.quick, given.repeats)):
+        print(table.text(), flush=True)
+
+
+def spread(values: Sequence[float], form: str = ".0f") -> str:
+    """Median, and in brackets least and most where there are several."""
+    if not values:
+        return "-"
+    middle = f"{statistics.median(values):{form}}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):{form}} to {max(values):{form}})"
+
+
+def say(what: str) -> None:
+    """Progress, beside the figures."""
+    print(f"bench: {time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def cpu_of(pid: int) -> int:
+    """CPU time so far of a process and all its children that live, in ns."""
+    return sum(cpu_ns(each) for each in family(pid))
+
+
+def memory_of(pid: int) -> list[int]:
+    """Resident bytes of a process and of each of its children."""
+    return [resident_bytes(each) for each in family(pid)]
+
+
+class Terminal:
+    """A program on a pseudo-terminal; what it writes is counted, and the first megabyte kept."""
+
+    def __init__(self, argv: Sequence[str], width: int = 120, height: int = 40) -> None:
+        self.written = 0
+        self.head = b""
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+                for fd in (0, 1, 2):
+                    os.dup2(theirs, fd)
+                os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", PYTHONPATH=str(ROOT))
+                os.environ.pop("NO_COLOR", None)
+                os.execvp(argv[0], [*argv])
+            finally:
+                os._exit(127)
+        os.close(theirs)
+        self._ours = ours
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                data = os.read(self._ours, 65536)
+            except OSError:
+                return
+            if not data:
+                return
+            self.written += len(data)
+            if len(self.head) < 1 << 20:
+                self.head += data
+
+    def stop(self) -> None:
+        """End it as a closed terminal's hang-up does not: by SIGTERM, and SIGKILL after five seconds."""
+        os.kill(self.pid, signal.SIGTERM)
+        for _ in range(50):
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._ours)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def nettop(*arguments: str) -> list[str]:
+    """nettop from this checkout, as a command line."""
+    return [sys.executable, "-m", "nettop", *arguments]
