@@ -4,12 +4,14 @@
  *
  *	filter_flood INTERFACE COUNT PER_SECOND < FRAMES
  *
- * FRAMES is a line of hexadecimal digits for each. Says in a line of JSON how many went out, and in what time.
+ * FRAMES is a line of hexadecimal digits for each. Says in a line of JSON how many went out, and in what time, when
+ * COUNT have or at SIGTERM.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/if_packet.h>
 #include <net/if.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +22,14 @@
 #define BATCH 64
 #define FRAMES 64
 #define NS 1000000000ull
+
+static volatile sig_atomic_t over;
+
+static void end(int number)
+{
+	(void)number;
+	over = 1;
+}
 
 static uint64_t now_ns(void)
 {
@@ -58,8 +68,9 @@ int main(int argc, char **argv)
 		perror("filter_flood");
 		return 1;
 	}
+	signal(SIGTERM, end);
 	start = now_ns();
-	while (sent < count) {
+	while (sent < count && !over) {
 		unsigned int i, n = count - sent < BATCH ? count - sent : BATCH;
 		uint64_t due = start + sent * NS / rate, now = now_ns();
 		int done;
@@ -78,7 +89,7 @@ int main(int argc, char **argv)
 		done = sendmmsg(fd, messages, n, 0);
 		if (done > 0)
 			sent += done;
-		else if (errno != ENOBUFS && errno != EAGAIN) {
+		else if (errno != ENOBUFS && errno != EAGAIN && errno != EINTR) {
 			perror("filter_flood");
 			return 1;
 		}

@@ -11,6 +11,7 @@ import time
 
 from nettop.live import LoaderHandle, frames, start_loader
 from nettop.probes.flows import Flows
+from nettop.session import focus_on
 from nettop.settings import Control, Settings
 
 
@@ -28,10 +29,11 @@ async def follow(handle: LoaderHandle, interface: str, port: int, seconds: float
         if not control.focus:
             found = section.rows[section.rows["remote_port"] == port]
             if len(found):
-                control.focus = int(found["id"][0])
+                control.focus = focus_on(frame, int(found["id"][0]))
+                assert control.focus
                 until = time.monotonic() + seconds
-                print(json.dumps({"focus": control.focus}), flush=True)
-        row = section.rows[section.rows["id"] == control.focus]
+                print(json.dumps({"focus": control.focus.id}), flush=True)
+        row = section.rows[section.rows["id"] == (control.focus.id if control.focus else 0)]
         if section.samples and not before:
             before = {n: int(row[n]["samples_total"][0]) for n in ("rtt", "internal_rtt")}
         if len(row):

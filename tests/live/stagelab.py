@@ -1,16 +1,21 @@
 """What the tests of stages and of the interrupt path share: frames added up, and a softirq that is held up."""
 
 import ctypes
+import json
 import math
 import os
+import signal
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from lab.errors import LabError
-from lab.program import Frame
+from lab.namespace import Endpoint
+from lab.program import REPOSITORY, Frame, interpreter
+from lab.shell import Process, eventually
 
 MS = 1_000_000
 
@@ -60,11 +65,15 @@ class Total:
         raise LabError("no samples")
 
 
-def stages(frames: Iterable[Frame]) -> dict[tuple[str, str], Total]:
-    """Every stage by (direction, stage); the whole way as (direction, "whole")."""
+def stages(frames: Iterable[Frame], flow: int = 0) -> dict[tuple[str, str], Total]:
+    """Every stage by (direction, stage); the whole way as (direction, "whole").  `flow`: of that one, in focus."""
     totals: dict[tuple[str, str], Total] = {}
     for frame in frames:
         section = frame["stages"]
+        if flow:
+            section = section["focus"]
+            if section is None or section["flow"] != flow:
+                continue
         for direction in ("rx", "tx"):
             for stage in section[direction]:
                 total = totals.setdefault((direction, stage["stage"]), Total())
@@ -76,6 +85,62 @@ def stages(frames: Iterable[Frame]) -> dict[tuple[str, str], Total]:
                 total.begin, total.end, total.via = stage["from"], stage["to"], stage["via"]
             totals.setdefault((direction, "whole"), Total()).add(section[f"{direction}_whole"])
     return totals
+
+
+class Driven:
+    """nettop's live source beside the traffic, without the screen: `stages_driver.py`."""
+
+    def __init__(
+        self, at: Endpoint, *words: str, delay: float = 0.25, probes: str = "stages", trace: str = ""
+    ) -> None:
+        self.frames: list[Frame] = []
+        argv = [interpreter(), str(Path(__file__).with_name("stages_driver.py")), at.name, str(delay), probes]
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "TRACE": trace,
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would keep privileges
+        }
+        self.process = Process(
+            at.ns.argv([*argv, *words]), on_line=lambda line: self.frames.append(json.loads(line)), env=env
+        )
+
+    def __enter__(self) -> Self:
+        self.more_frames(2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stop(signal.SIGINT)
+
+    def wait(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
+        good = eventually(lambda: condition() or not self.process.running(), timeout=timeout, interval=0.02)
+        if not good or not self.process.running():
+            raise LabError(f"{self.process.stderr[-3000:]} after {len(self.frames)} frames")
+
+    def more_frames(self, count: int) -> list[Frame]:
+        before = len(self.frames)
+        self.wait(lambda: len(self.frames) >= before + count)
+        return self.frames[before:]
+
+    def tell(self, request: str) -> None:
+        self.process.write_line(request)
+
+    def focus(self, port: int) -> int:
+        """Take the flow with this port into focus; its id, once a frame has it."""
+        before = len(self.frames)
+        self.tell(f"focus {port}")
+        seen: list[int] = []
+
+        def there() -> bool:
+            for frame in self.frames[before:]:
+                focus = frame["stages"]["focus"]
+                ports = {f["id"]: (f["local"], f["remote"]) for f in frame["flows"]}
+                if focus and any(end.endswith(f":{port}") for end in ports.get(focus["flow"], ())):
+                    seen.append(focus["flow"])
+            return bool(seen)
+
+        self.wait(there)
+        return seen[0]
 
 
 def softirqs(frames: Iterable[Frame], vector: str) -> tuple[Total, Total]:

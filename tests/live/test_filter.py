@@ -428,7 +428,6 @@ def test_a_filter_is_changed_taken_away_and_kept_where_the_new_one_is_wrong(lab:
 
         assert counted() == 606
         for text, expected in (
-            (f"dst port {FLOOD_PORT}", 101),
             (f"dst port {OTHER_PORT}", 505),
             ("arp", 0),
             ("", 606),
@@ -487,16 +486,19 @@ def flooding(lab: Lab, flooder: Path, link: Link, port: int, count: int, per_sec
 
 
 def sent_by(flood: Process) -> dict[str, float]:
+    """End it, after all that the test wants of it; what it has sent."""
+    flood.send(signal.SIGTERM)
     flood.wait(timeout=60)
     said: dict[str, float] = json.loads(flood.lines[-1])
     return said
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("via", "packets", "texts"),
     [
-        ("", 2_000_000, ("ip or ip6 or arp", "udp or not udp", "", "len > 1")),
-        ("clsact", 1_200_000, ("ip or ip6 or arp", "")),
+        ("", 6_000_000, ("ip or ip6 or arp", "udp or not udp", "", "len > 1")),
+        ("clsact", 6_000_000, ("ip or ip6 or arp", "")),
     ],
 )
 def test_no_packet_is_uncounted_while_the_filter_changes(
@@ -531,11 +533,12 @@ def test_no_packet_is_uncounted_while_the_filter_changes(
     assert stall < max(200, 2 * usual)
 
 
+@pytest.mark.alone
 def test_what_matches_is_counted_whole_while_the_filter_changes(lab: Lab, veth: Link, flooder: Path):
     with Driven(veth.a, f"udp dst port {FLOOD_PORT}") as nettop:
         start = len(nettop.frames)
-        flood = flooding(lab, flooder, veth, FLOOD_PORT, 700_000, 50_000)
-        other = flooding(lab, flooder, veth, OTHER_PORT, 700_000, 50_000)
+        flood = flooding(lab, flooder, veth, FLOOD_PORT, 3_000_000, 50_000)
+        other = flooding(lab, flooder, veth, OTHER_PORT, 3_000_000, 50_000)
         for text in (
             f"udp and dst port {FLOOD_PORT} and not ip6",
             f"port {FLOOD_PORT} and not dst port {OTHER_PORT}",
@@ -549,6 +552,7 @@ def test_what_matches_is_counted_whole_while_the_filter_changes(lab: Lab, veth: 
     assert abs(counted - said["sent"]) <= 0.005 * said["sent"]
 
 
+@pytest.mark.alone
 def test_a_packet_that_does_not_match_costs_less_than_a_third():
     done = subprocess.run(
         [interpreter(), str(REPOSITORY / "bench" / "filter_cost.py"), "--json"],

@@ -9,6 +9,7 @@ from lab import Lab, Link, Nettop, witness
 from lab.traffic import iperf3, ping
 from stagelab import MS, burning, softirqs
 
+pytestmark = pytest.mark.alone
 NET_RX, TIMER = 3, 1
 
 

@@ -1,7 +1,6 @@
 """Privileges, exit codes, and what is left behind: nothing, however it ends."""
 
 import contextlib
-import ctypes
 import os
 import pty
 import pwd
@@ -10,7 +9,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,13 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from lab import Lab, Link, Nettop, bpf, run_nettop, witness
-from lab.namespace import Endpoint
+from lab import Lab, Link, Nettop, bpf, others, run_nettop, witness
 from lab.program import REPOSITORY, Frame, command, interpreter
 from lab.shell import Process, eventually, run
 from lab.traffic import ping
 from observed import DELAY, PROBES, SETTLED, Watch
-from pyroute2 import IPRoute
 
 NOBODY = pwd.getpwnam("nobody")
 SUDO = {
@@ -39,7 +35,9 @@ MEBIBYTE = 1 << 20
 
 def loader_of(pid: int) -> int:
     """The pid of the privileged process of this nettop."""
-    (loader,) = (p for p in bpf.family(pid) if b"nettop.loader" in Path(f"/proc/{p}/cmdline").read_bytes())
+    family = [p for p in bpf.family(pid) if b"nettop.loader" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    # Its own child, which switches statistics, is a fork and has the same command line.
+    (loader,) = (p for p in family if int(status(p)["PPid"]) not in family)
     return loader
 
 
@@ -118,9 +116,10 @@ def test_signals_leave_nothing_behind(lab: Lab) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_without_its_loader_it_ends_and_says_so(lab: Lab, veth: Link, number: int) -> None:
+    """At once, and not when the next frame is due."""
     before = witness.attached(veth.a)
-    with Nettop(lab, veth.a, *ARGS) as nettop:
-        nettop.wait_frames(1)
+    with Nettop(lab, veth.a, "-d", "60", "-p", PROBES) as nettop:
+        assert eventually(lambda: len(witness.attached(veth.a).programs) == 4, timeout=60)
         with nothing_left(nettop):
             os.kill(loader_of(nettop.pid), number)
             code = nettop.process.wait(timeout=10)
@@ -254,48 +253,10 @@ def test_an_interface_that_comes_back_at_once_is_noticed(lab: Lab, veth: Link) -
 # Beside others
 
 
-@contextmanager
-def pass_program() -> Iterator[int]:
-    """Somebody else's TC program: `return TC_ACT_OK`, after which no other program is asked."""
-    code = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0))
-    licence = ctypes.create_string_buffer(b"MIT")
-    # BPF_PROG_LOAD (5): BPF_PROG_TYPE_SCHED_CLS (3), two instructions, licence, no log; the rest zero.
-    load = struct.pack("=IIQQ", 3, 2, ctypes.addressof(code), ctypes.addressof(licence)) + b"\0" * 48
-    fd = bpf.call(5, load)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def add_filters(end: Endpoint, program: int, priority: int) -> None:
-    """Somebody else's clsact, with this program at work on both of its hooks."""
-
-    def add() -> None:
-        with IPRoute() as ip:
-            index = socket.if_nametoindex(end.name)
-            ip.tc("add", "clsact", index)
-            for parent in (0xFFFFFFF2, 0xFFFFFFF3):
-                ip.tc(
-                    *("add-filter", "bpf", index),
-                    parent=parent,
-                    fd=program,
-                    name="theirs",
-                    prio=priority,
-                    handle=1,
-                    protocol=3,
-                    direct_action=True,
-                    classid=1,
-                )
-
-    end.ns.call(add)
-
-
 @pytest.mark.parametrize("priority", [1, 49152])
 def test_clsact_of_somebody_else_stays_as_it_is(lab: Lab, veth: Link, priority: int) -> None:
     """Their qdisc and filters, which let every packet pass: the same after us, and we count beside them."""
-    with pass_program() as program:
-        add_filters(veth.a, program, priority)
+    others.add_filters(veth.a, priority)
     before = witness.attached(veth.a)
     assert len(before.filters) >= 2
     with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as nettop:
@@ -329,16 +290,9 @@ def test_a_filter_that_we_cannot_precede_stays_too(lab: Lab, veth: Link) -> None
 
 def test_tcx_programs_of_somebody_else_do_not_hide_packets(lab: Lab, veth: Link) -> None:
     """TCX ends at the first program that lets a packet pass: ours must come before."""
-    links = []
-    with pass_program() as program:
-        for kind in bpf.TCX_HOOKS.values():
-            index = veth.a.ns.call(lambda: socket.if_nametoindex(veth.a.name))
-            # BPF_LINK_CREATE (28): program, interface, attach type, flags, then what orders the links of one hook.
-            create = struct.pack("=IIII", program, index, kind, 0) + b"\0" * 16
-            links.append(veth.a.ns.call(lambda create=create: bpf.call(28, create)))  # type: ignore[misc]
-    before = witness.attached(veth.a)
-    assert len(before.programs) == 2
-    try:
+    with others.tcx(veth.a):
+        before = witness.attached(veth.a)
+        assert len(before.programs) == 2
         with Nettop(lab, veth.a, *ARGS) as nettop:
             nettop.wait_frames(1)
             with Watch(nettop, veth.a).observing() as seen:
@@ -346,9 +300,6 @@ def test_tcx_programs_of_somebody_else_do_not_hide_packets(lab: Lab, veth: Link)
             seen.agrees(tolerance=0)
             assert seen.total("tx", "packets") == seen.total("rx", "packets") == 101
         assert witness.attached(veth.a) == before
-    finally:
-        for link in links:
-            os.close(link)
 
 
 def test_two_of_us_on_one_interface(lab: Lab, veth: Link) -> None:

@@ -30,6 +30,7 @@ from rtts import (
     watching,
 )
 
+pytestmark = pytest.mark.alone
 SECONDS = 4.0
 
 

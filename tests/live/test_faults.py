@@ -1,0 +1,514 @@
+"""Bad days, each with what the user sees, what is left attached (nothing), and what became of the recording.
+
+Most of them happen, one after another, to one interface beside one nettop that records: first where TCX attaches the
+programs, then where clsact does, as on kernels before 6.6.  docs/faults.md lists them all, with those tested elsewhere.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from lab import Lab, LabError, Link, Nettop, bpf, faults, others, packets, run_nettop, witness
+from lab.namespace import Namespace
+from lab.program import REPOSITORY, Frame, command
+from lab.shell import eventually, run
+from lab.traffic import iperf3, ping
+from observed import DELAY, PROBES, SETTLED, Watch, watching
+from terminal import Terminal
+from test_lifecycle import gone, loader_of, noted, nothing_left
+
+from nettop.probes.flows_layout import EVENT
+
+ARGS = ("-d", DELAY, "-p", PROBES)
+
+
+@dataclass
+class Station:
+    """A link, and a nettop that watches its end `a` and records."""
+
+    lab: Lab
+    link: Link
+    nettop: Nettop
+    via: str
+    path: Path
+    before: witness.Attached
+
+    def agrees(self) -> None:
+        """Assert that every packet of some pings is counted, and not twice."""
+        with Watch(self.nettop, self.link.a).observing() as seen:
+            ping(self.link.a, self.link.b, 29)
+        seen.agrees(tolerance=0)
+        assert seen.total("rx", "packets") >= 29
+
+    def flood(self, count: int = 4000) -> None:
+        """Enough packets, both ways, to be judged by."""
+        ping(self.link.a, self.link.b, count, interval_s=0, args=("-q", "-f"))
+
+    def quiet(self) -> None:
+        """Wait for a frame whose notes say nothing of a state: only what has happened."""
+        assert eventually(lambda: not states(self.nettop.frames[-1])), self.nettop.frames[-1]["notes"]
+
+
+def states(frame: Frame) -> list[str]:
+    """Notes of what is, not of what has happened."""
+    words = (" is down", "without carrier", "is gone", "not seen", "cannot be watched")
+    return [note for note in frame.get("notes", ()) if any(w in note for w in words) and " again" not in note]
+
+
+def quiet(ns: Namespace) -> None:
+    """Without IPv6, which sends packets of its own whenever an interface comes up."""
+    ns.sysctl("ipv6.conf.all.disable_ipv6", 1)
+    ns.sysctl("ipv6.conf.default.disable_ipv6", 1)
+
+
+# What the way of attaching has no part in happens once.
+ONCE = pytest.mark.parametrize("station", ["tcx"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["tcx", "clsact"])
+def station(request: pytest.FixtureRequest) -> Iterator[Station]:
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab())
+        path = stack.enter_context(faults.folder()) / "recording.ndjson.gz"
+        link = lab.veth()
+        for end in (link.a, link.b):
+            quiet(end.ns)
+        before = witness.attached(link.a)
+        args = (*ARGS, "--record", str(path))
+        nettop = Nettop(lab, link.a, *args, env={"NETTOP_VIA": request.param})
+        stack.enter_context(nettop)
+        nettop.wait_frames(2, timeout=60)
+        yield Station(lab, link, nettop, request.param, path, before)
+
+
+# The interface changes
+
+
+@ONCE
+def test_down_and_up_again(station: Station) -> None:
+    end = station.link.a
+    faults.set_link(end, "down")
+    assert f"{end.name} is down" in noted(station.nettop, "is down")["notes"]
+    faults.configure(end, station.link.b)
+    station.quiet()
+    faults.set_link(station.link.b, "down")
+    assert f"{end.name} is without carrier" in noted(station.nettop, "carrier")["notes"]
+    faults.configure(station.link.b, end)
+    station.quiet()
+    station.agrees()
+
+
+@ONCE
+def test_another_mtu(station: Station) -> None:
+    for mtu in (1280, 1500):
+        faults.set_link(station.link.a, "mtu", str(mtu))
+        assert eventually(lambda mtu=mtu: station.nettop.frames[-1]["throughput"]["mtu"] == mtu)
+    faults.configure(station.link.a, station.link.b)
+
+
+@ONCE
+def test_another_name_is_followed(station: Station) -> None:
+    with faults.renamed(station.link.a, f"{station.link.a.name}x") as other:
+        frame = noted(station.nettop, f"{station.link.a.name} is called {other.name} since ")
+        assert frame["interface"] == other.name
+        with Watch(station.nettop, other).observing() as seen:
+            ping(other, station.link.b, 29)
+        seen.agrees(tolerance=0)
+        assert seen.frames[-1]["throughput"]["rx"]["bytes_total"] == witness.sysfs(other)["rx_bytes"]
+    assert noted(station.nettop, f"{other.name} is called")["interface"] == station.link.a.name
+
+
+def test_in_another_namespace_it_is_not_watched(station: Station) -> None:
+    """Nothing of ours stays on an interface that has gone elsewhere, and what passes there is not counted."""
+    elsewhere = station.lab.namespace("m")
+    quiet(elsewhere)
+    with faults.moved(station.link, elsewhere) as there:
+        frame = noted(station.nettop, "is gone")
+        assert f"{station.link.a.name} is gone; waiting for it to come back" in frame["notes"]
+        left = witness.attached(there)
+        assert not left.programs
+        assert not left.filters
+        before = witness.sysfs(there)
+        first = len(station.nettop.frames)
+        ping(there, station.link.b, 29)
+        assert witness.difference(witness.sysfs(there), before)["rx_packets"] >= 29
+        station.nettop.more_frames(SETTLED)
+        for missed in station.nettop.frames[first:]:
+            assert missed["throughput"]["rx"]["packets"] == missed["throughput"]["tx"]["packets"] == 0
+    noted(station.nettop, f"{station.link.a.name} came back at ")
+    station.quiet()
+    station.agrees()
+
+
+# Others on the same interface
+
+
+@ONCE
+def test_xdp_beside_us(station: Station) -> None:
+    """An XDP program makes a veth receive through NAPI with GRO, and count otherwise from then on."""
+    with others.xdp(station.link.a):
+        beside = witness.attached(station.link.a).programs
+        assert any(kind == "xdp" for kind, _ in beside)
+        station.nettop.more_frames(3)
+        with Watch(station.nettop, station.link.a).observing() as seen:
+            ping(station.link.a, station.link.b, 29)
+            iperf3(station.link.a, station.link.b, reverse=True, payload_bytes=20_000_003)
+        seen.agrees()
+        assert witness.attached(station.link.a).programs == beside
+    station.nettop.more_frames(3)
+    station.agrees()
+
+
+def test_others_that_pass_packets_on_come_and_go(station: Station) -> None:
+    """TCX before and after ours, clsact filters before and after ours: all of them see all, and so do we."""
+    end = station.link.a
+    ours = witness.attached(end)
+    with (
+        others.tcx(end, others.TC_NEXT, others.BEFORE),
+        others.tcx(end, others.TC_NEXT, others.AFTER),
+    ):
+        others.add_filters(end, 7, others.TC_NEXT)
+        others.add_filters(end, 60000, others.TC_NEXT)
+        beside = witness.attached(end)
+        assert ours.programs < beside.programs
+        assert ours.filters < beside.filters
+        station.agrees()
+        assert witness.attached(end) == beside
+        for priority in (7, 60000):
+            others.remove_filters(end, priority)
+    if station.via == "tcx":
+        end.ns.run("tc", "qdisc", "del", "dev", end.name, "clsact")
+    assert witness.attached(end) == ours
+    station.agrees()
+
+
+def test_one_that_comes_before_us_and_keeps_the_packets(station: Station) -> None:
+    """It ends the row, so nothing comes to us: that is noticed, said, and ours are put before it."""
+    end = station.link.a
+    with ExitStack() as stack:
+        if station.via == "tcx":
+            stack.enter_context(others.tcx(end, others.TC_OK, others.BEFORE))
+        else:
+            others.add_filters(end, 1, others.TC_OK)
+            stack.callback(others.remove_filters, end, 1)
+        their = {f for f in witness.attached(end).filters if "theirs" in f}
+        flooding = threading.Thread(target=station.flood, args=(60_000,))
+        flooding.start()
+        try:
+            frame = noted(station.nettop, "attached again, before others")
+        finally:
+            flooding.join()
+        station.nettop.more_frames(2)  # one may be on its way that has not seen the end of it
+        (note,) = (n for n in frame["notes"] if "attached again" in n)
+        assert "% of the bytes " in note
+        station.quiet()
+        station.agrees()
+        assert their <= witness.attached(end).filters
+    if station.via == "clsact":  # the first priority was ours, too, and has been deleted with all that had it
+        noted(station.nettop, f"somebody took nettop's programs off {end.name}")
+    station.agrees()
+
+
+def test_taken_off_by_somebody_and_attached_again(station: Station) -> None:
+    end, nettop = station.link.a, station.nettop
+    if station.via == "clsact":
+        end.ns.run("tc", "qdisc", "del", "dev", end.name, "clsact")
+    else:
+        for link in bpf.held(nettop.pid).links:
+            with suppress(LabError):  # raw tracepoints cannot be detached so
+                others.detach(link)
+    noted(nettop, f"somebody took nettop's programs off {end.name}; attached again at ")
+    station.agrees()
+    assert len(witness.attached(end).programs if station.via == "tcx" else witness.attached(end).filters) >= 4
+
+
+# Time
+
+
+@ONCE
+def test_a_stopped_process_counts_on_and_says_so(station: Station) -> None:
+    """SIGSTOP, as by a debugger, a frozen cgroup or Ctrl-Z: one long frame, and told so, with all packets in it."""
+    nettop = station.nettop
+    with Watch(nettop, station.link.a).observing() as seen:
+        nettop.process.send(signal.SIGSTOP)
+        time.sleep(2.9)
+        ping(station.link.a, station.link.b, 53)
+        nettop.process.send(signal.SIGCONT)
+    seen.agrees(tolerance=0)
+    longest = max(seen.frames, key=lambda f: f["interval_ns"])
+    assert longest["interval_ns"] >= 2.9e9
+    assert longest["throughput"]["rx"]["packets"] >= 53
+    note = next(n for n in longest["notes"] if "without a frame" in n)  # newest first
+    seconds, _, rest = note.partition(" s without a frame until ")
+    assert float(seconds) == pytest.approx(longest["interval_ns"] / 1e9, abs=0.3)
+    assert rest.endswith(": nettop was stopped, or the machine busy")
+    # No burst of frames makes up for those that were missed.
+    assert len(seen.frames) <= 6
+
+
+# The end of all that
+
+
+def test_the_recording_of_all_that_is_whole_and_nothing_is_left(station: Station) -> None:
+    """Ended as by a terminal that closes."""
+    nettop = station.nettop
+    loader = loader_of(nettop.pid)
+    with nothing_left(nettop):
+        outcome = nettop.stop(signal.SIGHUP)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert gone(loader)
+    played = faults.recorded(station.path)
+    assert [f["time_ns"] for f in played] == [f["time_ns"] for f in outcome.frames]
+    assert played == outcome.frames
+    after = witness.attached(station.link.a)
+    assert after == station.before or after == without_root(station.before)
+    assert not [path for path in Path("/sys/fs/bpf").rglob("*") if "nettop" in path.name]
+
+
+def without_root(attached: witness.Attached) -> witness.Attached:
+    """The kernel does not name the queue of an interface again that has moved between namespaces."""
+    return witness.Attached(frozenset(), attached.filters, attached.programs)
+
+
+# Namespaces
+
+
+def namespaces() -> set[int]:
+    """Inodes of the network namespaces that some process is in."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/ns/net"):
+        with suppress(OSError):
+            found.add(entry.stat().st_ino)
+    return found
+
+
+def test_a_namespace_that_is_deleted(lab: Lab, veth: Link) -> None:
+    """Its own: it runs on, as every process in it does. The peer's: the interface has gone."""
+    inode = Path(f"/run/netns/{veth.a.ns.name}").stat().st_ino
+    with Nettop(lab, veth.a, *ARGS) as nettop:
+        nettop.wait_frames(1, timeout=60)
+        run(["ip", "netns", "del", str(veth.a.ns.name)])
+        ping_back = veth.b.ns.run("ping", "-n", "-c", "7", "-i", "0.01", veth.a.v4)
+        assert "7 received" in ping_back.stdout
+        frames = nettop.more_frames(SETTLED)
+        assert not frames[-1].get("notes")
+        assert nettop.frames[-1]["flows_total"] >= 1
+        run(["ip", "netns", "del", str(veth.b.ns.name)])
+        noted(nettop, f"{veth.a.name} is gone")
+        assert inode in namespaces()
+        with nothing_left(nettop):
+            outcome = nettop.stop(signal.SIGTERM)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert inode not in namespaces()
+
+
+# Two of us, and a loader that is killed
+
+
+def test_what_a_killed_loader_leaves_is_taken_away_by_the_next(lab: Lab, veth: Link) -> None:
+    """Three by clsact on one interface. The first one's loader is killed; the second goes on all the while."""
+    before = witness.attached(veth.a)
+    clsact = {"NETTOP_VIA": "clsact"}
+    with (
+        Nettop(lab, veth.a, *ARGS, env=clsact) as first,
+        Nettop(lab, veth.a, *ARGS, env=clsact) as second,
+    ):
+        for nettop in (first, second):
+            nettop.wait_frames(1, timeout=60)
+        os.kill(loader_of(first.pid), signal.SIGKILL)
+        assert first.process.wait(timeout=60) == 1
+        message, hint = first.process.stderr.splitlines()
+        assert message == (
+            f"nettop: the loader has ended by signal 9; its filters are still on {veth.a.name}"
+        )
+        assert hint.startswith("hint: start nettop on it again: that takes them away")
+        assert len(ours(veth)) == 8
+        with Watch(second, veth.a).observing() as seen:
+            ping(veth.a, veth.b, 29)
+        seen.agrees(tolerance=0)
+        with watching_notes(lab, veth, clsact) as third:
+            assert third.frames[0]["notes"] == [
+                f"took 4 filters away that a killed nettop had left on {veth.a.name}"
+            ]
+            assert len(ours(veth)) == 8
+            for nettop in (second, third):
+                with Watch(nettop, veth.a).observing() as seen:
+                    ping(veth.a, veth.b, 29)
+                seen.agrees(tolerance=0)
+        assert len(ours(veth)) == 4
+        with nothing_left(second):
+            second.stop()
+    assert witness.attached(veth.a) == before
+
+
+@contextmanager
+def watching_notes(lab: Lab, link: Link, env: dict[str, str]) -> Iterator[Nettop]:
+    with watching(lab, link.a, env=env) as watch:
+        yield watch.nettop
+
+
+def ours(link: Link) -> list[str]:
+    """The names of nettop's filters on the interface."""
+    names = [entry.get("options", {}).get("bpf_name", "") for entry in witness.filters(link.a)]
+    return [name for name in names if name.startswith("nettop:")]
+
+
+# No memory, no room
+
+
+def test_no_memory_for_the_maps(lab: Lab, veth: Link) -> None:
+    """A million flows where there is no memory for them: that probe says so and what helps, the other runs."""
+    before = witness.attached(veth.a)
+    with faults.little_memory(160) as limited:
+        words = command(veth.a.name, "-b", "--format", "ndjson", "-n", "2", *ARGS, "--max-flows", "1048576")
+        result = run([*limited, *veth.a.ns.argv(words)], check=False, cwd=REPOSITORY, timeout=60)
+    assert result.returncode == 0, result.stderr
+    frame = frames_of(result.stdout)[-1]
+    assert frame["probes"]["throughput"]["state"] == "live"
+    assert frame["probes"]["flows"]["state"] == "failed"
+    detail = frame["probes"]["flows"]["detail"]
+    assert "cannot make the map" in detail
+    assert "1048576 entries" in detail
+    assert "Cannot allocate memory" in detail
+    assert "--max-flows makes the flow table smaller" in detail
+    assert witness.attached(veth.a) == before
+
+
+def frames_of(text: str) -> list[Frame]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_full_disk_ends_the_recording_and_nothing_else(lab: Lab, veth: Link) -> None:
+    with faults.small_disk(8) as disk:
+        path = disk / "recording.ndjson"
+        args = ("-b", "--format", "ndjson", "-n", "12", "-d", "0.1", "-p", PROBES, "--record", str(path))
+        outcome = run_nettop(lab, veth.a, *args)
+        played = faults.recorded(path)
+    assert len(outcome.frames) == 12
+    assert 0 < len(played) < 12
+    assert played == outcome.frames[: len(played)]
+    assert outcome.code == 1
+    message, hint = outcome.stderr.splitlines()
+    assert message == f"nettop: {path}: No space left on device; writing has stopped"
+    assert hint.startswith("hint: what was written before is whole")
+
+
+# Terminals and pipes
+
+
+@pytest.mark.parametrize("redirection", ["</dev/null", "<&- 2>&-", ">&-"])
+def test_without_one_of_the_standard_streams(lab: Lab, veth: Link, redirection: str) -> None:
+    lab.check(veth.a.ns, veth.a.name)
+    words = command(veth.a.name, "-b", "--format", "ndjson", "-n", "1", "-d", "0.1", "-p", PROBES)
+    argv = ["sh", "-c", f'exec "$@" {redirection}', "sh", *words]
+    before = witness.attached(veth.a)
+    result = run(veth.a.ns.argv(argv), check=False, cwd=REPOSITORY)
+    if redirection == ">&-":
+        assert result.returncode == 1
+        assert result.stderr.startswith("nettop: standard output: Bad file descriptor\nhint: ")
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
+        assert len(frames_of(result.stdout)) == 1
+    assert witness.attached(veth.a) == before
+
+
+def test_a_reader_that_goes_leaves_nothing_attached(lab: Lab, veth: Link) -> None:
+    lab.check(veth.a.ns, veth.a.name)
+    before = witness.attached(veth.a)
+    with (
+        faults.folder() as folder,
+        subprocess.Popen(
+            veth.a.ns.argv(
+                command(veth.a.name, "-b", "--format", "ndjson", *ARGS, "--record", str(folder / "x.gz"))
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=REPOSITORY,
+        ) as process,
+    ):
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        held, pids = bpf.held(process.pid), bpf.family(process.pid)
+        assert held.programs
+        process.stdout.close()
+        assert process.wait(10) == 0
+        assert process.stderr.read() == b""
+        assert eventually(lambda: all(map(gone, pids)))
+        assert not bpf.remaining(held)
+        assert len(faults.recorded(folder / "x.gz")) >= 1
+    assert witness.attached(veth.a) == before
+
+
+def test_the_screen_in_a_bad_terminal(lab: Lab, veth: Link) -> None:
+    """1x1 and back, an interface that is renamed and goes, a stop; in the end the terminal closes while it records."""
+    before = witness.attached(veth.a)
+    with faults.folder() as folder, Terminal(lab, veth.a, *ARGS, "--record", str(folder / "x.gz")) as screen:
+        screen.read_until("10.77.", poke=lambda: ping(veth.a, veth.b, 3))
+        held, pids = bpf.held(screen.pid), bpf.family(screen.pid)
+        screen.resize(1, 1)
+        time.sleep(0.6)
+        assert screen.running()
+        screen.resize(120, 40)
+        with faults.renamed(veth.a, "renamed0"):
+            screen.read_until(f"{veth.a.name} is called renamed0")
+        screen.read_until(f"renamed0 is called {veth.a.name}")
+        screen.signal(signal.SIGSTOP)
+        time.sleep(2.8)
+        screen.signal(signal.SIGCONT)
+        screen.read_until(" s without a frame until ")
+        lab.delete_interface(veth.a)
+        screen.read_until(f"{veth.a.name} is gone")
+        screen.hang_up()
+        assert screen.wait() in (0, 1)
+        assert eventually(lambda: all(map(gone, pids)))
+        assert not bpf.remaining(held)
+        assert len(faults.recorded(folder / "x.gz")) >= 5
+    lab.recreate(veth)
+    assert witness.attached(veth.a) == before
+
+
+def test_the_screen_without_a_keyboard(lab: Lab, veth: Link) -> None:
+    """stdin at its end from the start: nobody could work it, so it says so and does not begin."""
+    before = witness.attached(veth.a)
+    with Terminal(lab, veth.a, *ARGS, stdin=subprocess.DEVNULL) as screen:
+        assert screen.wait() == 2
+        assert "nettop: standard input is no terminal" in screen.text
+        assert "hint: " in screen.text
+        assert "-b" in screen.text
+    assert witness.attached(veth.a) == before
+
+
+# Floods
+
+
+def test_lost_events_are_counted_exactly(lab: Lab, veth: Link) -> None:
+    """Each new flow is an event, the ring is full while nobody reads it, and what found no room is told to the last."""
+    source = (REPOSITORY / "bpf_src" / "flows.c").read_text()
+    (pages,) = map(int, re.findall(r"BPF_RINGBUF_OUTPUT\(events, (\d+)\)", source))
+    room = (pages * 4096 - 1) // ((EVENT.itemsize + 8 + 7) // 8 * 8)  # a record has a header of 8 bytes
+    count = room + 10_007
+    # To an address that is nobody's: no answer, and no event but the first packet's.
+    nobody = replace(veth.a, v4="10.99.99.99")
+    with watching(lab, veth.a, "--max-flows", "131072", "--top", "10") as watch:
+        nettop = watch.nettop
+        nettop.more_frames(1)
+        first = len(nettop.frames)
+        nettop.process.send(signal.SIGSTOP)
+        flood = packets.syn_flood(lab, veth.b, nobody, 80, count)
+        nettop.process.send(signal.SIGCONT)
+        nettop.more_frames(SETTLED)
+        frames = nettop.frames[first:]
+    assert flood.sent == count
+    assert sum(f["flows_opened"] for f in frames) == count
+    assert sum(f["health"]["lost_events"] for f in frames) == count - room == 10_007
+    assert sum(f["health"]["evicted_flows"] for f in frames) == 0

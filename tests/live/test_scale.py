@@ -1,0 +1,202 @@
+"""Many flows, a table that is read more seldom than frames come, and a budget that is kept."""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lab import Direction, Lab, Link, Nettop, build
+from lab.program import Frame
+from lab.traffic import answering, ask, asking, iperf3
+
+from nettop import stats
+from nettop.kernel.maps import ArrayReader, open_reader
+from nettop.loader import attach, interface
+from nettop.loader.compile import compile_probe
+from nettop.loader.hooks import Place
+from nettop.probes.flows import PROBE
+from nettop.protocol import MapInfo, Plan
+
+S = 1_000_000_000
+FLOWS = 50_021
+
+
+# --scan-interval
+
+
+def test_between_scans_rows_are_carried_and_rates_stay_right(lab: Lab, veth: Link) -> None:
+    rate = 40_000_000
+    with Nettop(lab, veth.a, "-d", "0.5", "--scan-interval", "3", "-p", "throughput,flows") as nettop:
+        nettop.wait_frames(1, timeout=60)
+        sent = iperf3(client=veth.a, server=veth.b, seconds=8, bits_per_s=rate)
+        nettop.more_frames(8)
+    frames = nettop.frames
+    data = max((row for frame in frames for row in frame["flows"]), key=lambda row: row["tx_bytes_total"])[
+        "id"
+    ]
+    rows = [next((r for r in frame["flows"] if r["id"] == data), None) for frame in frames]
+    fresh = [(f, r) for f, r in zip(frames, rows, strict=True) if f["flows_age_ns"] == 0]
+    carried = [f for f in frames if f["flows_age_ns"]]
+
+    # Six frames to a scan; a machine that stops for a moment may miss some.
+    assert 2 * len(fresh) < len(carried)
+    for frame in carried:
+        assert 0 < frame["flows_age_ns"] < 4 * S
+    # A frame that carries rows has those of the scan before it, to the byte.
+    last: dict[str, object] = {}
+    for frame, row in zip(frames, rows, strict=True):
+        if frame["flows_age_ns"]:
+            assert (row or {}) == last
+        last = row or {}
+    # What the scans counted adds up to the total: nothing twice, nothing left out.
+    counted = [row for _, row in fresh if row]
+    assert sum(row["tx_bytes"] for row in counted) == counted[-1]["tx_bytes_total"]
+    assert counted[-1]["tx_bytes_total"] > sent.sent_bytes
+    # In the middle of the transfer the rate is the sender's, whichever frame one looks at.
+    middle = [(f, r) for f, r in fresh if r and r["tx_bytes"]][1:-1]
+    assert middle
+    for frame, row in middle:
+        assert frame["flows_interval_ns"] == pytest.approx(3 * S, rel=0.35)
+        bits_per_s = row["tx_bytes"] * 8 * S / frame["flows_interval_ns"]
+        assert bits_per_s == pytest.approx(rate, rel=0.15)  # headers are 5 %
+    # The counters of the interface went on with each frame.
+    during = [f["throughput"]["tx"]["bytes"] for f in carried]
+    assert sum(b > 0 for b in during) > 10
+
+
+# Many flows
+
+
+@contextmanager
+def many(link: Link, flows: int, per_second: int, seconds: float) -> Iterator[None]:
+    """Datagrams of so many flows into `a`, which nobody there wants: their MAC is a stranger's."""
+    argv = (link.b.name, link.b.mac, "02:00:00:00:00:99", str(flows), str(per_second), str(seconds))
+    process = link.b.ns.spawn(build.program("manyflows"), *argv)
+    try:
+        yield
+        assert process.wait(timeout=seconds + 20) == 0
+    finally:
+        process.stop()
+
+
+def test_tens_of_thousands_of_flows_are_counted_to_the_packet(lab: Lab, veth: Link) -> None:
+    options = ("-d", "1", "--max-flows", "131072", "--top", "100000", "-p", "throughput,flows")
+    with Nettop(lab, veth.a, *options) as nettop:
+        nettop.wait_frames(1, timeout=60)
+        before = int(veth.a.ns.run("cat", f"/sys/class/net/{veth.a.name}/statistics/rx_packets").stdout)
+        with many(veth, FLOWS, 50_000, 3):
+            pass
+        after = int(veth.a.ns.run("cat", f"/sys/class/net/{veth.a.name}/statistics/rx_packets").stdout)
+        frames = nettop.more_frames(2, timeout=60)
+    last = frames[-1]
+    # Neighbour discovery of a new link adds a few packets, and a few flows.
+    assert FLOWS <= last["flows_total"] <= FLOWS + 20
+    assert last["health"]["evicted_flows"] == 0
+    assert sum(f["throughput"]["rx"]["packets"] for f in nettop.frames) == pytest.approx(
+        after - before, abs=50
+    )
+    # A frame holds the largest; those have what their share of the packets is.
+    rows = [r for r in last["flows"] if r["remote"].startswith("198.")]
+    assert len(rows) > 4000
+    share = (after - before) / FLOWS
+    assert {r["rx_packets_total"] for r in rows} <= {
+        math.floor(share),
+        math.ceil(share),
+        math.ceil(share) + 1,
+    }
+
+
+# --budget
+
+
+@pytest.mark.alone
+def test_a_load_beyond_the_budget_is_shed_and_taken_up_again(lab: Lab, veth: Link) -> None:
+    with ExitStack() as stack:
+        nettop = stack.enter_context(Nettop(lab, veth.a, "-d", "0.5", "--budget", "8"))
+        server = stack.enter_context(answering(veth.b))
+        nettop.wait_frames(1, timeout=60)
+        client = asking(veth.a, server, flows=64, seconds=60)
+        shed = _until(nettop, lambda frame: frame["health"]["shed"]["stages_one_in"] > 1)
+        # It is said in the frame, with the cost that made it so.
+        health = shed["health"]
+        assert health["budget_ns"] == pytest.approx(0.08 * shed["interval_ns"], rel=0.001)
+        peak = max(
+            (f["health"]["kernel_ns"] or 0) + f["health"]["user_ns"] - f["health"]["budget_ns"]
+            for f in nettop.frames
+        )
+        assert peak > 0
+        # And the programs were told: the stages follow fewer packets than there are.
+        _until(nettop, _sampled)
+        client.stop()
+        over = _until(nettop, lambda frame: set(frame["health"]["shed"].values()) == {1}, timeout=60)
+    assert over["health"]["budget_ns"]
+
+
+def _sampled(frame: Frame) -> bool:
+    """The stages follow fewer packets than there are."""
+    followed = max(stage["matched"] or 0 for stage in frame["stages"]["rx"])
+    return bool(0 < followed < 0.9 * frame["throughput"]["rx"]["packets"])
+
+
+def _until(nettop: Nettop, test: Callable[[Frame], bool], timeout: float = 30.0) -> Frame:
+    """The first frame from now on of which this is true."""
+    for _ in range(round(timeout / 0.5)):
+        frame = nettop.more_frames(1)[-1]
+        if test(frame):
+            return frame
+    raise AssertionError(f"in {timeout} s no frame was so; the last: {nettop.frames[-1]['health']}")
+
+
+@pytest.fixture
+def cache() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_fewer_rtt_probes_find_the_same_delays(lab: Lab, cache: Path) -> None:
+    """Two copies of the program on the same packets, one with an eighth of the probes: a wire of two delays."""
+    slow_share = 0.3
+    link = lab.wire(Direction(4.0, reorder=slow_share, reorder_extra_ms=8.0), Direction(4.0))
+    copies: list[attach.Attached] = []
+
+    def inside() -> None:
+        plan = Plan(link.a.name, ("flows",))
+        config = interface.describe(plan)
+        for shift in (0, 3):
+            copy = attach.Attached("flows", compile_probe("flows", cache))
+            copies.append(copy)
+            attach.make_maps(copy, plan)
+            attach.attach(copy, Place(link.a.name, config.ifindex), plan)
+            attach.write_config(copy, replace(config, rtt_shift=shift))
+
+    try:
+        link.a.ns.call(inside)
+        with answering(link.b) as server:
+            ask(link.a, server, flows=48, seconds=5)
+        histograms = [_outward(copy) for copy in copies]
+    finally:
+        for copy in copies:
+            copy.close()
+    every, eighth = (int(h.sum()) for h in histograms)
+    print(f"samples {every} and {eighth}")
+    assert every > 3000
+    assert every / 12 < eighth < every / 4  # a tick is a multiple of a question's time only by chance
+    # 8 ms or 16 ms, and what a busy machine adds to either: on the same packets, so the same share of slow ones.
+    edge = stats.bucket_of(12_000_000)
+    slow, slow_of_eighth = (float(h[edge:].sum() / h.sum()) for h in histograms)
+    print(f"slow {slow:.3f} and {slow_of_eighth:.3f}")
+    assert slow == pytest.approx(slow_share, abs=0.2)
+    assert slow_of_eighth == pytest.approx(slow, abs=5 * math.sqrt(0.25 / eighth) + 0.01)
+
+
+def _outward(copy: attach.Attached) -> np.ndarray:
+    fd, spec = next((fd, s) for fd, s in zip(copy.maps, copy.object.maps, strict=True) if s.name == "rtts")
+    layout = next(m for m in PROBE.maps if m.name == "rtts")
+    info = MapInfo(spec.name, spec.kind, spec.key_size, spec.value_size, spec.max_entries, 0)
+    reader = open_reader(fd, info, layout)
+    assert isinstance(reader, ArrayReader)
+    return np.asarray(reader.read()["slots"].sum(axis=1)[0])
