@@ -17,7 +17,7 @@ from nettop.loader.__main__ import cache_directory
 from nettop.loader.clsact import Clsact
 from nettop.loader.compile import compile_probe
 from nettop.loader.hooks import Place
-from nettop.probes.base import all_probes
+from nettop.probes.base import Candidate, all_probes
 from nettop.protocol import Plan
 
 INTERFACE = "lo"
@@ -42,9 +42,9 @@ def climb() -> dict[tuple[str, str], list[Way]]:
     """Attach each candidate by itself, to a loopback that carries nothing, and let it go again."""
     found: dict[tuple[str, str], list[Way]] = {}
     place = Place(INTERFACE, 1, Clsact())
-    cache = cache_directory()  # nettop's own: later runs find everything compiled
+    cache, _ = cache_directory()  # nettop's own: later runs find everything compiled
     for name in all_probes():
-        plan = Plan(INTERFACE, (name,), 1024, 24, 48, "", ())
+        plan = Plan(INTERFACE, (name,), max_flows=1024)
         probe = attach.Attached(name, compile_probe(name, cache))
         attach.make_maps(probe, plan)
         for hook in probe.object.hooks:
@@ -52,6 +52,7 @@ def climb() -> dict[tuple[str, str], list[Way]]:
             for candidate in hook.candidates:
                 refused = ""
                 try:
+                    _has_programs(probe, candidate)
                     attach._try(probe, hook, candidate, place)
                 except Exception as error:  # whatever it is, it is the kernel's answer
                     refused = str(getattr(error, "strerror", None) or error)
@@ -62,6 +63,12 @@ def climb() -> dict[tuple[str, str], list[Way]]:
                 ways.append(Way(candidate.via, targets, refused))
         probe.close()
     return found
+
+
+def _has_programs(probe: attach.Attached, candidate: Candidate) -> None:
+    """The C side leaves out what this kernel's types do not allow."""
+    if not all(a.program in probe.object.programs for a in candidate.attachments):
+        raise LookupError("the kernel's types (BTF) have nothing of it")
 
 
 def bcc_version() -> str:

@@ -25,7 +25,7 @@ def expected(way: ladder.Way) -> bool:
         return ladder.version() >= SINCE[way.via]
     if way.via in ("raw_tracepoint", "tp_btf"):
         return set(way.targets) <= tracepoints()
-    return True  # clsact; functions, which every kernel has under one of the names that a hook gives
+    return True  # clsact; functions, which these kernels have under one of the names that a hook gives
 
 
 def test_every_way_that_this_kernel_has_holds(ways: Ways) -> None:
@@ -57,7 +57,8 @@ def test_check_says_the_same(ways: Ways) -> None:
     said = {}
     for line in done.stdout.splitlines()[1:]:
         probe, hook, holds, text = line.split(None, 3)
-        said[probe, hook] = text if holds == "yes" else ""
+        if probe in ladder.all_probes():  # what else it looks at is not the kernel's
+            said[probe, hook] = text if holds == "yes" else ""
     best = {key: next((way.via for way in found if not way.refused), "") for key, found in ways.items()}
     assert said == best
 

@@ -1,0 +1,24 @@
+"""Filters of clsact that somebody deletes under us: on a kernel that has nothing else, and beside TCX, too."""
+
+import signal
+
+from lab import Lab, Link, Nettop, witness
+from lab.traffic import ping
+from observed import Watch
+from test_lifecycle import noted, nothing_left
+
+ARGS = ("-d", "1", "-p", "throughput")
+
+
+def test_filters_that_somebody_deletes_are_put_back(lab: Lab, veth: Link) -> None:
+    before = witness.attached(veth.a)
+    with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as nettop:
+        nettop.wait_frames(1)
+        veth.a.ns.run("tc", "qdisc", "del", "dev", veth.a.name, "clsact")
+        noted(nettop, "somebody took nettop's programs off")
+        with Watch(nettop, veth.a).observing() as seen:
+            ping(veth.a, veth.b, 53)
+        seen.agrees(tolerance=0)
+        with nothing_left(nettop):
+            nettop.stop(signal.SIGTERM)
+    assert witness.attached(veth.a) == before
