@@ -181,7 +181,9 @@ def _perf_kprobe(function: str) -> int:
     event = int(libc.syscall(number, buffer, -1, 0, -1, 8))  # PERF_FLAG_FD_CLOEXEC
     if event < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"kprobe {function}: {os.strerror(code)}")
+        # Debian's and Ubuntu's kernels know a 3 and a 4, which keep perf events for CAP_SYS_ADMIN.
+        hint = " (sysctl kernel.perf_event_paranoid=2 allows it)" if code == errno.EACCES else ""
+        raise OSError(code, f"kprobe {function}: {os.strerror(code)}{hint}")
     return event
 
 

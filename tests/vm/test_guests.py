@@ -33,6 +33,9 @@ EACH = """\
 *Holds* are the ways of the hook's ladder that the kernel has, best first: each was attached by itself. Those of them
 that can be forced count the same beside the same traffic (`tests/vm/guest/test_ways.py`). *Not there* are those that
 the kernel lacks, and below the table is what it says to them.
+
+Kprobes hold where `kernel.perf_event_paranoid` is at most 2. Debian sets 3, by which they need CAP_SYS_ADMIN, and that
+the loader gives up: the guests set 2.
 """
 
 
