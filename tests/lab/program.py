@@ -74,7 +74,7 @@ class Nettop:
         at: Endpoint | Namespace,
         *args: str,
         interface: str | None = None,
-        defaults: Sequence[str] = ("-b", "--format", "ndjson"),
+        defaults: Sequence[str] = ("-b", "--format", "ndjson", "--budget", "0"),
         env: Mapping[str, str] | None = None,
         stop_signal: int = signal.SIGINT,
     ) -> None:

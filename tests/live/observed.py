@@ -106,8 +106,8 @@ class Watch:
     def observing(self) -> Iterator[Observed]:
         """From the next frame to two frames after the block."""
         observed = Observed(self.nettop)
-        # Whatever came before is in this frame at the latest, and nothing of the block is.
-        self.nettop.more_frames(1)
+        # The frame that comes first may have been read already: whatever came before is in the second at the latest.
+        self.nettop.more_frames(2)
         skipped = len(self.nettop.frames)
         before = witness.sysfs(self.end)
         yield observed

@@ -239,16 +239,18 @@ def test_a_receiver_sees_what_came_late_and_what_came_twice(lab: Lab) -> None:
     assert link.wire
     with observing(lab, link.b) as seen, transfer(link.a, link.b) as connection:
         link.wire.reset()
+        before = witness.netstat(link.a.ns)
         connection.send_slowly_read(500_000, pause_s=0)
         local, remote = connection.remote, connection.local
         duplicated = link.wire.report()[0].duplicated
+        again = witness.difference(witness.netstat(link.a.ns), before)["TcpRetransSegs"]
     flow = seen.flow(protocol="tcp", local=endpoint(*local), remote=endpoint(*remote))
     print(
         f"duplicated {duplicated}, nettop {flow['rx_retransmits_total']}, {flow['out_of_order_total']} out of order"
     )
     assert duplicated > 3
     # Copies of pure ACKs are nothing sent again: there are hardly any in this direction.
-    assert duplicated - 2 <= flow["rx_retransmits_total"] + flow["out_of_order_total"] <= duplicated
+    assert duplicated - 2 <= flow["rx_retransmits_total"] + flow["out_of_order_total"] <= duplicated + again
     assert flow["tx_retransmits_total"] == 0
 
 

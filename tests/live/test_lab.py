@@ -123,6 +123,7 @@ def test_a_rate_limit_is_kept_and_its_queue_counted(lab: Lab) -> None:
     assert 15e6 < there.hold_ns.max < 40e6
 
 
+@pytest.mark.alone
 def test_bulk_of_some_hundred_megabits_crosses_a_delayed_wire_unharmed(lab: Lab) -> None:
     link = lab.wire(Direction(delay_ms=5))
     assert link.wire

@@ -57,7 +57,7 @@ def test_ndjson_is_what_the_schema_says(lab: Lab, veth: Link) -> None:
     rows = [row for row in last["flows"] if row["remote"] == endpoint(veth.b.v4, port)]
     assert len(rows) == 3
     assert last["flows_total"] == len(last["flows"])
-    assert {hook["via"] for hook in last["probes"]["flows"]["hooks"]} == {"tcx", "raw_tracepoint"}
+    assert {hook["via"] for hook in last["probes"]["flows"]["hooks"]} == {"tcx", "tp_btf"}
     assert last["health"]["rss_bytes"] > 10 << 20
 
 
