@@ -66,25 +66,31 @@ def inside(name: str, minutes: float) -> None:
     probe.close()
 
 
+# As struct slot and struct fifo have them (bpf_src/stages.c, fifo.h): where `passed` is, and what stands at the end of
+# a socket's entry.
+PASSED_AT, AT_SENT, LEFT_OUT = 32, 0x40, 0x80
+FIFO_SIZE = 16 + 64 * 32
+
+
 def left(fds: dict[str, tuple[int, attach.Object]]) -> dict[str, int]:
-    """Slots that name a packet, and entries in the queues of sockets."""
-    result = {}
+    """What is still on its way: slots whose packet has not come to its end, and packets in the queues of sockets.
+
+    A slot keeps the name of a packet that the driver has taken until it is freed, or another comes: `handed over`.
+    """
+    result = {"rx_slots": 0, "tx_slots": 0, "handed over": 0, "waiting": 0}
     for name in ("rx_slots", "tx_slots", "readers", "writers"):
         fd, spec = fds[name]
         value = ctypes.create_string_buffer(spec.value_size)
-        used = waiting = 0
         for index in range(spec.max_entries):
             bpf.map_lookup(fd, index.to_bytes(4, sys.byteorder), ctypes.addressof(value))
-            words = np.frombuffer(value.raw, np.uint64, 1)
-            used += bool(words[0])
-            if name == "readers" and words[0]:
-                # struct fifo is at the end: head and tail are its first words
-                offset = spec.value_size - 16 - 64 * 24
-                head, tail = np.frombuffer(value.raw, np.uint32, 2, offset)
-                waiting += int(head) - int(tail)
-        result[name] = used
-        if name == "readers":
-            result["waiting"] = waiting
+            if not np.frombuffer(value.raw, np.uint64, 1)[0]:
+                continue
+            if name.endswith("slots"):
+                (passed,) = np.frombuffer(value.raw, np.uint32, 1, PASSED_AT)
+                result["handed over" if passed & AT_SENT else name] += not passed & LEFT_OUT
+            elif name == "readers":
+                head, tail = np.frombuffer(value.raw, np.uint32, 2, spec.value_size - FIFO_SIZE)
+                result["waiting"] += int(head) - int(tail)
     return result
 
 

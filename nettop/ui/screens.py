@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -22,6 +22,7 @@ from nettop.ui.state import State
 from nettop.ui.terminal import Written
 
 _KEYS_WIDTH = 64
+Result = TypeVar("Result")
 
 
 def help_lines(
@@ -135,7 +136,15 @@ class HelpPage(Page):
         return rows
 
 
-class HelpScreen(ModalScreen[None]):
+class Over(ModalScreen[Result]):
+    """A page over the panes, gone without a trace when it is closed."""
+
+    def on_unmount(self) -> None:
+        """The toolkit keeps the cache of a closed screen's lines: empty it, or each that is opened costs 40 kB."""
+        self._styles_cache.clear()
+
+
+class HelpScreen(Over[None]):
     """Help.  Any of its keys, or escape, closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -194,7 +203,7 @@ class SortPage(Page):
         self.redraw()
 
 
-class SortScreen(ModalScreen[str | None]):
+class SortScreen(Over[str | None]):
     """The choice of a column; gives its key, None for none."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -1,6 +1,7 @@
 """The application: every key, pause and history, the cursor, filters, failures, sizes."""
 
 import asyncio
+import gc
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -838,3 +839,17 @@ async def test_the_plain_commands_offer_nothing_that_needs_another_end():
         assert "record" not in str(app.screen._compositor)
         await pilot.press("w", "R", "+", "n", "r")
         assert app.is_running
+
+
+async def test_pages_that_were_closed_take_no_memory():
+    def strips() -> int:
+        gc.collect()
+        return sum(type(o).__name__ == "Strip" for o in gc.get_objects())
+
+    async with running(120, 40, frames=frames.frames(3)) as d:
+        counts = []
+        for _ in range(2):
+            for _ in range(4):
+                await d.press("?", "escape", "s", "escape")
+            counts.append(strips())
+        assert counts[1] < counts[0] + 100
