@@ -87,7 +87,7 @@ def _turn(alone: bool) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Where tests run side by side (pytest-xdist), one that is marked `alone` has the machine to itself."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not hasattr(item.config, "workerinput"):
         return (yield)
     with _turn(item.get_closest_marker("alone") is not None):
         return (yield)

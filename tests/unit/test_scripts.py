@@ -249,13 +249,17 @@ def test_help_of_the_tests_sets_nothing_up(checkout: Path) -> None:
     assert sorted(checkout.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("lint", "tests", "status"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (0, 5, 5)])
+@pytest.mark.parametrize(
+    ("lint", "guests", "tests", "status"),
+    [(0, 0, 0, 0), (1, 0, 0, 1), (0, 0, 1, 1), (0, 0, 5, 5), (0, 1, 0, 1)],
+)
 def test_ci_runs_all_even_after_a_failure_and_tells_it(
-    checkout: Path, lint: int, tests: int, status: int
+    checkout: Path, lint: int, guests: int, tests: int, status: int
 ) -> None:
     shutil.copytree(ROOT / ".ci", checkout / ".ci")
     (checkout / "scripts" / "test").write_text(
         f'#!/bin/sh\nif [ "$1" = --lint ]; then echo linted; exit {lint}; fi\n'
+        f'if [ "$1" = --vm ]; then echo "guests $2 $3"; exit {guests}; fi\n'
         f'echo "live=$NETTOP_REQUIRE_LIVE"; echo "7 passed"; exit {tests}\n'
     )
     sudo = checkout / "sudo"  # for those who run the unit tests without root
@@ -268,7 +272,7 @@ def test_ci_runs_all_even_after_a_failure_and_tells_it(
         text=True,
         check=False,
     )
-    assert result.stdout.splitlines() == ["linted", "live=1", "7 passed"]
+    assert result.stdout.splitlines() == ["linted", "guests -k not crossed", "live=1", "7 passed"]
     assert result.returncode == status
 
 
