@@ -53,7 +53,13 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             preexec_fn=become_leader,
-            env={**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **self._env},
+            # COLUMNS and LINES, which a test runner may have set, would be believed before the terminal itself.
+            env={
+                **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
+                "TERM": "xterm-256color",
+                "LC_ALL": "C.UTF-8",
+                **self._env,
+            },
             cwd=REPOSITORY,
         )
         os.close(slave)

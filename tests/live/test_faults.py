@@ -458,7 +458,7 @@ def test_the_screen_in_a_bad_terminal(lab: Lab, veth: Link) -> None:
         screen.resize(1, 1)
         time.sleep(0.6)
         assert screen.running()
-        screen.resize(120, 40)
+        screen.resize(220, 50)  # room for what is said, whole
         with faults.renamed(veth.a, "renamed0"):
             screen.read_until(f"{veth.a.name} is called")  # the rest may have no room
         time.sleep(
