@@ -158,21 +158,18 @@ def called_per_packet(turns: list[dict[str, Any]], empty: list[dict[str, Any]], 
     return statistics.median(result)
 
 
-def measure(options: Options) -> Iterable[Table]:
-    """A row a hook, and the sums."""
+def on_loopback(script: str, turns: int, seconds: float, flows: int, lasts: float) -> Any:
+    """What `script --inside TURNS SECONDS` prints in a namespace with request and response on its loopback."""
     from lab import Endpoint, Lab
     from lab.traffic import answering, asking
 
-    turns, seconds, flows = options.times(5, 2), 0.7, 16
-    say("stages and irq beside the published method")
     with Lab() as lab:
         ns = lab.namespace()
         at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
-        lasts = turns * 3 * (seconds + 2.0) + 20
         with answering(at) as server:
             client = asking(at, server, flows=flows, seconds=lasts)
             try:
-                argv = [sys.executable, __file__, "--inside", str(turns), str(seconds)]
+                argv = [sys.executable, script, "--inside", str(turns), str(seconds)]
                 done = subprocess.run(
                     ns.argv(argv), capture_output=True, text=True, timeout=lasts + 60, check=False
                 )
@@ -180,7 +177,15 @@ def measure(options: Options) -> Iterable[Table]:
                 client.stop()
     if done.returncode:
         raise RuntimeError(done.stderr)
-    results = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(options: Options) -> Iterable[Table]:
+    """A row a hook, and the sums."""
+    turns, seconds, flows = options.times(5, 2), 0.7, 16
+    say("stages and irq beside the published method")
+    lasts = turns * 3 * (seconds + 2.0) + 20
+    results = on_loopback(__file__, turns, seconds, flows, lasts)
     ours, published, empty = results["ours"], results["published"], results["empty"]
     table = Table(
         "Stages and irq, beside the published method",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, Options, Table, run, say
-from stages_cost import PUBLISHED, per_run, translated, turn
+from stages_cost import PUBLISHED, on_loopback, per_run, translated, turn
 
 from nettop.control import Config
 from nettop.filter import compile_expression
@@ -89,27 +88,9 @@ def net_per_packet(turns: list[dict[str, Any]], empty: list[dict[str, Any]]) -> 
 
 def measure(options: Options) -> Iterable[Table]:
     """A row a way of leaving packets out."""
-    from lab import Endpoint, Lab
-    from lab.traffic import answering, asking
-
     turns, seconds, flows = options.times(6, 3), 0.25, 16
     say("packets that stages leave out")
-    with Lab() as lab:
-        ns = lab.namespace()
-        at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
-        lasts = turns * 7 * (seconds + 3.0) + 60
-        with answering(at) as server:
-            client = asking(at, server, flows=flows, seconds=lasts)
-            try:
-                argv = [sys.executable, __file__, "--inside", str(turns), str(seconds)]
-                done = subprocess.run(
-                    ns.argv(argv), capture_output=True, text=True, timeout=lasts + 60, check=False
-                )
-            finally:
-                client.stop()
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    results = json.loads(done.stdout.splitlines()[-1])
+    results = on_loopback(__file__, turns, seconds, flows, lasts=turns * 7 * (seconds + 3.0) + 60)
     empty = results.pop("empty")
     table = Table(
         "Packets that stages leave out",

@@ -12,6 +12,8 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from nettop import live, schema
 from nettop.errors import NettopError
@@ -58,7 +60,8 @@ async def tick(over: asyncio.Event) -> None:
         STALL["ms"] = max(STALL["ms"], (loop.time() - before - 0.01) * 1e3)
 
 
-def main() -> int:
+def main(run: Callable[[live.LoaderHandle, Settings], Coroutine[Any, Any, None]] = run) -> int:
+    """The command line, and what `run` does with it while the loader is there."""
     handle = live.start_loader()
     try:
         settings = Settings(

@@ -14,8 +14,9 @@ import json
 import os
 import sys
 
+from filter_driver import main
+
 from nettop import live, schema
-from nettop.errors import NettopError
 from nettop.model import Frame
 from nettop.probes.flows import Flows
 from nettop.session import focus_on
@@ -78,24 +79,6 @@ async def run(handle: live.LoaderHandle, settings: Settings) -> None:
         await stream.aclose()
 
 
-def main() -> int:
-    live.Live = KeptLive  # type: ignore[misc]
-    handle = live.start_loader()
-    try:
-        settings = Settings(
-            interface=sys.argv[1],
-            delay=float(sys.argv[2]),
-            probes=tuple(sys.argv[3].split(",")),
-            filter=" ".join(sys.argv[4:]),
-        )
-        asyncio.run(run(handle, settings))
-    except NettopError as error:
-        print(error.lines(), file=sys.stderr)
-        return error.code
-    finally:
-        handle.close()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    live.Live = KeptLive  # type: ignore[misc]
+    sys.exit(main(run))
