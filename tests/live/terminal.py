@@ -35,6 +35,7 @@ class Terminal:
         self._stdin = stdin
         self._env = env or {}
         self.text = ""
+        self.sent = b""  # all of it, escape sequences too
         self.process: subprocess.Popen[bytes]
         self._master = -1
 
@@ -101,7 +102,10 @@ class Terminal:
         end = time.monotonic() + timeout
         while self.running() and time.monotonic() < end:
             self._read(0.05)
-        return self.process.wait(max(end - time.monotonic(), 0.1))
+        code = self.process.wait(max(end - time.monotonic(), 0.1))
+        while self._read(0):
+            pass
+        return code
 
     def read_until(
         self, words: str, *, poke: Callable[[], object] | None = None, timeout: float = 20.0
@@ -130,7 +134,9 @@ class Terminal:
         if not select.select([self._master], [], [], timeout)[0]:
             return False
         with suppress(OSError):  # EIO: it has ended
-            self.text += ESCAPE.sub("", os.read(self._master, 65536).decode(errors="replace"))
+            sent = os.read(self._master, 65536)
+            self.sent += sent
+            self.text += ESCAPE.sub("", sent.decode(errors="replace"))
             return True
         time.sleep(timeout)
         return False

@@ -2,17 +2,13 @@
 
 import contextlib
 import os
-import pty
 import pwd
 import re
-import select
 import shutil
 import signal
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +17,7 @@ from lab.program import REPOSITORY, Frame, command, interpreter
 from lab.shell import Process, eventually, run
 from lab.traffic import ping
 from observed import DELAY, PROBES, SETTLED, Watch
+from terminal import Terminal
 
 NOBODY = pwd.getpwnam("nobody")
 SUDO = {
@@ -475,59 +472,23 @@ def test_without_the_real_bcc_it_is_4(
 
 @pytest.mark.parametrize("ending", ["q", "ctrl+c", "hangup"])
 def test_the_screen_ends_and_leaves_nothing(lab: Lab, veth: Link, ending: str) -> None:
-    lab.check(veth.a.ns, veth.a.name)
     before = witness.attached(veth.a)
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        veth.a.ns.argv(command(veth.a.name, *ARGS)),
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        preexec_fn=lambda: os.login_tty(slave),
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"},
-        cwd=REPOSITORY,
-    )
-    os.close(slave)
-    try:
-        shown = read_until(master, b"10.77.", lambda: ping(veth.a, veth.b, 3))
-        held = bpf.held(process.pid)
+    with Terminal(lab, veth.a, *ARGS) as screen:
+        screen.read_until("10.77.", poke=lambda: ping(veth.a, veth.b, 3))
+        held = bpf.held(screen.pid)
         assert held.programs
         assert held.links
-        pids = bpf.family(process.pid)
+        pids = bpf.family(screen.pid)
         assert witness.attached(veth.a) != before
         if ending == "hangup":
-            os.close(master)
+            screen.hang_up()
         else:
-            os.write(master, b"q" if ending == "q" else b"\x03")
-            rest = read_until(master, b"\x1b[?1049l")
-            shown += rest
-        process.wait(10)
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        process.wait()
-        with suppress(OSError):
-            os.close(master)
+            screen.type(b"q" if ending == "q" else b"\x03")
+        code = screen.wait()
     if ending != "hangup":
-        assert process.returncode == 0
+        assert code == 0
         # The terminal is as it was: the alternate screen is left again.
-        assert shown.rindex(b"\x1b[?1049l") > shown.index(b"\x1b[?1049h")
+        assert screen.sent.rindex(b"\x1b[?1049l") > screen.sent.index(b"\x1b[?1049h")
     assert eventually(lambda: all(map(gone, pids)))
     assert not bpf.remaining(held)
     assert witness.attached(veth.a) == before
-
-
-def read_until(fd: int, words: bytes, poke: object = None, *, timeout: float = 20.0) -> bytes:
-    """What the terminal was sent, up to these words; `poke` is called now and then meanwhile."""
-    text, end = b"", time.monotonic() + timeout
-    while words not in text:
-        if time.monotonic() > end:
-            raise AssertionError(f"{words!r} did not come: {text[-2000:]!r}")
-        if select.select([fd], [], [], 0.3)[0]:
-            try:
-                text += os.read(fd, 65536)
-            except OSError:
-                raise AssertionError(f"it ended: {text[-2000:]!r}") from None
-        elif callable(poke):
-            poke()
-    return text
