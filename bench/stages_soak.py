@@ -69,7 +69,7 @@ def inside(name: str, minutes: float) -> None:
 # As struct slot and struct fifo have them (bpf_src/stages.c, fifo.h): where `passed` is, and what stands at the end of
 # a socket's entry.
 PASSED_AT, AT_SENT, LEFT_OUT = 32, 0x40, 0x80
-FIFO_SIZE = 16 + 64 * 32
+HEAD_AT, TAIL_AT = 8, 64
 
 
 def left(fds: dict[str, tuple[int, attach.Object]]) -> dict[str, int]:
@@ -89,7 +89,7 @@ def left(fds: dict[str, tuple[int, attach.Object]]) -> dict[str, int]:
                 (passed,) = np.frombuffer(value.raw, np.uint32, 1, PASSED_AT)
                 result["handed over" if passed & AT_SENT else name] += not passed & LEFT_OUT
             elif name == "readers":
-                head, tail = np.frombuffer(value.raw, np.uint32, 2, spec.value_size - FIFO_SIZE)
+                (head,), (tail,) = (np.frombuffer(value.raw, np.uint32, 1, at) for at in (HEAD_AT, TAIL_AT))
                 result["waiting"] += int(head) - int(tail)
     return result
 

@@ -20,11 +20,19 @@ struct waiting {
 	u32 trace; /* the newest one's number, if it is traced */
 };
 
+/*
+ * Who writes and who reads are often on two CPUs, and what one of them has changed takes the other 100 ns to load.  So
+ * each writes to cache lines of its own, and who writes looks only now and then how far the other one is.
+ */
 struct fifo {
+	u64 owner; /* the socket whose queue it is */
 	u32 head; /* next to write */
-	u32 tail; /* next to read */
+	u32 seen; /* of the tail, when it was last looked at */
 	u32 skipped; /* packets since the last entry, to be counted with the next */
 	u32 skipped_focused;
+	u64 spare[5];
+	u32 tail; /* next to read */
+	u32 spare_more[15];
 	struct waiting slots[FIFO_SLOTS];
 };
 
@@ -41,15 +49,33 @@ static __always_inline bool fifo_empty(const struct fifo *f)
 static __always_inline void fifo_clear(struct fifo *f)
 {
 	f->tail = f->head;
+	f->seen = f->head;
+	f->skipped = 0;
+	f->skipped_focused = 0;
+}
+
+/*
+ * The same, and begin with the first slot again, which is likely to be in the cache.  Only where nobody else is at the
+ * queue: under the socket's lock.
+ */
+static __always_inline void fifo_restart(struct fifo *f)
+{
+	f->head = 0;
+	f->seen = 0;
+	f->tail = 0;
 	f->skipped = 0;
 	f->skipped_focused = 0;
 }
 
 /* How many packets the next entry has to stand for. */
-static __always_inline u32 fifo_step(const struct fifo *f)
+static __always_inline u32 fifo_step(struct fifo *f)
 {
-	u32 free = FIFO_SLOTS - (f->head - f->tail);
+	u32 free;
 
+	if (f->head - f->seen < FIFO_SLOTS - 32)
+		return 1;
+	f->seen = f->tail;
+	free = FIFO_SLOTS - (f->head - f->seen);
 	if (free > 32)
 		return 1;
 	if (free > 8)
@@ -64,7 +90,7 @@ static __always_inline void fifo_push(struct fifo *f, u64 at, u64 start, u32 pos
 
 	f->skipped += packets;
 	f->skipped_focused += focused;
-	if (f->skipped < fifo_step(f) || f->head - f->tail >= FIFO_SLOTS)
+	if (f->skipped < fifo_step(f) || f->head - f->seen >= FIFO_SLOTS)
 		return;
 	w = &f->slots[f->head & (FIFO_SLOTS - 1)];
 	w->at = at;

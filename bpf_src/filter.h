@@ -106,6 +106,8 @@ static __always_inline u32 filter_ifindex(const struct filter_packet *packet)
 
 #else
 
+#define FILTER_HEAD 64
+
 /*
  * The same for programs that have the kernel's own sk_buff: every read is a call. Only the
  * linear part can be read, which holds all headers; what lies in pages is as if cut off.
@@ -120,6 +122,7 @@ struct filter_packet {
 	u16 protocol; /* skb->protocol, for where there is no link header yet */
 	bool linked; /* there is one */
 	bool tagged;
+	u8 head[FILTER_HEAD]; /* the first bytes of the frame: a call for all that most filters look at */
 };
 
 static __always_inline bool filter_read(const struct filter_packet *packet, u64 offset, u32 size, u64 *value)
@@ -133,6 +136,13 @@ static __always_inline bool filter_read(const struct filter_packet *packet, u64 
 		if (offset != TAG_OFFSET || size != 2)
 			return false;
 		*value = swap16(packet->protocol);
+		return true;
+	}
+	/* What is compared must be the register that is used, not a sum that is as large. */
+	if (!__builtin_constant_p(offset))
+		asm volatile("" : "+r"(offset));
+	if (offset <= FILTER_HEAD - size) {
+		*value = FILTER_NUMBER(packet->head + offset, size);
 		return true;
 	}
 	if (bpf_probe_read_kernel(&copy, size, packet->frame + offset))
@@ -227,7 +237,7 @@ static __always_inline void filter_look(struct filter_packet *packet, const void
 	u32 behind = where == AT_LINK ? 0 : l2_len, length = 0, paged = 0;
 	const void *data = 0;
 
-	__builtin_memset(packet, 0, sizeof(*packet));
+	/* Behind the shortest packet there is skb_shared_info: this never leaves the skb's memory. */
 	LOAD(typed, data, skb, struct sk_buff, data);
 	LOAD(typed, length, skb, struct sk_buff, len);
 	LOAD(typed, paged, skb, struct sk_buff, data_len);
@@ -239,6 +249,7 @@ static __always_inline void filter_look(struct filter_packet *packet, const void
 	packet->linked = !l2_len || where != AT_NETWORK_ALONE;
 	packet->tag = l2_len ? lifted_tag(skb, typed) : 0;
 	packet->tagged = packet->tag != 0;
+	bpf_probe_read_kernel(packet->head, sizeof(packet->head), packet->frame);
 #endif
 }
 

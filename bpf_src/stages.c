@@ -79,10 +79,14 @@
 #define SOCKET_BITS 11
 #define SOCKETS (1 << SOCKET_BITS)
 #define DELTAS 3
+#define WHOLE_PAGES \
+	1024 /* BPF_F_MMAPABLE: a map that begins with a page, and so its entries with a cache line */
 #define OLD (30ULL * 1000 * NSEC_PER_MSEC) /* nothing waits so long inside a host: another packet's slot */
 #define AT_ONCE (100 * NSEC_PER_MSEC) /* between boundaries of one run of the stack */
+#define AT_ONCE_JIFFIES 4 /* the same, coarsely: 4 ms at least */
 #define FRESH (2 * NSEC_PER_MSEC) /* within which the segments of a packet are sent */
 #define SOON 50000 /* ns after a write in which no other data of its socket comes out */
+#define UNWANTED 16 /* packets in a row that the filter refuses: their socket's writes are left alone */
 #define IDLE (200 * NSEC_PER_MSEC) /* after which a socket's entry may be taken by another */
 
 #define ETH_P_IP_BE __builtin_bswap16(0x0800)
@@ -108,6 +112,7 @@ struct slot {
 	u64 mark; /* of the flow in focus, see focus.h; in the upper half the packet's number, where it is traced */
 	u32 passed;
 	u32 deltas[DELTAS]; /* ns of the stages so far, for the sums over whole paths */
+	u64 spare[2];
 };
 
 /* One stage on one CPU. */
@@ -121,9 +126,13 @@ struct stage {
  * The stages of packets that go the whole way from a known start: these sums add up to the whole path's, which the
  * histograms' do not, as not every packet goes all the way.  By stage, close together.
  */
+struct path {
+	u64 ns;
+	u64 packets;
+};
+
 struct paths {
-	u64 ns[STAGES];
-	u64 packets[STAGES];
+	struct path of[STAGES];
 };
 
 /* One boundary that one packet has passed. */
@@ -166,48 +175,52 @@ struct cut {
 	u64 segments; /* that are still to come */
 };
 
-/* A socket that receives. */
+/* A socket that receives; what each packet needs is in one cache line, beside the queue's. */
 struct reader {
-	u64 sock;
+	struct fifo queue;
 	u64 used;
 	u64 pending; /* when the packet in hand reached TCP, 0: none */
 	u64 pending_start;
-	u64 held_sum; /* out of order, or below SO_RCVLOWAT: the sum of their times */
-	u64 held_starts;
-	u32 held_unknown; /* one of their starts is not known */
-	u32 held;
-	u32 held_end;
+	u64 pending_mark;
 	u32 pending_end;
 	u32 left_out; /* the packet in hand is none of ours */
-	u32 in; /* UDP: datagrams queued, and read */
-	u32 out;
-	u64 pending_mark;
-	u32 held_focused; /* of those held, packets of the flow in focus */
+	u32 held; /* packets out of order, or below SO_RCVLOWAT */
 	u32 mark; /* of the focused packets in the queue; those of an earlier focus count for nobody */
-	struct fifo queue;
+	u32 held_unknown; /* one of their starts is not known */
+	u32 held_end;
+	u32 held_focused; /* of those held, packets of the flow in focus */
+	u32 in; /* UDP: datagrams queued */
+	u64 held_sum; /* of their times */
+	u64 held_starts;
+	u32 out; /* UDP: datagrams read */
+	u32 spare[11];
 };
 
 /* A socket that sends. */
 struct writer {
-	u64 sock;
+	struct fifo queue;
 	u64 used;
 	u64 sending; /* UDP: when the call in hand began */
 	u32 sent_end; /* highest sequence number that went out */
 	u16 sent; /* one did */
 	u16 next; /* all before the newest write is sent: what comes out next begins with it */
-	struct fifo queue;
+	u32 refused; /* packets that the filter did not want, since the last that it did */
+	u32 spare[9];
 };
 
+_Static_assert(!(sizeof(struct slot) % 64 + sizeof(struct reader) % 64 + sizeof(struct writer) % 64),
+	       "cache lines");
+
 CONFIG_MAP;
-BPF_ARRAY(rx_slots, struct slot, SLOTS);
-BPF_ARRAY(tx_slots, struct slot, SLOTS);
-BPF_ARRAY(readers, struct reader, SOCKETS);
-BPF_ARRAY(writers, struct writer, SOCKETS);
+BPF_F_TABLE("array", int, struct slot, rx_slots, SLOTS, WHOLE_PAGES);
+BPF_F_TABLE("array", int, struct slot, tx_slots, SLOTS, WHOLE_PAGES);
+BPF_F_TABLE("array", int, struct reader, readers, SOCKETS, WHOLE_PAGES);
+BPF_F_TABLE("array", int, struct writer, writers, SOCKETS, WHOLE_PAGES);
 BPF_PERCPU_ARRAY(stages, struct stage, 2 * STAGES); /* of all packets, then of the flow in focus */
 BPF_PERCPU_ARRAY(paths, struct paths, 2);
 BPF_PERCPU_ARRAY(deliveries, struct delivery, 1);
 BPF_PERCPU_ARRAY(cuts, struct cut, 1);
-BPF_PERCPU_ARRAY(addresses, u64, 32);
+BPF_ARRAY(origin, u64, 1); /* see address() */
 BPF_PERCPU_ARRAY(tracing, struct tracing, 1);
 BPF_RINGBUF_OUTPUT(trace, 64);
 
@@ -227,20 +240,24 @@ static __always_inline struct config *settings_here(void)
 }
 
 /*
- * A pointer as a number.  The verifier lets nobody reckon with a typed pointer, and forgets the type when it went
- * through a map.  Each caller has a cell of its own, so one that interrupts another does it no harm.
+ * A pointer as a number: its distance from a place that all programs share.  The verifier lets nobody reckon with a typed
+ * pointer, but take another pointer from it (kernel/bpf/verifier.c, adjust_reg_min_max_vals).  Where pointers are
+ * numbers from the start, it wants the place as a number too, and forgets what it was when it went through a map.
  */
-static __always_inline u64 address(const void *pointer, int typed, int cell)
+static __always_inline u64 address(const void *pointer, int typed)
 {
-	u64 *number;
+	int zero = 0;
+	u64 *place = origin.lookup(&zero);
+	u64 number;
 
-	if (!typed)
-		return (u64)pointer;
-	number = addresses.lookup(&cell);
-	if (!number)
+	if (!place)
 		return 0;
-	*(volatile u64 *)number = (u64)pointer;
-	return *(volatile u64 *)number;
+	if (!typed) {
+		*(volatile u64 *)place = (u64)place;
+		return (u64)pointer - *(volatile u64 *)place;
+	}
+	asm("%0 = %1\n%0 -= %2" : "=&r"(number) : "r"(pointer), "r"(place));
+	return number;
 }
 
 /* Fibonacci hashing: addresses differ in their middle bits. */
@@ -375,8 +392,8 @@ static __always_inline struct paths *paths_of(int which)
 
 static __always_inline void add_path(struct paths *p, int index, u64 ns, u32 packets)
 {
-	p->ns[index] += ns * packets;
-	p->packets[index] += packets;
+	p->of[index].ns += ns * packets;
+	p->of[index].packets += packets;
 }
 
 /* As record(), for packets whose path began at `start`; 0: not known, and none of a path. */
@@ -538,12 +555,37 @@ static __always_inline void leave_out(const struct config *c, struct slot *s, u6
 	}
 	s->skb = key;
 	s->passed = LEFT_OUT;
+	s->at = bpf_jiffies64(); /* a load, where the clock is a call */
+}
+
+static __always_inline bool left_out(const struct slot *s, u64 key)
+{
+	return s->skb == key && s->passed == LEFT_OUT;
+}
+
+/*
+ * A packet is first seen here, though the boundary before is watched or cannot be: whose is it?  False where nobody
+ * asked for it.
+ */
+static __always_inline bool begin(const struct config *c, struct slot *s, u64 key, const void *skb, int typed,
+				  int direction, int where, u64 now)
+{
+	u64 mark = look_now(c, skb, typed, direction, where);
+
+	if (mark == REFUSED) {
+		leave_out(c, s, key);
+		return false;
+	}
+	s->mark = traced(c, mark, direction == IN ? RX_BEGIN : TX_BEGIN, now, now);
+	s->skb = key;
+	s->start = 0;
+	return true;
 }
 
 /* The driver hands a packet to the stack. */
 static __always_inline int rx_driver(const void *skb, int typed)
 {
-	u64 key = address(skb, typed, 0), now;
+	u64 key = address(skb, typed), now;
 	struct config *c = settings_here();
 	struct slot *s = rx_slot(key);
 	void *dev = 0;
@@ -576,52 +618,40 @@ static __always_inline int rx_driver(const void *skb, int typed)
  */
 static __always_inline int rx_stack(const void *skb, int typed)
 {
-	u64 key = address(skb, typed, 1), now, ns;
+	u64 key = address(skb, typed), now, ns, start;
 	struct config *c = settings_here();
 	struct slot *s = rx_slot(key);
 	void *dev = 0;
-	u64 mark;
+	bool known;
 
 	if (!c || !s)
 		return 0;
-	if (c->sample_shift && s->skb != key && !(c->flags & NO_DRIVER))
+	if (!(c->flags & NO_DRIVER) && (c->sample_shift ? s->skb != key : left_out(s, key)))
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	if (!watched(c, dev, typed)) {
 		forget(s, key);
 		return 0;
 	}
-	if (s->skb == key && s->passed == LEFT_OUT && !(c->flags & NO_DRIVER))
-		return 0;
 	now = bpf_ktime_get_ns();
-	if (s->skb == key && s->passed == AT_DRIVER && since(s->at, now) < OLD) {
-		if (s->mark == UNREAD) {
-			s->mark = look_now(c, skb, typed, IN, AT_NETWORK);
-			if (s->mark == REFUSED) {
-				leave_out(c, s, key);
-				return 0;
-			}
-			s->mark = traced(c, s->mark, RX_BEGIN, now, now);
-		}
+	known = s->skb == key && s->passed == AT_DRIVER && since(s->at, now) < OLD;
+	if (!known && c->sample_shift && (!(c->flags & NO_DRIVER) || !sampled(c))) {
+		forget(s, key);
+		return 0;
+	}
+	if (!known || s->mark == UNREAD) {
+		start = known ? s->start : c->flags & NO_DRIVER ? now : 0;
+		if (!begin(c, s, key, skb, typed, IN, AT_NETWORK, now))
+			return 0;
+		s->start = start;
+		s->deltas[0] = 0;
+	}
+	if (known) {
 		ns = since(s->at, now);
 		s->deltas[0] = short_ns(ns);
 		record(RX_STACK, ns, s->mark);
 	} else {
-		if (c->sample_shift && (!(c->flags & NO_DRIVER) || !sampled(c))) {
-			forget(s, key);
-			return 0;
-		}
-		mark = look_now(c, skb, typed, IN, AT_NETWORK);
-		if (mark == REFUSED) {
-			leave_out(c, s, key);
-			return 0;
-		}
-		mark = traced(c, mark, RX_BEGIN, now, now);
-		s->mark = mark;
-		s->skb = key;
-		s->start = c->flags & NO_DRIVER ? now : 0;
-		s->deltas[0] = 0;
-		miss(RX_STACK, mark);
+		miss(RX_STACK, s->mark);
 	}
 	s->at = now;
 	s->passed = AT_DRIVER | AT_STACK;
@@ -647,30 +677,24 @@ static __always_inline int rx_ip(const void *skb, u64 key, int typed, const stru
 	struct delivery *d;
 	u64 now, ns;
 	int zero = 0;
-	u64 mark;
 
 	if (!s || (s->skb != key && (!ours || c->sample_shift)))
 		return 0;
+	if (left_out(s, key) && bpf_jiffies64() - s->at < AT_ONCE_JIFFIES)
+		return 0;
 	now = bpf_ktime_get_ns();
-	if (s->skb == key && since(s->at, now) < AT_ONCE) {
-		if (s->passed & (LEFT_OUT | AT_IP))
+	if (s->skb == key && s->passed != LEFT_OUT && since(s->at, now) < AT_ONCE) {
+		if (s->passed & AT_IP)
 			return 0;
 		ns = since(s->at, now);
 		s->deltas[1] = short_ns(ns);
 		record(RX_IP, ns, s->mark);
 	} else if (ours && !c->sample_shift) {
-		mark = look_now(c, skb, typed, IN, AT_NETWORK);
-		if (mark == REFUSED) {
-			leave_out(c, s, key);
+		if (!begin(c, s, key, skb, typed, IN, AT_NETWORK, now))
 			return 0;
-		}
-		mark = traced(c, mark, RX_BEGIN, now, now);
-		s->mark = mark;
-		s->skb = key;
-		s->start = 0;
 		s->deltas[0] = 0;
 		s->deltas[1] = 0;
-		miss(RX_IP, mark);
+		miss(RX_IP, s->mark);
 	} else {
 		s->skb = 0;
 		return 0;
@@ -680,7 +704,7 @@ static __always_inline int rx_ip(const void *skb, u64 key, int typed, const stru
 	if (c->flags & NO_LOCAL) {
 		d = deliveries.lookup(&zero);
 		if (d)
-			deliver(d, key, now, address(net, typed, 27));
+			deliver(d, key, now, address(net, typed));
 	}
 	return 0;
 }
@@ -784,7 +808,7 @@ static __always_inline struct reader *reader_of(u64 sock)
 	int index = hash(sock, SOCKET_BITS);
 	struct reader *r = readers.lookup(&index);
 
-	return r && r->sock == sock ? r : 0;
+	return r && r->queue.owner == sock ? r : 0;
 }
 
 /* The same, taken from a socket that has nothing to wait for; nobody's if that is still busy. */
@@ -795,10 +819,10 @@ static __always_inline struct reader *reader_for(u64 sock, u64 now, bool *fresh)
 
 	if (!r)
 		return 0;
-	if (r->sock != sock) {
-		if (r->sock && !fifo_empty(&r->queue) && since(r->used, now) < IDLE)
+	if (r->queue.owner != sock) {
+		if (r->queue.owner && !fifo_empty(&r->queue) && since(r->used, now) < IDLE)
 			return 0;
-		r->sock = sock;
+		r->queue.owner = sock;
 		r->pending = 0;
 		r->held = 0;
 		r->in = 0;
@@ -828,7 +852,6 @@ static __always_inline void taken(struct reader *r, u32 position)
 	if (fifo_empty(&r->queue) || before(position, w->position))
 		return;
 	now = bpf_ktime_get_ns();
-	r->used = now;
 	for (i = 0; i < FIFO_SLOTS; i++) {
 		if (fifo_empty(&r->queue))
 			break;
@@ -913,10 +936,19 @@ static __always_inline void rx_path(struct paths *p, const struct slot *s, u64 t
 	add_path(p, RX_TRANSPORT, transport, hist_any(transport));
 }
 
+/* The packet in hand is not to be waited for, though its socket, or one at this address before, had packets of ours. */
+static __always_inline void not_ours(const void *sock, int typed)
+{
+	struct reader *r = reader_of(address(sock, typed));
+
+	if (r)
+		r->left_out = 1;
+}
+
 /* TCP has the packet: tcp_rcv_established, out of the backlog if the socket was in use. */
 static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 {
-	u64 key = address(skb, typed, 2), now, ns, start = 0;
+	u64 key = address(skb, typed), now, ns, start = 0;
 	const u32 cb = offsetof(struct sk_buff, cb);
 	struct slot *s = rx_slot(key);
 	u32 first = 0, end = 0, index = 0;
@@ -930,15 +962,17 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 	c = settings();
 	if (!c || !s || (s->skb != key && some(c)))
 		return 0;
+	if (left_out(s, key)) {
+		s->skb = 0;
+		not_ours(sock, typed);
+		return 0;
+	}
 	LOAD_AT(typed, first, skb, cb + offsetof(struct tcp_skb_cb, seq));
 	LOAD_AT(typed, end, skb, cb + offsetof(struct tcp_skb_cb, end_seq));
 	if (s->skb != key || !sock_watched(c, sock, typed)) {
 		LOAD(typed, index, skb, struct sk_buff, skb_iif);
 		if (index != c->ifindex || !sock_watched(c, sock, typed)) {
-			/* Not ours, though its socket, or one at this address before, had packets of ours. */
-			r = reader_of(address(sock, typed, 3));
-			if (r)
-				r->left_out = 1;
+			not_ours(sock, typed);
 			return 0;
 		}
 		miss(RX_TRANSPORT, 0);
@@ -947,12 +981,6 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 		now = bpf_ktime_get_ns();
 	} else {
 		s->skb = 0;
-		if (s->passed & LEFT_OUT) {
-			r = reader_of(address(sock, typed, 3));
-			if (r)
-				r->left_out = 1;
-			return 0;
-		}
 		now = bpf_ktime_get_ns();
 		ns = since(s->at, now);
 		mark = s->mark;
@@ -963,12 +991,10 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 	}
 	LOAD_AT(typed, flags, skb, cb + offsetof(struct tcp_skb_cb, tcp_flags));
 	if (end - first == 1 && flags & TCP_FIN) {
-		r = reader_of(address(sock, typed, 3));
-		if (r)
-			r->left_out = 1; /* its reader is told, and has nothing to read */
+		not_ours(sock, typed); /* its reader is told, and has nothing to read */
 		return 0;
 	}
-	r = reader_for(address(sock, typed, 3), now, &fresh);
+	r = reader_for(address(sock, typed), now, &fresh);
 	if (!r) {
 		miss(RX_SOCKET, mark);
 		miss(RX_APPLICATION, mark);
@@ -1075,7 +1101,7 @@ static __always_inline int rx_ready_datagram(void *sock, int typed, u64 id)
 	if (!d || !d->skb)
 		return 0;
 	LOAD(typed, pointer, sock, struct sock, __sk_common.skc_net.net);
-	net = address(pointer, typed, 5);
+	net = address(pointer, typed);
 	if (d->net != net)
 		return 0;
 	now = bpf_ktime_get_ns();
@@ -1119,7 +1145,7 @@ static __always_inline bool internet_socket(const void *sock, int typed, u16 *ty
 
 static __always_inline int rx_ready(void *sock, int typed)
 {
-	u64 id = address(sock, typed, 4);
+	u64 id = address(sock, typed);
 	u16 type = 0;
 
 	if (!internet_socket(sock, typed, &type))
@@ -1130,7 +1156,7 @@ static __always_inline int rx_ready(void *sock, int typed)
 /* UDP has the packet, where there is a function to watch. */
 static __always_inline int rx_udp(const void *skb, int typed)
 {
-	u64 key = address(skb, typed, 6), now;
+	u64 key = address(skb, typed), now;
 	struct slot *s = rx_slot(key);
 	struct delivery *d;
 	int zero = 0;
@@ -1148,7 +1174,7 @@ static __always_inline int rx_udp(const void *skb, int typed)
 /* The application has copied from a TCP socket. */
 static __always_inline int rx_read_stream(void *sock, int typed)
 {
-	struct reader *r = reader_of(address(sock, typed, 7));
+	struct reader *r = reader_of(address(sock, typed));
 	u32 copied = 0;
 	void *tcp;
 
@@ -1172,7 +1198,7 @@ static __always_inline int rx_read_datagram(void *sock, int typed, int length, i
 		return 0;
 	if (!internet_socket(sock, typed, &type) || type == TYPE_STREAM)
 		return 0;
-	r = reader_of(address(sock, typed, 8));
+	r = reader_of(address(sock, typed));
 	if (!r)
 		return 0;
 	r->out++;
@@ -1187,7 +1213,7 @@ static __always_inline struct writer *writer_of(u64 sock)
 	int index = hash(sock, SOCKET_BITS);
 	struct writer *w = writers.lookup(&index);
 
-	return w && w->sock == sock ? w : 0;
+	return w && w->queue.owner == sock ? w : 0;
 }
 
 static __always_inline struct writer *writer_for(u64 sock, u64 now)
@@ -1198,14 +1224,15 @@ static __always_inline struct writer *writer_for(u64 sock, u64 now)
 
 	if (!w)
 		return 0;
-	if (w->sock != sock) {
+	if (w->queue.owner != sock) {
 		waits = !fifo_empty(&w->queue) &&
 			(!w->sent || before(w->sent_end, fifo_newest(&w->queue)->position + 1));
-		if (w->sock && waits && since(w->used, now) < IDLE)
+		if (w->queue.owner && waits && since(w->used, now) < IDLE)
 			return 0;
-		w->sock = sock;
+		w->queue.owner = sock;
 		w->sent = 0;
 		w->sending = 0;
+		w->refused = 0;
 		fifo_clear(&w->queue);
 	}
 	w->used = now;
@@ -1215,7 +1242,7 @@ static __always_inline struct writer *writer_for(u64 sock, u64 now)
 /* An application writes to a TCP socket; the kernel asks once for each skb that it fills. */
 static __always_inline int tx_write(void *sock, int typed)
 {
-	u64 id = address(sock, typed, 9), now;
+	u64 id = address(sock, typed), now;
 	struct writer *w = writer_of(id);
 	void *route = 0, *dev = 0, *tcp;
 	u32 written = 0, sent = 0;
@@ -1229,6 +1256,8 @@ static __always_inline int tx_write(void *sock, int typed)
 		LOAD(typed, dev, route, struct dst_entry, dev);
 		if (!watched(c, dev, typed))
 			return 0;
+	} else if (w->refused >= UNWANTED) {
+		return 0;
 	}
 	tcp = tcp_of(sock, typed);
 	if (!tcp)
@@ -1243,7 +1272,7 @@ static __always_inline int tx_write(void *sock, int typed)
 	w->used = now;
 	if (!fifo_empty(&w->queue)) {
 		if (sent == written)
-			fifo_clear(&w->queue); /* all is sent: what is left there is of no use */
+			fifo_restart(&w->queue); /* all is sent: what is left there is of no use */
 		else if (fifo_newest(&w->queue)->position == written)
 			return 0; /* the same place again, after a wait for memory */
 	}
@@ -1256,7 +1285,7 @@ static __always_inline int tx_write(void *sock, int typed)
 static __always_inline int tx_write_datagram(void *sock, int typed)
 {
 	u64 now = bpf_ktime_get_ns();
-	struct writer *w = writer_for(address(sock, typed, 10), now);
+	struct writer *w = writer_for(address(sock, typed), now);
 
 	if (w)
 		w->sending = now;
@@ -1279,7 +1308,7 @@ static __always_inline u64 written_at(const struct config *c, struct writer *w, 
 	if (!length)
 		return 1;
 	oldest = fifo_oldest(&w->queue);
-	if (w->next && !some(c) && since(oldest->at, now) < SOON) {
+	if (w->next && !c->sample_shift && since(oldest->at, now) < SOON) {
 		w->next = 0;
 		w->sent = 1;
 		w->sent_end = oldest->position + length;
@@ -1325,18 +1354,41 @@ static __always_inline u64 written(const struct config *c, const void *skb, u64 
 	LOAD(typed, sock, skb, struct sk_buff, sk);
 	if (!sock)
 		return 1;
-	w = writer_of(address(sock, typed, 11));
+	w = writer_of(address(sock, typed));
 	if (w && w->sending) {
 		then = w->sending;
 		w->sending = 0;
 		return then;
 	}
-	if (w)
+	if (w) {
+		if (w->refused >= UNWANTED) {
+			fifo_restart(&w->queue); /* nothing was written down meanwhile */
+			w->next = 0;
+		}
+		w->refused = 0;
 		return written_at(c, w, skb, now, typed);
+	}
 	LOAD(typed, data, skb, struct sk_buff, data_len);
 	if (data && !(c->flags & NO_WRITE) && internet_socket(sock, typed, &type) && type == TYPE_STREAM)
 		return 0;
 	return 1;
+}
+
+/* The filter does not want what this socket sends. */
+static __always_inline void refuse(const void *skb, int typed)
+{
+	struct writer *w;
+	void *sock = 0;
+
+	LOAD(typed, sock, skb, struct sk_buff, sk);
+	if (!sock)
+		return;
+	w = writer_of(address(sock, typed));
+	if (!w)
+		return;
+	w->next = 0;
+	if (w->refused < UNWANTED)
+		w->refused++;
 }
 
 /* ip_local_out: IP has a packet to send. */
@@ -1355,6 +1407,7 @@ static __always_inline int tx_ip(const void *skb, u64 key, int typed)
 	mark = look_now(c, skb, typed, OUT, AT_NETWORK_ALONE);
 	if (mark == REFUSED) {
 		leave_out(c, s, key);
+		refuse(skb, typed);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
@@ -1380,40 +1433,29 @@ static __always_inline int tx_ip(const void *skb, u64 key, int typed)
 /* dev_queue_xmit. */
 static __always_inline int tx_queue(const void *skb, int typed)
 {
-	u64 key = address(skb, typed, 12), now, ns;
+	u64 key = address(skb, typed), now, ns;
 	struct config *c = settings_here();
 	struct slot *s = tx_slot(key);
 	void *dev = 0;
-	u64 mark;
 
-	if (!c || !s || (c->sample_shift && s->skb != key))
+	if (!c || !s || (c->sample_shift ? s->skb != key : left_out(s, key)))
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	if (!watched(c, dev, typed))
-		return 0;
-	if (s->skb == key && s->passed == LEFT_OUT)
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (s->skb == key && s->passed == AT_IP && since(s->at, now) < OLD) {
 		ns = since(s->at, now);
 		s->deltas[1] = short_ns(ns);
 		record(TX_IP, ns, s->mark);
+	} else if (c->sample_shift) {
+		s->skb = 0;
+		return 0;
 	} else {
-		if (c->sample_shift) {
-			s->skb = 0;
+		if (!begin(c, s, key, skb, typed, OUT, AT_LINK, now))
 			return 0;
-		}
-		mark = look_now(c, skb, typed, OUT, AT_LINK);
-		if (mark == REFUSED) {
-			leave_out(c, s, key);
-			return 0;
-		}
-		mark = traced(c, mark, TX_BEGIN, now, now);
-		s->mark = mark;
-		s->skb = key;
-		s->start = 0;
 		if (internet(skb, typed))
-			miss(TX_IP, mark);
+			miss(TX_IP, s->mark);
 	}
 	s->at = now;
 	s->passed = AT_QUEUE;
@@ -1448,14 +1490,13 @@ static __always_inline struct cut *cut_from(const void *skb, u64 now, int typed)
 /* The driver is given the packet. */
 static __always_inline int tx_driver(const void *skb, const void *dev, int typed)
 {
-	u64 key = address(skb, typed, 13), now, ns;
+	u64 key = address(skb, typed), now, ns;
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
 	struct cut *cut;
 
-	if (!c || !s || (c->sample_shift && s->skb != key && !cutting()) || !watched(c, dev, typed))
-		return 0;
-	if (s->skb == key && s->passed == LEFT_OUT)
+	if (!c || !s || left_out(s, key) || (some(c) && s->skb != key && !cutting()) ||
+	    !watched(c, dev, typed))
 		return 0;
 	now = bpf_ktime_get_ns();
 	/* AT_IP: where nothing shows the queue's entrance. */
@@ -1504,7 +1545,11 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 	struct slot *s = tx_slot(key);
 	u64 now, ns;
 
-	if (!c || !s || s->skb != key || s->passed != AT_XMIT || !watched(c, dev, typed))
+	if (!c || !s || s->skb != key)
+		return 0;
+	if (s->passed == LEFT_OUT && !result)
+		s->skb = 0;
+	if (s->passed != AT_XMIT || !watched(c, dev, typed))
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (result) {
@@ -1545,8 +1590,8 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 	int zero = 0;
 
 	if (s && s->skb == key) {
-		cut = cuts.lookup(&zero);
-		if (s->passed == AT_QUEUE && cut) {
+		cut = s->passed == AT_QUEUE ? cuts.lookup(&zero) : 0;
+		if (cut) {
 			cut->segments = segments_of(skb, typed);
 			cut->cut_at = bpf_ktime_get_ns();
 			cut->at = s->at;
@@ -1766,13 +1811,14 @@ int stages_sent(struct bpf_raw_tracepoint_args *ctx)
 
 	ARGUMENT(skb, ctx, 0);
 	ARGUMENT(dev, ctx, 2);
-	return tx_sent(address(skb, TYPED, 14), dev, (int)ctx->args[1], TYPED);
+	return tx_sent(address(skb, TYPED), dev, (int)ctx->args[1], TYPED);
 }
 
 #ifndef TYPED_ONLY
 int stages_sent_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	return tx_sent(ctx->args[0], (void *)ctx->args[2], (int)ctx->args[1], UNTYPED);
+	return tx_sent(address((void *)ctx->args[0], UNTYPED), (void *)ctx->args[2], (int)ctx->args[1],
+		       UNTYPED);
 }
 #endif
 
@@ -1781,13 +1827,13 @@ int stages_consumed(struct bpf_raw_tracepoint_args *ctx)
 	void *skb;
 
 	ARGUMENT(skb, ctx, 0);
-	return consumed(skb, address(skb, TYPED, 15), TYPED);
+	return consumed(skb, address(skb, TYPED), TYPED);
 }
 
 #ifndef TYPED_ONLY
 int stages_consumed_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	return consumed((void *)ctx->args[0], ctx->args[0], UNTYPED);
+	return consumed((void *)ctx->args[0], address((void *)ctx->args[0], UNTYPED), UNTYPED);
 }
 #endif
 
@@ -1796,13 +1842,13 @@ int stages_dropped(struct bpf_raw_tracepoint_args *ctx)
 	void *skb;
 
 	ARGUMENT(skb, ctx, 0);
-	return dropped(address(skb, TYPED, 16));
+	return dropped(address(skb, TYPED));
 }
 
 #ifndef TYPED_ONLY
 int stages_dropped_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	return dropped(ctx->args[0]);
+	return dropped(address((void *)ctx->args[0], UNTYPED));
 }
 #endif
 
@@ -1830,7 +1876,7 @@ int stages_ip(struct bpf_nf_ctx *ctx)
 	LOAD(TYPED, dev, state, struct nf_hook_state, in);
 	LOAD(TYPED, net, state, struct nf_hook_state, net);
 	if (c)
-		rx_ip(skb, address(skb, TYPED, 17), TYPED, c, is_ours(c, dev), net);
+		rx_ip(skb, address(skb, TYPED), TYPED, c, is_ours(c, dev), net);
 	return ACCEPT;
 }
 
@@ -1843,7 +1889,7 @@ int stages_local(struct bpf_nf_ctx *ctx)
 	LOAD(TYPED, dev, state, struct nf_hook_state, in);
 	LOAD(TYPED, net, state, struct nf_hook_state, net);
 	if (c)
-		rx_local(address(skb, TYPED, 18), c, is_ours(c, dev), address(net, TYPED, 19));
+		rx_local(address(skb, TYPED), c, is_ours(c, dev), address(net, TYPED));
 	return ACCEPT;
 }
 
@@ -1856,7 +1902,7 @@ int stages_forward(struct bpf_nf_ctx *ctx)
 	LOAD(TYPED, in, state, struct nf_hook_state, in);
 	LOAD(TYPED, out, state, struct nf_hook_state, out);
 	if (c)
-		forward(skb, address(skb, TYPED, 20), TYPED, is_ours(c, in), is_ours(c, out));
+		forward(skb, address(skb, TYPED), TYPED, is_ours(c, in), is_ours(c, out));
 	return ACCEPT;
 }
 
@@ -1868,7 +1914,7 @@ int stages_out(struct bpf_nf_ctx *ctx)
 	STATE(ctx, state, skb);
 	LOAD(TYPED, dev, state, struct nf_hook_state, out);
 	if (c && is_ours(c, dev))
-		tx_ip(skb, address(skb, TYPED, 21), TYPED);
+		tx_ip(skb, address(skb, TYPED), TYPED);
 	return ACCEPT;
 }
 
@@ -1885,7 +1931,7 @@ static __always_inline int rx_ip_function(const void *skb, int typed)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	LOAD(typed, net, dev, struct net_device, nd_net.net);
-	return rx_ip(skb, address(skb, typed, 22), typed, c, watched(c, dev, typed), net);
+	return rx_ip(skb, address(skb, typed), typed, c, watched(c, dev, typed), net);
 }
 
 static __always_inline int rx_local_function(const void *skb, int typed)
@@ -1897,7 +1943,7 @@ static __always_inline int rx_local_function(const void *skb, int typed)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	LOAD(typed, net, dev, struct net_device, nd_net.net);
-	return rx_local(address(skb, typed, 23), c, watched(c, dev, typed), address(net, typed, 24));
+	return rx_local(address(skb, typed), c, watched(c, dev, typed), address(net, typed));
 }
 
 /* Where a packet is routed to: skb_dst(), whose lowest bit says that it holds no reference. */
@@ -1921,7 +1967,7 @@ static __always_inline int forward_function(const void *skb, int typed)
 	if (!c)
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
-	return forward(skb, address(skb, typed, 25), typed, watched(c, dev, typed),
+	return forward(skb, address(skb, typed), typed, watched(c, dev, typed),
 		       watched(c, route_device(skb), UNTYPED));
 }
 
@@ -1931,7 +1977,7 @@ static __always_inline int tx_ip_function(const void *skb, int typed)
 
 	if (!c || !watched(c, route_device(skb), UNTYPED))
 		return 0;
-	return tx_ip(skb, address(skb, typed, 26), typed);
+	return tx_ip(skb, address(skb, typed), typed);
 }
 
 TRACED(stages_ip_fentry, rx_ip_function, 0)

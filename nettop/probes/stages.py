@@ -76,7 +76,8 @@ RX = (
 )
 FORWARD = Boundary("forward", ("ip_forward",), 3)  # instead of all that follows ip
 RX_WHOLE, TX_WHOLE, ENTRIES = 7, 13, 14
-PATHS = np.dtype([("ns", "u8", (ENTRIES,)), ("packets", "u8", (ENTRIES,))])
+PATH = np.dtype([("ns", "u8"), ("packets", "u8")])
+PATHS = np.dtype([("of", PATH, (ENTRIES,))])
 TX = (
     Boundary("write", ("tcp_sendmsg_locked", "udp_sendmsg"), -1),
     Boundary("application", ("ip_local_out",), 8),
@@ -340,7 +341,7 @@ class StagesFold:
         stages, paths = reads.maps["stages"], reads.maps["paths"]
         running = {name: stages[name].sum(axis=1, dtype=np.uint64) for name in STAGE.names or ()}
         # Of all packets in the first entry, of the focused flow's in the second: end to end, as the stages are.
-        running |= {name: paths[name].sum(axis=1, dtype=np.uint64).ravel() for name in PATHS.names or ()}
+        running |= {name: paths["of"][name].sum(axis=1, dtype=np.uint64).ravel() for name in PATH.names or ()}
         grown = {name: difference(now, self._before.get(name)) for name, now in running.items()}
         self._before = running
         flow = int(config["focus"])

@@ -86,6 +86,7 @@ THROUGHPUT_CONSTANTS = {
 
 STAGES_STRUCTS: Structs = {
     "stage": stages.STAGE,
+    "path": stages.PATH,
     "paths": stages.PATHS,
     "traced_event": stages.TRACE,
     "tracing": stages.TRACING,

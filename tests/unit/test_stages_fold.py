@@ -56,8 +56,8 @@ class Kernel:
         entry["sum"] += ns * count
         entry["slots"][bucket_of(ns)] += count
         if path:
-            self.paths[int(focused), cpu]["ns"][index] += ns * count
-            self.paths[int(focused), cpu]["packets"][index] += count
+            self.paths[int(focused), cpu]["of"]["ns"][index] += ns * count
+            self.paths[int(focused), cpu]["of"]["packets"][index] += count
 
     def reads(self) -> Reads:
         events, self.events = np.array(self.events, TRACE), []
