@@ -21,7 +21,7 @@ from common import Options, Table, run, say, spread
 from lab import Lab, Link, Nettop
 from lab.traffic import Answers, answering, ask, iperf3
 
-SETTLING_S = 9.0  # of load, until the default budget has found what to leave out
+SETTLING_S = 14.0  # of load, until the default budget has found what to leave out
 Watch = Callable[[Lab, Link], AbstractContextManager[object]]
 
 

@@ -15,6 +15,8 @@ import platform
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
+from pathlib import Path
 
 _NUMBERS = {
     "x86_64": 321,
@@ -30,6 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _NUMBER = _NUMBERS.get(platform.machine(), _GENERIC_NUMBER)
 _ATTR_SIZE = 144
+MMAPABLE = 1 << 10  # BPF_F_MMAPABLE, a map's flag
 LICENSE = b"Dual MIT/GPL"
 
 
@@ -104,6 +107,13 @@ def _call_buffer(cmd: Cmd, buffer: ctypes.Array[ctypes.c_char], size: int) -> in
 
 def _address(data: ctypes.Array[ctypes.c_char] | None) -> int:
     return ctypes.addressof(data) if data is not None else 0
+
+
+@cache
+def possible_cpus() -> int:
+    """CPUs that a per-CPU value has room for (kernel: num_possible_cpus)."""
+    text = Path("/sys/devices/system/cpu/possible").read_text()
+    return max(int(n) for part in text.strip().split(",") for n in part.split("-")) + 1
 
 
 def _name(name: str) -> bytes:

@@ -8,32 +8,46 @@ once: on a constant load it comes to rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nettop.model import Shed
 
-STAGES_SHIFT = 6  # at most: one packet in 64
+STAGES = (4, 16, 64)  # one packet in so many
+SECONDS = (
+    4,
+    8,
+)  # one second in so many: being called costs more than what is done then, once few packets are followed
 RTT_SHIFT = 4  # at most: a probe in 268 ms instead of one in 17 ms
 SLOWER = (2, 4)  # frames so many times as far apart
 SETTLE_S = 1.2  # after a change, until the run statistics, taken once a second, speak of the new state
 WINDOW_S = 2.0  # a decision is made on the mean of so long
 ROOM = 0.8  # of the budget: what is taken up again must be expected to fit into this much
 HOLD_S, LONGEST_HOLD_S = 10.0, 600.0  # after taking something up in vain
-_MOST_GAIN = 2.0  # what a step can be worth, as each leaves out half: more was the load's own change
+_MOST_GAIN = 4.0  # what a step can be worth, as none leaves out more: what is above was the load's own change
 
 _Cost = tuple[float, float]  # of programs in the kernel and of our processes, as shares of a core
 _KERNEL, _USER = 0, 1
 
 
-def ladder(stages: bool = True, flows: bool = True) -> tuple[Shed, ...]:
+def ladder(stages: bool = True, flows: bool = True, irq: bool = True) -> tuple[Shed, ...]:
     """The steps in their order; of probes that do not run there is nothing to leave out."""
     steps = [Shed()]
     if stages:
-        steps += [Shed(1 << n) for n in range(1, STAGES_SHIFT + 1)]
-    last = steps[-1]
+        steps += [replace(steps[-1], stages_one_in=count) for count in STAGES]
+    if stages or irq:
+        steps += [replace(steps[-1], seconds_one_in=count) for count in SECONDS]
     if flows:
-        steps += [Shed(last.stages_one_in, 1 << n) for n in range(1, RTT_SHIFT + 1)]
-    last = steps[-1]
-    return (*steps, *(Shed(last.stages_one_in, last.rtt_one_in, factor) for factor in SLOWER))
+        steps += [replace(steps[-1], rtt_one_in=1 << n) for n in range(1, RTT_SHIFT + 1)]
+    return (*steps, *(replace(steps[-1], frames_one_in=factor) for factor in SLOWER))
+
+
+def _left(shed: Shed) -> _Cost:
+    """Roughly, how much of what can be left out is left, of either part of the cost.
+
+    Stages and irq cost by being called at every boundary of every packet, and some three times as much by following it.
+    """
+    stages = (0.3 + 1 / shed.stages_one_in) / shed.seconds_one_in
+    return stages + 0.1 / shed.rtt_one_in, 1 / shed.frames_one_in
 
 
 class Budget:
@@ -78,7 +92,7 @@ class Budget:
         return self.shed
 
     def _learn(self, mean: _Cost) -> None:
-        """From the first figures after a change: what the steps in between are worth, all alike."""
+        """From the first figures after a change: what the steps in between are worth."""
         if self._from is None:
             return
         level, before = self._from
@@ -87,14 +101,22 @@ class Budget:
         dear, cheap = (before, mean) if level < self.level else (mean, before)
         for part in (_KERNEL, _USER):
             crossed = [step for step in range(low + 1, high + 1) if self._parts[step] == part]
+            if not crossed:
+                continue
+            # A line through both: what does not depend on what is left out, and what does.
+            most, least = (_left(self._steps[step])[part] for step in (crossed[0] - 1, crossed[-1]))
+            slope = max(dear[part] - cheap[part], 0.0) / (most - least)
             for step in crossed:
-                gain = (dear[part] / max(cheap[part], 1e-9)) ** (1 / len(crossed))
-                self._gains[step] = min(max(gain, 1.0), _MOST_GAIN)
+                without, with_it = (
+                    cheap[part] + slope * (_left(self._steps[s])[part] - least) for s in (step - 1, step)
+                )
+                self._gains[step] = min(max(without / max(with_it, 1e-9), 1.0), _MOST_GAIN)
 
     def _decide(self, mean: _Cost) -> None:
         cost = sum(mean)
         if cost > self.limit:
-            target = min(self.level + (2 if cost > 2 * self.limit else 1), len(self._steps) - 1)
+            far = 1 + (cost > 1.5 * self.limit) + (cost > 2.5 * self.limit)
+            target = min(self.level + far, len(self._steps) - 1)
             if target > self.level and self._clock - self._undone < self._hold + LONGEST_HOLD_S / 10:
                 # What was taken up did not fit after all: wait longer before the next try.
                 self._undo_from = self._clock + self._hold
@@ -125,6 +147,11 @@ class Budget:
 
 
 def words(shed: Shed) -> tuple[str, ...]:
-    """What is left out, each in a few words: ``stages 1:8``."""
-    parts = (("stages", shed.stages_one_in), ("RTT", shed.rtt_one_in), ("frames", shed.frames_one_in))
-    return tuple(f"{what} 1:{count}" for what, count in parts if count > 1)
+    """What is left out, each in a few words: ``stages 1:16``."""
+    parts = (
+        ("stages 1:{}", shed.stages_one_in),
+        ("stages and irq 1 s in {}", shed.seconds_one_in),
+        ("RTT 1:{}", shed.rtt_one_in),
+        ("frames 1:{}", shed.frames_one_in),
+    )
+    return tuple(text.format(count) for text, count in parts if count > 1)

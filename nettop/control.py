@@ -29,6 +29,7 @@ class Flag(IntFlag):
     TRACE_ALL = 64
 
 
+NOBODY = 31  # sample_shift while the stages rest: no packet is followed
 GENERATIONS = 4  # of filters: programs of two are attached at a time, while one takes the other's place
 
 

@@ -19,18 +19,19 @@ from functools import partial
 
 from nettop import bpf, privilege, protocol
 from nettop import filter as filters
+from nettop.bpf import possible_cpus
 from nettop.budget import Budget, ladder, words
-from nettop.control import Config
+from nettop.control import NOBODY, Config
 from nettop.engine import Engine, Notes, Pace, Worker
 from nettop.errors import ExitCode, NettopError
 from nettop.kernel import programs, system
-from nettop.kernel.maps import open_reader, possible_cpus
+from nettop.kernel.maps import open_reader
 from nettop.loader import netlink
 from nettop.loader.interface import counting, link_header, trouble
 from nettop.model import Focus, Frame, Health, HookStatus, ProbeStatus
 from nettop.paths import PACKAGE
 from nettop.probes.base import Probe, Setup, all_probes
-from nettop.protocol import Done, Filter, HookInfo, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
+from nettop.protocol import Again, Done, Filter, HookInfo, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
 from nettop.settings import Control, Settings
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ _BOUND = ("tcx", "clsact")  # mechanisms that are bound to the interface
 _JUDGED_BYTES = 100_000  # of the interface's own counting, before what we have seen of them is looked at
 _AGAIN_SECONDS, _ATTEMPTS = 60.0, 3  # to come before another program
 _TRACED = 2000  # packets a second: some ten events each
+_LOOK_SECONDS = 0.5  # how often the interface, the loader and what the user wants are looked at
+_RESTING = ("stages", "irq")  # probes that may be attached for only some of the seconds
+_UNDER_WAY_SECONDS = 0.02  # until a packet that is followed has come to its end, as most have
 _STATS_SECONDS = 0.1  # of each second: statistics cost every run about 20 ns
 
 
@@ -68,7 +72,7 @@ class LoaderHandle:
         for raw in self._process.stderr:
             _log.info("loader: %s", raw.decode(errors="replace").rstrip())
 
-    def request(self, message: Load | Reattach | Filter | Stats) -> tuple[list[Loaded], Done]:
+    def request(self, message: Load | Reattach | Filter | Again | Stats) -> tuple[list[Loaded], Done]:
         """One request and all of its answer.  Raises NettopError with what the loader says is wrong."""
         loaded: list[Loaded] = []
         with self._turn:
@@ -194,6 +198,8 @@ class LiveMeter:
         self._cpu_ns = self._cpu()
         self._can = True
         self._retired: list[int] = []
+        self.share: dict[str, float] = {}  # of the time in which a probe is attached, where that is not all
+        self.switches = 0  # how often one has been attached or detached, and odd while it is not
 
     async def measure(self) -> None:
         """Statistics on for a tenth of a second; the rates found stand for the whole second."""
@@ -203,7 +209,7 @@ class LiveMeter:
             return
         try:
             await asyncio.to_thread(self._handle.request, Stats(True))
-            start, before = time.monotonic_ns(), programs.sample(fds)
+            start, before, switches = time.monotonic_ns(), programs.sample(fds), self.switches
             await asyncio.sleep(_STATS_SECONDS)
             window, after = time.monotonic_ns() - start, programs.sample(fds)
             await asyncio.to_thread(self._handle.request, Stats(False))
@@ -212,7 +218,12 @@ class LiveMeter:
             _log.log(level, "no run statistics: %s", error)
             self._can, self._cost = False, None
             return
-        self._cost = programs.cost(before, after, window)
+        found = programs.cost(before, after, window)
+        if self._cost and self.share and (switches != self.switches or switches & 1):
+            # Not attached for all of it: what was found when they were stands, for the share of time that they are.
+            resting = {fd for hook in self.hooked if hook.probe in self.share for fd in hook.programs}
+            found = programs.kept(found, self._cost, resting)
+        self._cost = found
 
     def exchanged(self, probe: str, info: HookInfo, fds: tuple[int, ...]) -> None:
         """Other programs run at a hook now: the same links have been given them."""
@@ -238,8 +249,9 @@ class LiveMeter:
             if self._cost is None or not self._cost.runs.keys() & set(hook.programs):
                 result.append(HookStatus(hook.info.hook, hook.info.via))
                 continue
+            attached_ns = interval_ns * self.share.get(probe, 1.0)
             runs, ns = (
-                int(sum(rates.get(fd, 0.0) for fd in hook.programs) * interval_ns)
+                int(sum(rates.get(fd, 0.0) for fd in hook.programs) * attached_ns)
                 for rates in (self._cost.runs, self._cost.ns)
             )
             result.append(HookStatus(hook.info.hook, hook.info.via, runs, ns))
@@ -248,8 +260,13 @@ class LiveMeter:
     def health(self, interval_ns: int) -> Health:
         now = self._cpu()
         used, self._cpu_ns = max(now - self._cpu_ns, 0), now
-        kernel = None if self._cost is None else int(sum(self._cost.ns.values()) * interval_ns)
+        kernel = None if self._cost is None else int(self._kernel(self._cost) * interval_ns)
         return Health(kernel_ns=kernel, user_ns=used, rss_bytes=sum(map(system.resident_bytes, self._pids)))
+
+    def _kernel(self, cost: programs.Cost) -> float:
+        """ns of programs in each ns."""
+        shares = {fd: self.share.get(hook.probe, 1.0) for hook in self.hooked for fd in hook.programs}
+        return sum(rate * shares.get(fd, 1.0) for fd, rate in cost.ns.items())
 
     def _cpu(self) -> int:
         return sum(map(system.cpu_ns, self._pids))
@@ -264,6 +281,8 @@ class Live:
         self._control = control
         self._config = Config()
         self._sampling = 0
+        self._resting = False  # detached, to come back in some seconds
+        self._looks = 0
         self.infos: dict[str, ProbeInfo] = {}
         self._config_maps: list[int] = []
         self._name = settings.interface  # as it is called now
@@ -306,7 +325,8 @@ class Live:
         if trace:
             self._configure(self._config.tracing(_TRACED // possible_cpus(), self._control.trace == "all"))
         live = {w.probe.name for w in self.workers if w.status.state == "live"}
-        self.budget = Budget(settings.budget / 100, ladder("stages" in live, "flows" in live))
+        steps = ladder("stages" in live, "flows" in live, "irq" in live)
+        self.budget = Budget(settings.budget / 100, steps)
         self._bound = frozenset((h.probe, h.info.hook) for h in self._hooked_here())
         if done.note:
             self.notes.add(done.note)
@@ -374,6 +394,8 @@ class Live:
         for answer in loaded:
             beside = tuple(hook for hook in answer.probe.hooks if hook.links)
             self._hook(replace(answer.probe, hooks=beside), answer.fds)
+        if self._resting:  # what came now was attached
+            self._detach()
         self._filter = text
         self._settled = time.monotonic()
 
@@ -540,7 +562,7 @@ class Live:
         """Look after the interface, and pass on what the user changes, until cancelled."""
         focus: Focus | None = None
         while True:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_LOOK_SECONDS)
             try:
                 self._handle.check()
             except NettopError as error:
@@ -548,6 +570,7 @@ class Live:
             await asyncio.to_thread(self._look_for_interface)
             await asyncio.to_thread(self._follow_filter)
             self._follow_budget()
+            await asyncio.to_thread(self._follow_rest)
             if self._control.focus != focus:
                 focus = self._control.focus
                 self._configure(self._config.focused(focus))
@@ -569,10 +592,49 @@ class Live:
     def _follow_budget(self) -> None:
         """Tell the programs how much to leave out, where that has changed."""
         shed = self.budget.shed
-        stages = max(self._sampling, shed.stages_one_in.bit_length() - 1)
+        stages = NOBODY if self._resting else max(self._sampling, shed.stages_one_in.bit_length() - 1)
         shifts = stages, shed.rtt_one_in.bit_length() - 1
         if shifts != (self._config.sample_shift, self._config.rtt_shift):
             self._configure(replace(self._config, sample_shift=shifts[0], rtt_shift=shifts[1]))
+
+    def _follow_rest(self) -> None:
+        """Attach what may rest, or detach it, where its time has come.  Blocks."""
+        one_in = self.budget.shed.seconds_one_in
+        self.meter.share = dict.fromkeys(_RESTING, 1 / one_in) if one_in > 1 else {}
+        second = round(1 / _LOOK_SECONDS)
+        rest = self._looks % (one_in * second) >= second
+        self._looks += 1
+        if rest and not self._resting:
+            self._resting = True
+            self._follow_budget()  # no packet is followed that could not be followed to its end
+            time.sleep(_UNDER_WAY_SECONDS)
+            self._detach()
+            self.meter.switches += 1
+        elif self._resting and not rest:
+            self._come_back()
+
+    def _detach(self) -> None:
+        for hook in self.meter.hooked:
+            if hook.probe in _RESTING:
+                for fd in hook.links:
+                    os.close(fd)
+                hook.links = ()
+
+    def _come_back(self) -> None:
+        try:
+            loaded, _ = self._handle.request(Again(_RESTING))
+        except NettopError as error:
+            _log.warning("stages and irq are not attached again: %s", error)
+            return
+        for answer in loaded:
+            links = {hook.hook: tuple(answer.fds[n] for n in hook.links) for hook in answer.probe.hooks}
+            for hook in (h for h in self.meter.hooked if h.probe == answer.probe.name):
+                hook.links = links.get(hook.info.hook, ())
+            for fd in set(answer.fds) - {fd for fds in links.values() for fd in fds}:
+                os.close(fd)  # another descriptor of a program that is known
+        self._resting = False
+        self.meter.switches += 1
+        self._follow_budget()
 
     def set_sampling(self, shift: int) -> None:
         """Follow at most one packet in 2**shift through its stages; the budget may make it fewer."""

@@ -63,13 +63,15 @@ class ProbeStatus:
 class Shed:
     """What was left out to stay within the budget: 1 in each is nothing.
 
-    ``stages_one_in``: packets that the stages follow; ``rtt_one_in``: RTT probes of a TCP flow; ``frames_one_in``:
-    frames, which are so many times as far apart as asked for.
+    ``stages_one_in``: packets that the stages follow; ``seconds_one_in``: seconds in which stages and irq are attached
+    at all; ``rtt_one_in``: RTT probes of a TCP flow; ``frames_one_in``: frames, which are so many times as far apart
+    as asked for.
     """
 
     stages_one_in: int = 1
     rtt_one_in: int = 1
     frames_one_in: int = 1
+    seconds_one_in: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,21 @@ def _check_filter(words: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Screen to loader: these probes, whose links the screen has closed to let them rest, are to be attached again.
+
+    Answered by one Loaded a probe, with links and without maps, and a Done.  What their programs knew of packets that
+    were under way is forgotten; what they have counted is kept.
+    """
+
+    probes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not all(_NAME.match(name) for name in self.probes) or len(self.probes) > 32:
+            raise ProtocolError("not a list of probes")
+
+
+@dataclass(frozen=True)
 class Stats:
     """Screen to loader: run statistics on or off.  Answered by Done."""
 
@@ -165,8 +180,10 @@ class Done:
     generation: int = 0  # of the programs, after Filter: the config that names it sets them going
 
 
-Message = Load | Reattach | Filter | Stats | Loaded | Done
-_KINDS: Mapping[str, type[Any]] = {k.__name__: k for k in (Load, Reattach, Filter, Stats, Loaded, Done)}
+Message = Load | Reattach | Filter | Again | Stats | Loaded | Done
+_KINDS: Mapping[str, type[Any]] = {
+    k.__name__: k for k in (Load, Reattach, Filter, Again, Stats, Loaded, Done)
+}
 
 
 def send(sock: socket.socket, message: Message) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import mmap
 import sys
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nettop import bpf
+from nettop.bpf import possible_cpus
 from nettop.probes.base import Map
 from nettop.protocol import MapInfo
 
@@ -23,13 +22,6 @@ Array = NDArray[Any]
 _BUSY, _DISCARD = np.uint32(1 << 31), np.uint32(1 << 30)
 _HEADER = 8  # of a ring-buffer record (kernel/bpf/ringbuf.c, struct bpf_ringbuf_hdr)
 _SLACK = 1024  # entries beyond a map's size in the batch buffer: the map changes while it is read
-
-
-@cache
-def possible_cpus() -> int:
-    """CPUs that a per-CPU value has room for (kernel: num_possible_cpus)."""
-    text = Path("/sys/devices/system/cpu/possible").read_text()
-    return max(int(n) for part in text.strip().split(",") for n in part.split("-")) + 1
 
 
 def _check(what: str, expected: int, found: int) -> None:

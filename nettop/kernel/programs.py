@@ -5,7 +5,7 @@ The kernel's figure includes its own two clock readings a run (20-30 ns), so it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from nettop import bpf
@@ -17,6 +17,14 @@ class Cost:
 
     runs: Mapping[int, float]
     ns: Mapping[int, float]
+
+
+def kept(found: Cost, before: Cost, fds: Set[int]) -> Cost:
+    """What was found, but for these descriptors what was found before."""
+    return Cost(
+        {fd: (before.runs.get(fd, 0.0) if fd in fds else rate) for fd, rate in found.runs.items()},
+        {fd: (before.ns.get(fd, 0.0) if fd in fds else rate) for fd, rate in found.ns.items()},
+    )
 
 
 def sample(fds: tuple[int, ...]) -> dict[int, tuple[int, int]]:

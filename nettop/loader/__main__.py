@@ -31,6 +31,7 @@ from nettop.loader.hooks import TYPES, Place
 from nettop.loader.stats import Switch
 from nettop.paths import PACKAGE, bpf_source
 from nettop.protocol import (
+    Again,
     Done,
     Filter,
     Load,
@@ -112,6 +113,8 @@ class Loader:
             return self._reattach(request.interface)
         if isinstance(request, Filter) and self._plan is not None:
             return self._exchange_filter(request.instructions)
+        if isinstance(request, Again) and self._plan is not None:
+            return self._attach_again(request.probes)
         if isinstance(request, Stats):
             return self._switch_stats(request.on)
         raise ProtocolError(f"{type(request).__name__} is not a request here")
@@ -211,6 +214,15 @@ class Loader:
             send(self._sock, attach.exchange(ready, self._place))
             attach.handed_over(ready.probe)
         return Done(generation=generation)
+
+    def _attach_again(self, names: tuple[str, ...]) -> Done:
+        assert self._place
+        for probe in self._probes:
+            if probe.name in names:
+                attach.again(probe, self._place)
+                send(self._sock, attach.report(probe, bound_only=True))
+                attach.handed_over(probe)
+        return Done()
 
     def _compiled(
         self, probe: attach.Attached, wanted: Instructions, generation: int = 0, background: bool = False

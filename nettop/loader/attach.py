@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import sys
 from dataclasses import dataclass, field
@@ -152,6 +153,39 @@ def attach(
                 reasons.append(f"{candidate.via}: {reason}")
         else:
             probe.missing[hook.name] = "; ".join(reasons) or "this kernel has none of the ways to watch it"
+
+
+def again(probe: Attached, place: Place) -> None:
+    """Attach what is not bound to the interface where it was before, and forget what was under way then."""
+    for hook in probe.object.hooks:
+        candidate = probe.via.get(hook.name)
+        if candidate is None or MECHANISMS[candidate.via].bound:
+            continue
+        try:
+            _try(probe, hook, candidate, place)
+        except OSError as error:
+            print(f"{probe.name}: {hook.name} cannot be attached again: {error}", file=sys.stderr, flush=True)
+    forget(probe)
+
+
+def forget(probe: Attached) -> None:
+    """Empty the maps in which programs leave each other notes of what is under way.
+
+    A program that runs meanwhile may lose such a note, as if it had not seen what it is about.
+    """
+    for spec, fd in zip(probe.object.maps, probe.maps, strict=True):
+        if spec.name not in probe.object.state:
+            continue
+        if spec.flags & bpf.MMAPABLE:  # megabytes, and no call for each entry
+            with mmap.mmap(fd, spec.value_size * spec.max_entries) as memory:
+                held = ctypes.c_char.from_buffer(memory)
+                ctypes.memset(ctypes.addressof(held), 0, len(memory))
+                del held  # or the memory cannot be given back
+        else:
+            cpus = bpf.possible_cpus() if bpf.MapType(spec.kind).per_cpu else 1
+            blank = bytes(-(-spec.value_size // 8) * 8 * cpus)
+            for index in range(spec.max_entries):
+                bpf.map_update(fd, index.to_bytes(4, sys.byteorder), blank)
 
 
 def lacks_programs(probe: Attached, plan: Plan) -> bool:

@@ -31,7 +31,7 @@ from nettop.loader.headers import header_tree
 from nettop.paths import PACKAGE, bpf_source
 from nettop.probes.hooks import Attachment, Candidate, Hook
 
-FORMAT = 4  # of the cached objects
+FORMAT = 5  # of the cached objects
 _FAR = 32767  # instructions that a jump can reach; clang before 17 does not say so where one cannot
 _BACKGROUND = 10  # nice: the screen goes on drawing while a compiler runs beside it
 _KEPT = 64  # cached objects, before the oldest go: each filter makes its own
@@ -61,7 +61,8 @@ class MapSpec:
 class Object:
     """One compiled C file: its maps, and each function's instructions (map references by index into ``maps``).
 
-    With it what the probe's module says of it: the hooks, and which field of the plan sizes which map.  So the loader
+    With it what the probe's module says of it: the hooks, which field of the plan sizes which map, and which maps
+    hold what is under way.  So the loader
     need not import the modules, which bring numpy with them.
     """
 
@@ -69,6 +70,7 @@ class Object:
     programs: Mapping[str, bytes]
     hooks: tuple[Hook, ...] = ()
     entries: Mapping[str, str] = field(default_factory=dict)
+    state: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(
@@ -78,6 +80,7 @@ class Object:
                 "programs": {name: b64encode(code).decode() for name, code in self.programs.items()},
                 "hooks": [asdict(h) for h in self.hooks],
                 "entries": dict(self.entries),
+                "state": list(self.state),
             }
         )
 
@@ -100,7 +103,7 @@ class Object:
             )
             for h in data["hooks"]
         )
-        return cls(maps, programs, hooks, data["entries"])
+        return cls(maps, programs, hooks, data["entries"], tuple(data["state"]))
 
     def linked(self, program: str, map_fds: list[int]) -> bytes:
         """Instructions of one function with its map references resolved to descriptors."""
@@ -290,7 +293,7 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
         return Object(tuple(maps), programs)
     declared = importlib.import_module(f"nettop.probes.{probe}").PROBE
     entries = {m.name: m.entries for m in declared.maps if m.entries}
-    return Object(tuple(maps), programs, declared.hooks, entries)
+    return Object(tuple(maps), programs, declared.hooks, entries, declared.state)
 
 
 def main() -> int:

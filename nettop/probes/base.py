@@ -111,6 +111,7 @@ class Probe:
     load: Callable[[Mapping[str, Any]], Section]
     panes: tuple[Pane, ...]
     system: tuple[str, ...] = ()  # readings by name, see nettop.kernel.system
+    state: tuple[str, ...] = ()  # maps with what is under way, which is forgotten when it is attached again
 
     @property
     def source(self) -> str:

@@ -312,4 +312,5 @@ PROBE = Probe(
     load=Irq.from_json,
     panes=view.PANES,
     system=("softnet", "irq_lines"),
+    state=("cpus",),
 )

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from nettop.control import Flag
+from nettop.control import NOBODY, Flag
 from nettop.model import SLOTS, Histogram
 from nettop.probes import stages_view as view
 from nettop.probes.base import Array, Attachment, Candidate, Fold, Folded, Hook, Map, Probe, Reads, Setup, one
@@ -334,6 +334,7 @@ class StagesFold:
         self._drops = "kfree_skb" in setup.hooks
         self._before: dict[str, Array] = {}
         self._flow = 0
+        self._sample = 1
         self._traced: dict[str, Any] = {}
 
     def __call__(self, reads: Reads) -> Folded:
@@ -350,11 +351,13 @@ class StagesFold:
             for counts in grown.values():
                 counts[ENTRIES:] = 0
             self._flow = flow
+        if int(config["sample_shift"]) < NOBODY:
+            self._sample = 1 << int(config["sample_shift"])
         focus = FocusedStages(**self._part(grown, ENTRIES), flow=flow) if flow else None
         section = Stages(
             **self._part(grown, 0),
             focus=focus,
-            sample=1 << int(config["sample_shift"]),
+            sample=self._sample,
             **self._trace(reads, int(config["flags"])),
         )
         return Folded(section)
@@ -570,5 +573,6 @@ PROBE = Probe(
     fold=_fold,
     load=Stages.from_json,
     panes=view.PANES,
+    state=("rx_slots", "tx_slots", "readers", "writers", "deliveries", "cuts"),
 )
 __all__ = ["ENTRIES", "HOOKS", "PROBE", "STAGE", "Stage", "Stages", "StagesFold", "one"]

@@ -20,7 +20,7 @@ import time
 
 from nettop import protocol
 from nettop.loader import __main__ as loader
-from nettop.protocol import Done, Filter, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
+from nettop.protocol import Again, Done, Filter, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
 
 PATIENCE = 20.0
 
@@ -41,6 +41,7 @@ VALID = [
         Stats(True),
         Stats(False),
         Reattach(),
+        Again(("throughput", "nosuch")),
         Filter(ACCEPT),
         Filter(),
         Load(Plan("nosuch0", ("throughput",))),

@@ -1,15 +1,17 @@
 """Many flows, a table that is read more seldom than frames come, and a budget that is kept."""
 
 import math
+import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import Direction, Lab, Link, Nettop, build
+from lab import Direction, Endpoint, Lab, Link, Nettop, build
 from lab.program import Frame
 from lab.traffic import answering, ask, asking, iperf3
 
@@ -200,3 +202,70 @@ def _outward(copy: attach.Attached) -> np.ndarray:
     reader = open_reader(fd, info, layout)
     assert isinstance(reader, ArrayReader)
     return np.asarray(reader.read()["slots"].sum(axis=1)[0])
+
+
+def _longest(frames: list[Frame]) -> float:
+    """Upper edge of the last bucket with anything in it, of all stages and waits, in ns."""
+    ways = [s["latency"] for f in frames for way in ("rx", "tx") for s in f["stages"][way]]
+    waits = [s[what] for f in frames for s in f["irq"]["soft"] for what in ("wait", "run")]
+    return max((bucket[0] for latency in (*ways, *waits) for bucket in latency["buckets"]), default=0.0)
+
+
+def test_stages_that_rest_come_back_without_a_memory(lab: Lab, veth: Link) -> None:
+    """Attached for one second in eight: what was under way when they were detached makes no delay of seconds.
+
+    Data of some connections always waits for its reader, for half a second at most.
+    """
+    stop = threading.Event()
+    with ExitStack() as stack:
+        nettop = stack.enter_context(Nettop(lab, veth.a, "-d", "0.5", "--budget", "0.1"))
+        server = stack.enter_context(answering(veth.b))
+        nettop.wait_frames(1, timeout=60)
+        client = asking(veth.a, server, flows=32, seconds=90)
+        stack.callback(client.stop)
+        stack.callback(stop.set)
+        for _ in range(4):
+            _keep_waiting(veth.b, veth.a, stop)
+        _until(nettop, lambda frame: frame["health"]["shed"]["seconds_one_in"] == 8)
+        _until(nettop, lambda frame: _followed(frame) == 0)
+        seen = len(nettop.frames)
+        _until(nettop, lambda frame: _followed(frame) > 0)
+        _until(nettop, lambda frame: _followed(frame) == 0)
+        _until(nettop, lambda frame: _followed(frame) > 0)
+        resting = nettop.frames[seen:]
+        # What is not shed goes on: every frame counts the packets.
+        assert all(frame["throughput"]["rx"]["packets"] > 0 for frame in resting)
+        attached = [_followed(frame) > 0 for frame in resting]
+        assert 0.05 < sum(attached) / len(attached) < 0.5
+        assert all(s["matched"] > 0 for f in resting[-1:] for s in f["stages"]["rx"][:5])
+        assert _longest(resting) < 2 * S
+        assert {h["hook"] for h in resting[-1]["probes"]["stages"]["hooks"]} == {
+            h["hook"] for h in nettop.frames[0]["probes"]["stages"]["hooks"]
+        }
+
+
+def _followed(frame: Frame) -> int:
+    return int(frame["stages"]["rx"][0]["matched"])
+
+
+def _keep_waiting(sender: Endpoint, receiver: Endpoint, stop: threading.Event) -> None:
+    """A connection by which data always waits: 1 000 small writes a second, and all of it read twice a second."""
+    listener = receiver.ns.call(lambda: socket.create_server((receiver.v4, 0)))
+    address = listener.getsockname()
+    out = sender.ns.call(lambda: socket.create_connection(address))
+    out.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    found, _ = listener.accept()
+    listener.close()
+
+    def write() -> None:
+        with out, suppress(OSError):
+            while not stop.wait(0.001):
+                out.send(b"x" * 100)
+
+    def read() -> None:
+        with found, suppress(OSError):
+            while not stop.wait(0.5):
+                found.recv(1 << 20)
+
+    for work in (write, read):
+        threading.Thread(target=work, daemon=True).start()

@@ -3,14 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nettop.budget import RTT_SHIFT, SLOWER, STAGES_SHIFT, WINDOW_S, Budget, ladder, words
+from nettop.budget import RTT_SHIFT, SECONDS, SLOWER, STAGES, WINDOW_S, Budget, ladder, words
 from nettop.model import Frame, Health, Shed
 from nettop.output.base import Style
 from nettop.output.text import TextWriter
@@ -33,9 +33,10 @@ class World:
         self._costs: list[tuple[float, float]] = []
 
     def costs(self, load: float) -> tuple[float, float]:
-        """Shares of a core: packets that are followed cost most, RTT little; the screen 1 % by itself."""
+        """Shares of a core: what is attached costs by being called, and more by following packets, RTT little."""
         shed = self.budget.shed
-        kernel = load * (0.3 + 0.65 / shed.stages_one_in + 0.05 / shed.rtt_one_in)
+        stages = (0.2 + 0.65 / shed.stages_one_in) / shed.seconds_one_in
+        kernel = load * (0.1 + stages + 0.05 / shed.rtt_one_in)
         user = 0.002 + 0.01 / shed.frames_one_in
         noise = 1 + self.noise * float(self.random.standard_normal())
         return max(kernel * noise, 0.0), user
@@ -70,19 +71,22 @@ def turns(levels: list[int]) -> int:
 def test_the_order_is_stages_then_rtt_then_frames() -> None:
     steps = ladder()
     assert steps[0] == Shed()
-    assert [s.stages_one_in for s in steps[: STAGES_SHIFT + 1]] == [1, 2, 4, 8, 16, 32, 64]
-    assert [s.rtt_one_in for s in steps[STAGES_SHIFT + 1 :]] == [2, 4, 8, 16, 16, 16]
+    followed, attached = len(STAGES) + 1, len(STAGES) + 1 + len(SECONDS)
+    assert [s.stages_one_in for s in steps[:followed]] == [1, 4, 16, 64]
+    assert [s.seconds_one_in for s in steps[followed:attached]] == [4, 8]
+    assert [s.rtt_one_in for s in steps[attached:]] == [2, 4, 8, 16, 16, 16]
     assert [s.frames_one_in for s in steps[-len(SLOWER) :]] == list(SLOWER)
     for before, after in itertools.pairwise(steps):
         changed = [a != b for a, b in zip(vars_of(before), vars_of(after), strict=True)]
         assert sum(changed) == 1
-    assert len(ladder(stages=False)) == 1 + RTT_SHIFT + len(SLOWER)
+    assert len(ladder(stages=False)) == 1 + len(SECONDS) + RTT_SHIFT + len(SLOWER)
+    assert len(ladder(stages=False, irq=False)) == 1 + RTT_SHIFT + len(SLOWER)
     assert all(s.stages_one_in == 1 for s in ladder(stages=False))
     assert all(s.rtt_one_in == 1 for s in ladder(flows=False))
 
 
-def vars_of(shed: Shed) -> tuple[int, int, int]:
-    return shed.stages_one_in, shed.rtt_one_in, shed.frames_one_in
+def vars_of(shed: Shed) -> tuple[int, ...]:
+    return astuple(shed)
 
 
 def test_within_the_budget_nothing_is_shed() -> None:
@@ -171,7 +175,7 @@ def test_whatever_the_load_was_it_rests_and_recovers(limit: float, loads: list[f
 def test_what_is_shed_is_said_in_words() -> None:
     assert words(Shed()) == ()
     assert words(Shed(8, 1, 1)) == ("stages 1:8",)
-    assert words(Shed(64, 16, 2)) == ("stages 1:64", "RTT 1:16", "frames 1:2")
+    assert words(Shed(64, 16, 2, 4)) == ("stages 1:64", "stages and irq 1 s in 4", "RTT 1:16", "frames 1:2")
 
 
 def test_text_output_says_what_is_left_out() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nettop import protocol
 from nettop.protocol import (
+    Again,
     Done,
     HookInfo,
     Load,
@@ -54,6 +55,7 @@ def say(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> None:
         Load(Plan("eth0", ("throughput", "flows"), 4096, 16, 32, "clsact")),
         Reattach(),
         Reattach("eth1"),
+        Again(("stages", "irq")),
         Stats(True),
         Done("broken", "mend it", 4, "00ff", "by the way"),
     ],

@@ -84,7 +84,7 @@ def test_gzip_is_by_name_and_a_snapshot_is_for_people(tmp_path):
     assert gzip.decompress((tmp_path / "a.gz").read_bytes()).startswith(b'{"schema":"nettop/1","kind"')
     text = (tmp_path / "b.json").read_text()
     assert ' "interface": "eth0",\n' in text
-    assert max(map(len, text.splitlines())) < 200
+    assert max(map(len, text.splitlines())) < 220  # the health's line is the longest
 
 
 def test_gzip_is_known_by_content(tmp_path):
