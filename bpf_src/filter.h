@@ -107,6 +107,8 @@ static __always_inline u32 filter_ifindex(const struct filter_packet *packet)
 #else
 
 #define FILTER_HEAD 64
+#define FILTER_SHIFT \
+	2 /* so that behind an Ethernet header everything is aligned, which the stack has to be */
 
 /*
  * The same for programs that have the kernel's own sk_buff: every read is a call. Only the
@@ -122,8 +124,18 @@ struct filter_packet {
 	u16 protocol; /* skb->protocol, for where there is no link header yet */
 	bool linked; /* there is one */
 	bool tagged;
+	u8 shift[FILTER_SHIFT];
 	u8 head[FILTER_HEAD]; /* the first bytes of the frame: a call for all that most filters look at */
 };
+
+static __always_inline u64 filter_head(const u8 *bytes, u32 size, bool aligned)
+{
+	if (aligned || size == 1)
+		return FILTER_NUMBER(bytes, size);
+	if (size == 2)
+		return bytes[0] << 8 | bytes[1];
+	return (u32)bytes[0] << 24 | bytes[1] << 16 | bytes[2] << 8 | bytes[3];
+}
 
 static __always_inline bool filter_read(const struct filter_packet *packet, u64 offset, u32 size, u64 *value)
 {
@@ -142,7 +154,8 @@ static __always_inline bool filter_read(const struct filter_packet *packet, u64 
 	if (!__builtin_constant_p(offset))
 		asm volatile("" : "+r"(offset));
 	if (offset <= FILTER_HEAD - size) {
-		*value = FILTER_NUMBER(packet->head + offset, size);
+		*value = filter_head(packet->head + offset, size,
+				     __builtin_constant_p(offset) && !((offset + FILTER_SHIFT) % size));
 		return true;
 	}
 	if (bpf_probe_read_kernel(&copy, size, packet->frame + offset))

@@ -43,7 +43,7 @@ from nettop import bpf
 from nettop import filter as filters
 from nettop.filter import FilterError, Program, compile_expression
 from nettop.loader import attach
-from nettop.loader.compile import compile_probe, takes_filter
+from nettop.loader.compile import TYPED_ONLY, compile_probe, takes_filter
 from nettop.protocol import Plan
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
@@ -301,6 +301,29 @@ def test_probes_load_with_long_filters(cache, name, text):
         for direction in ("ingress", "egress"):
             code = made.linked(f"{name}_{direction}", probe.maps)
             os.close(bpf.prog_load(bpf.ProgType.SCHED_CLS, code, name))
+    finally:
+        probe.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LONG["hosts"], LONG["sums"], "tcp port 443 and net 10.0.0.0/8 or ip6 host 2001:db8::1 and not vlan"],
+    ids=["hosts", "sums", "usual"],
+)
+def test_stages_load_with_long_filters(cache, text):
+    """Every program that this kernel attaches: a filter there reads kernel memory by way of the stack."""
+    made = compile_probe("stages", cache, TYPED_ONLY, compile_expression(text).instructions)
+    probe = attach.Attached("stages", made)
+    try:
+        attach.make_maps(probe, Plan("lo", ("stages",)))
+        loaded = [
+            attach._load(probe, candidate, n)
+            for hook in made.hooks
+            for candidate in hook.candidates
+            if candidate.via in ("tp_btf", "netfilter")
+            for n in range(len(candidate.attachments))
+        ]
+        assert len(set(loaded)) > 12
     finally:
         probe.close()
 

@@ -4,8 +4,10 @@ The interface watched is a's. Behind it are a neighbour and three wires: a long 
 """
 
 import json
+import os
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +19,22 @@ from typing import Any
 import pytest
 from lab import Direction, Endpoint, Lab, Link, Nettop, Wire
 from lab.core import route_by
+from lab.namespace import Namespace
 from lab.program import interpreter
 from lab.shell import Process
-from lab.traffic import answering, asking, transfer
+from lab.traffic import Server, answering, ask, asking, transfer
 from stagelab import MS, burning
 
+from nettop import bpf
+from nettop.loader.compile import compile_source
+from nettop.paths import bpf_source
+
 NET_RX = 3
+SO_MAX_PACING_RATE = 47  # asm-generic/socket.h; Python has no name for it
 PAUSE_S = 0.05  # of the slow readers and of those that answer late
 LOSS = 0.03
 HELD = 4 * MS  # by which softirqs are late
+RULES = 1 * MS  # that the rules for incoming packets take
 TRIES = 3  # a stall of the whole machine may spoil one
 Verdict = dict[str, Any]
 
@@ -42,14 +51,14 @@ class Town:
     stop: threading.Event
     ends: dict[str, str] = field(default_factory=dict)
 
-    def judge(self, name: str, expected: str) -> Verdict:
-        """The verdict on a flow; asked again where it is not the expected one, and what was said last."""
+    def judge(self, name: str, expected: str, fits: Callable[[Verdict], bool] = lambda _: True) -> Verdict:
+        """The verdict on a flow; asked again where it is not the expected one (or does not fit); what was said last."""
         found: Verdict = {}
         for _ in range(TRIES):
             found = json.loads(self.driver.ask(self.ends[name], timeout=30))
             print(name, found["verdict"], found["also"], found["headline"], *found["reasons"], sep="\n  ")
             print({p["part"]: p["ns"] for p in found["parts"]})
-            if found["verdict"] == expected:
+            if found["verdict"] == expected and fits(found):
                 break
         return found
 
@@ -81,11 +90,14 @@ class Town:
         read_pause_s: float = 0.0,
         receive_buffer: int | None = None,
         send_buffer: int | None = None,
+        pace_bytes_per_s: int | None = None,
     ) -> None:
         """Data one way, at the pace of its writer and its reader."""
         pair = self.stack.enter_context(transfer(sender, receiver, receive_buffer=receive_buffer))
         if send_buffer is not None:
             pair.sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        if pace_bytes_per_s is not None:
+            pair.sender.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, pace_bytes_per_s)
         far = pair.remote if sender is self.near.a else pair.local
         self.ends[name] = f":{far[1]}"
 
@@ -119,11 +131,12 @@ class Town:
         self._background(ask)
         self._background(answer)
 
-    def asks(self, name: str, server: Endpoint, interval_s: float) -> None:
+    def asks(self, name: str, server: Endpoint, interval_s: float) -> Server:
         """Questions that are answered at once."""
         at = self.stack.enter_context(answering(server))
         self.ends[name] = f":{at.port}"
         self.stack.callback(asking(self.near.a, at, seconds=100, interval_s=interval_s).stop)
+        return at
 
 
 @contextmanager
@@ -141,6 +154,58 @@ def watching(lab: Lab, link: Link) -> Iterator[Process]:
     yield driver
     driver.close_stdin()
     assert driver.wait(timeout=20) == 0, driver.stderr
+
+
+# As a long chain of firewall rules: each packet from or to one port takes its time, and is then accepted.
+_RULES = """
+#include "nettop.h"
+#include "load.h"
+
+#define ROUNDS 2000 /* the verifier walks through every one */
+#define CALLS 64
+
+int rules(struct bpf_nf_ctx *ctx)
+{
+	u64 began = bpf_ktime_get_ns(), now = began;
+	u16 transport = 0, ports[2] = {};
+	void *skb, *head;
+	int round, call;
+
+	LOAD_AS(skb, ctx, offsetof(struct bpf_nf_ctx, skb), "u64");
+	LOAD(TYPED, head, skb, struct sk_buff, head);
+	LOAD(TYPED, transport, skb, struct sk_buff, transport_header);
+	bpf_probe_read_kernel(ports, sizeof(ports), (const char *)head + transport);
+	if (__builtin_bswap16(ports[0]) != PORT && __builtin_bswap16(ports[1]) != PORT)
+		return 1;
+#pragma clang loop unroll(disable)
+	for (round = 0; round < ROUNDS && now - began < TAKE_NS; round++) {
+#pragma clang loop unroll(full)
+		for (call = 0; call < CALLS; call++)
+			now = bpf_ktime_get_ns();
+	}
+	return 1; /* NF_ACCEPT */
+}
+"""
+
+
+@contextmanager
+def slow_rules(ns: Namespace, port: int, take_ns: int, folder: Path) -> Iterator[None]:
+    """While the block lasts, what comes in for this port takes so long in netfilter's INPUT, where firewalls are."""
+    source = folder / "rules.c"
+    source.write_text(_RULES)
+    flags = (f"-I{bpf_source('nettop.h').parent}", f"-DPORT={port}", f"-DTAKE_NS={take_ns}ULL")
+    code = compile_source(source, folder, flags).linked("rules", [])
+    program = bpf.prog_load(bpf.ProgType.NETFILTER, code, "rules", bpf.AttachType.NETFILTER)
+    # NFPROTO_IPV4, NF_INET_LOCAL_IN, the priority of a firewall's filter, no flags.
+    place = struct.pack("=IIiI", 2, 1, 0, 0)
+    try:
+        link = ns.call(lambda: bpf.link_create(program, 0, bpf.AttachType.NETFILTER, place))
+        try:
+            yield
+        finally:
+            os.close(link)
+    finally:
+        os.close(program)
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +233,9 @@ def town() -> Iterator[Town]:
             made.stream("paced", a, b, chunk=6000, pause_s=0.004)
             made.asks("long", links["long"].b, 0.0)
             made.stream("losing", a, links["losing"].b)
-            # No more under way than the queue takes: nothing is lost, all of it waits.
-            made.stream("slow", a, links["slow"].b, send_buffer=65536)
+            # No more under way than the queue takes: nothing is lost, all of it waits.  Twice as fast as the wire, and
+            # no faster: of frames that are sent at once the first is timed, which waits less than those behind it.
+            made.stream("slow", a, links["slow"].b, send_buffer=65536, pace_bytes_per_s=2_500_000)
             slow = {"receive_buffer": 65536, "read": 16384, "read_pause_s": PAUSE_S}
             made.stream("read late here", b, a, **slow)  # type: ignore[arg-type]
             made.stream("read late there", a, b, **slow)  # type: ignore[arg-type]
@@ -201,9 +267,16 @@ def test_delayed_wire(town: Town) -> None:
 
 def test_queue_in_the_network(town: Town) -> None:
     """A wire of 10 Mb/s in front of which more is under way than it carries."""
-    found = town.judge("slow", "network")
+    wire = town.wires["slow"]
+    wire.reset()  # what it held before is not in the verdict
+
+    def as_held(found: Verdict) -> bool:
+        held, _ = wire.report()
+        return town.part(found, "beyond") == pytest.approx(held.hold_ns.median, rel=0.3)
+
+    found = town.judge("slow", "network", as_held)
     assert found["verdict"] == "network"
-    held, _ = town.wires["slow"].report()
+    held, _ = wire.report()
     assert town.part(found, "wire") < 0.5 * held.hold_ns.median
     assert town.part(found, "beyond") == pytest.approx(held.hold_ns.median, rel=0.3)
 
@@ -266,6 +339,26 @@ def test_queue_of_this_host(town: Town) -> None:
         a.ns.run("tc", "qdisc", "del", "dev", a.name, "root")
     assert found["verdict"] == "queue"
     assert 10 * MS < town.part(found, "qdisc") < 70 * MS
+
+
+def test_slow_stack(town: Town, tmp_path: Path) -> None:
+    """One flow's packets take 1 ms in the host's own rules; the reader, the softirqs and the wire do not."""
+    # Few packets: each keeps a CPU from everybody else's.
+    server = town.asks("slow rules", town.near.b, 0.02)
+
+    def one_stall_is_not_in_it(found: Verdict) -> bool:
+        return town.part(found, "receive") < 1.5 * RULES
+
+    with slow_rules(town.near.a.ns, server.port, RULES, tmp_path):
+        found = town.judge("slow rules", "stack", one_stall_is_not_in_it)
+        seen = ask(town.near.a, server, count=25, interval_s=0.01)
+        healthy = town.judge("healthy", "healthy")
+    assert found["verdict"] == "stack"
+    assert 0.9 * RULES < town.part(found, "receive") < 1.5 * RULES
+    # No answer came sooner to another client of the same port, by its own clock.
+    assert seen.min_ns > RULES
+    # The other flows do not go through them.
+    assert (healthy["verdict"], healthy["also"]) == ("healthy", [])
 
 
 def test_starved_softirq(town: Town) -> None:
