@@ -48,7 +48,7 @@ _STATS_SECONDS = 0.1  # of each second: statistics cost every run about 20 ns
 
 
 class LoaderGoneError(NettopError):
-    """No answer: the loader has ended.  Whoever looks after it says so to the user."""
+    """The loader has ended, and how."""
 
 
 class LoaderHandle:
@@ -86,21 +86,25 @@ class LoaderHandle:
                         raise protocol.ProtocolError(f"{type(answer).__name__} is not an answer")
                     loaded.append(answer)
             except (OSError, EOFError, protocol.ProtocolError) as error:
-                raise LoaderGoneError(
-                    f"the loader is gone: {error}", "start nettop again; --log FILE keeps what it said"
-                ) from error
+                with suppress(subprocess.TimeoutExpired):  # its end of the socket goes a moment before it does
+                    self._process.wait(1)
+                raise self._gone(f"is gone: {error}") from error
         if answer.error:
             raise NettopError(answer.error, answer.hint, ExitCode(answer.code))
         return loaded, answer
 
     def check(self) -> None:
         """Raises NettopError if the loader has ended: nothing could be attached again, and nothing taken away."""
+        if self._process.poll() is not None:
+            raise self._gone()
+
+    def _gone(self, otherwise: str = "is gone") -> LoaderGoneError:
+        """How it ended, or what else is known."""
         code = self._process.poll()
+        how = otherwise
         if code is not None:
-            how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-            raise NettopError(
-                f"the loader has ended {how}", "start nettop again; --log FILE keeps what it said"
-            )
+            how = "has ended " + (f"by signal {-code}" if code < 0 else f"with exit code {code}")
+        return LoaderGoneError(f"the loader {how}", "start nettop again; --log FILE keeps what it said")
 
     def close(self) -> None:
         """Let the loader go, and wait for it: it may have filters to take away."""

@@ -3,6 +3,9 @@
 Everything in tests/live is marked `live`: it needs root, BPF and network namespaces. Where one of these is
 missing such a test is skipped and says why; with NETTOP_REQUIRE_LIVE=1, as in CI, a live test that skips has
 failed.
+
+Where tests run side by side (pytest-xdist, as in scripts/test), those that are marked `alone` come last, one after
+another (turns.py).
 """
 
 import contextlib
@@ -22,7 +25,6 @@ from lab import bpf, names  # noqa: E402  (the path above makes it importable)
 
 REQUIRED = os.environ.get("NETTOP_REQUIRE_LIVE", "") not in ("", "0")
 LIVE = TESTS / "live"
-
 
 # Kernel: include/uapi/linux/capability.h. A container's root often lacks these.
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
@@ -52,8 +54,35 @@ def missing_for_live() -> str:
     return f"needs BPF: {reason}" if reason else ""
 
 
+class Failures:
+    """Names the tests that failed, a line each, in a file for scripts/test, which runs them once more.
+
+    The file stays empty where that would be no judgement: where not all tests were found, or not all of them run.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.names: dict[str, None] = {}  # a test that fails in its call and in its teardown is one
+        self.all_found = True
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self.all_found &= not report.failed
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.names[report.nodeid] = None
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        stopped = session.shouldfail or session.shouldstop
+        if exitstatus == pytest.ExitCode.TESTS_FAILED and self.all_found and not stopped:
+            self.file.write_text("".join(f"{name}\n" for name in self.names))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "time_limit(seconds): the longest that a live test may take (120)")
+    file = os.environ.get("NETTOP_FAILED_TO")
+    if file and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Failures(Path(file)))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -61,13 +90,30 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         names.sweep()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     live = [item for item in items if item.path.is_relative_to(LIVE) or item.get_closest_marker("live")]
     reason = missing_for_live() if live else ""
     for item in live:
         item.add_marker(pytest.mark.live)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+    if hasattr(config, "workerinput"):
+        items.sort(key=_is_alone)  # a stable sort: for the rest they stay in their order
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    if config.getoption("dist") != "loadfile":
+        return None
+    from turns import Blocks
+
+    return Blocks(config, log)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    """Marked `alone`; `alone(False)` is an exception in a module that is marked as a whole."""
+    marker = item.get_closest_marker("alone")
+    return marker is not None and marker.args != (False,)
 
 
 @contextlib.contextmanager
@@ -89,7 +135,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Where tests run side by side (pytest-xdist), one that is marked `alone` has the machine to itself."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with _turn(item.get_closest_marker("alone") is not None):
+    with _turn(_is_alone(item)):
         return (yield)
 
 

@@ -20,8 +20,11 @@ from lab.traffic import answering, ask, asking, iperf3, ping, transfer
 from stagelab import MS, Driven, Total, stages
 
 RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
-pytestmark = pytest.mark.alone
 SEND = ("application", "ip", "qdisc", "driver")
+
+pytestmark = pytest.mark.alone
+# But not those that count a few packets and time nothing: load changes nothing for these.
+beside_others = pytest.mark.alone(False)
 
 
 @contextmanager
@@ -67,6 +70,7 @@ def test_every_boundary_sees_every_packet(lab: Lab, veth: Link, kind: str, ipv6:
         assert total.count < 100 or total.coverage >= 0.95, f"tx {stage}: {total.coverage}"
 
 
+@beside_others
 @pytest.mark.parametrize("via", ["tp_btf", "raw_tracepoint"])
 def test_each_way_of_watching_counts_the_same(lab: Lab, veth: Link, via: str) -> None:
     transactions = 3001
@@ -92,6 +96,7 @@ WITHOUT = {
 }
 
 
+@beside_others
 @pytest.mark.parametrize("hook", WITHOUT)
 def test_a_hook_that_is_not_to_be_had(lab: Lab, veth: Link, hook: str) -> None:
     """Its stage is gone, and a neighbour has its time and says so; the rest is as ever."""
@@ -302,6 +307,7 @@ def test_steering_to_another_cpu_is_time_of_the_stack_stage(lab: Lab, veth: Link
         assert totals["rx", stage].coverage >= 0.95, stage
 
 
+@beside_others
 def test_forwarded_packets_have_their_own_last_stage(lab: Lab, router: Router) -> None:
     with watching(lab, router.client_side) as inner, watching(lab, router.server_side) as outer:
         answers = ping(router.client, router.server, 100)
@@ -331,6 +337,7 @@ def test_loopback_is_both_ways_at_once(lab: Lab) -> None:
         assert totals[key].coverage >= 0.95, key
 
 
+@beside_others
 def test_only_the_watched_interface_counts(lab: Lab, veth: Link) -> None:
     """Another pair in other namespaces, whose interface has the same index, is none of ours."""
     other = lab.veth()
@@ -407,6 +414,7 @@ def test_the_flow_in_focus_has_stages_of_its_own(lab: Lab, veth: Link, ipv6: boo
         nettop.wait(lambda: nettop.frames[-1]["stages"]["focus"] is None)
 
 
+@beside_others
 def test_two_flows_of_one_datagram_socket_are_told_apart(lab: Lab, veth: Link) -> None:
     def opened() -> socket.socket:
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -443,6 +451,7 @@ def test_two_flows_of_one_datagram_socket_are_told_apart(lab: Lab, veth: Link) -
         assert mine["tx", name].count == packets_of(nettop.frames[before:], flow, "tx") == 15, name
 
 
+@beside_others
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 def test_a_filter_leaves_everything_else_out(lab: Lab, veth: Link, ipv6: bool) -> None:
     wanted, others = 1501, 2003
@@ -465,6 +474,7 @@ def test_a_filter_leaves_everything_else_out(lab: Lab, veth: Link, ipv6: bool) -
     assert totals["rx", "whole"].count >= wanted
 
 
+@beside_others
 def test_forwarded_packets_are_filtered_as_well(lab: Lab, router: Router) -> None:
     with Driven(router.client_side, "icmp6") as nettop:
         before = len(nettop.frames)
@@ -641,6 +651,7 @@ def test_a_trace_of_everything_keeps_to_its_budget(lab: Lab, veth: Link) -> None
     assert len(whole) > 0.9 * len(found)
 
 
+@beside_others
 def test_a_dropped_packet_ends_its_trace(lab: Lab, veth: Link) -> None:
     with Driven(veth.a, "udp", "port", "9", trace="all") as nettop:
         before = len(nettop.frames)
@@ -655,6 +666,7 @@ def test_a_dropped_packet_ends_its_trace(lab: Lab, veth: Link) -> None:
         assert (way[-1]["stage"], way[-1]["dropped"], way[-1]["delay_ns"]) == ("transport", True, None)
 
 
+@beside_others
 def test_refused_datagrams_are_counted_where_they_end(lab: Lab, veth: Link) -> None:
     """Datagrams to a port where nobody listens end after local delivery, and are not called missed."""
     with watching(lab, veth.a) as frames:

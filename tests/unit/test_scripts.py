@@ -1,5 +1,7 @@
 """The set-up scripts, with stand-ins for what they would install: no root, no network, no package manager."""
 
+import contextlib
+import importlib.util
 import os
 import re
 import shutil
@@ -274,6 +276,223 @@ def test_ci_runs_all_even_after_a_failure_and_tells_it(
     )
     assert result.stdout.splitlines() == ["linted", "guests -k not crossed", "live=1", "7 passed"]
     assert result.returncode == status
+
+
+@pytest.fixture
+def tested(checkout: Path) -> Path:
+    """A checkout that is set up and has this one's rules for tests, and no test yet."""
+    with (checkout / "scripts" / "lib.sh").open("a") as lib:
+        lib.write("set_up() { true; }\n")
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    tests = checkout / "tests"
+    for folder in ("live", "unit"):
+        (tests / folder).mkdir(parents=True)
+    (tests / "live" / "conftest.py").touch()
+    (tests / "lab").symlink_to(ROOT / "tests" / "lab")
+    for name in ("conftest.py", "turns.py"):  # copies: they lock what lies beside them
+        shutil.copy(ROOT / "tests" / name, tests)
+    return checkout
+
+
+def own_environment() -> dict[str, str]:
+    """The environment without what the pytest that runs us has put there."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "NETTOP_"))}
+
+
+def run_tests(tested: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [tested / "scripts" / "test"],
+        env=own_environment() | env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_those_that_need_the_machine_alone_come_last_and_one_after_another(tested: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tested / "tests" / "unit" / f"test_{name}.py").write_text(f"""\
+import time
+from pathlib import Path
+import pytest
+
+def log(text):
+    with Path({str(tested / "log")!r}).open("a") as file:
+        file.write(text + "\\n")
+
+@pytest.mark.parametrize("kind", [pytest.param("alone", marks=pytest.mark.alone), "one", "two"])
+def test_{name}(kind):
+    log(f"{{kind}} {name}")
+    time.sleep(0.2)
+    log(f"{{kind}} {name}")
+""")
+    result = run_tests(tested)
+    assert result.returncode == 0, result.stdout + result.stderr
+    log = (tested / "log").read_text().splitlines()
+    assert len(log) == 18
+    assert not any(line.startswith("alone") for line in log[:12])
+    assert all(line.startswith("alone") for line in log[12:])
+    assert log[12::2] == log[13::2], "two at a time"
+    assert log[0] != log[1], "not even the others ran side by side"
+
+
+BESIDE = """\
+import os, pytest
+
+def beside():
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+def test_passes():
+    open("passes", "a").write("x")
+"""
+ONE = """
+@pytest.mark.parametrize("name", ["a b::c] d"])
+def test_beside(name):
+    assert not beside()
+"""
+
+
+TORN_DOWN = """
+@pytest.fixture
+def broken():
+    yield
+    assert not beside()
+
+def test_torn_down(broken):
+    pass
+"""
+ALWAYS = """
+def test_never():
+    assert False
+
+@pytest.mark.live
+def test_live():
+    pytest.skip("no kernel")
+"""
+
+
+@pytest.mark.parametrize(("body", "again", "status"), [(ONE + TORN_DOWN, 2, 0), (ONE + ALWAYS, 3, 1)])
+def test_a_few_that_fail_beside_others_run_again_by_themselves(
+    tested: Path, body: str, again: int, status: int
+) -> None:
+    (tested / "tests" / "unit" / "test_some.py").write_text(BESIDE + body)
+    result = run_tests(tested, NETTOP_REQUIRE_LIVE="1")
+    assert result.returncode == status, result.stdout + result.stderr
+    assert f"{again} failed beside others, run again by themselves" in result.stderr
+    assert (tested / "passes").read_text() == "x", "what had passed ran again"
+    summary = result.stdout.splitlines()[-1]
+    assert (f" {again} passed in " if status == 0 else " 2 failed, 1 passed in ") in summary
+
+
+@pytest.mark.parametrize(
+    ("failed", "code", "again"), [(0, 0, 0), (1, 1, 1), (5, 1, 1), (6, 1, 0), (0, 1, 0), (1, 2, 0), (1, 3, 0)]
+)
+def test_many_failures_or_another_end_get_no_second_chance(
+    tested: Path, failed: int, code: int, again: int
+) -> None:
+    names = "".join(f"test_{number}[a b]\n" for number in range(failed))
+    (tested / "names").write_text(names)
+    (tested / ".venv" / "bin" / "python").write_text(
+        '#!/bin/sh\necho "$@" >>calls\n'
+        f'if [ "$NETTOP_FAILED_TO" ]; then cat names >"$NETTOP_FAILED_TO"; exit {code}; fi\n'
+        "shift 4\n"
+        'printf "%s\\n" "$@" >again\n'
+    )
+    result = run_tests(tested)
+    assert result.returncode == (0 if again else code), result.stderr
+    assert len((tested / "calls").read_text().splitlines()) == 1 + again
+    if again:
+        assert (tested / "again").read_text() == names
+
+
+@pytest.mark.parametrize(
+    ("wrong", "options", "named"),
+    [
+        ("", (), ["tests/unit/test_some.py::test_never", "tests/unit/test_some.py::test_live"]),
+        ("", ("-x",), []),  # the others have not run
+        ("import nothing_of_this_name", (), []),
+        ("import nothing_of_this_name", ("--continue-on-collection-errors",), []),
+    ],
+)
+def test_failed_tests_are_named_where_all_were_found_and_run(
+    tested: Path, wrong: str, options: tuple[str, ...], named: list[str]
+) -> None:
+    (tested / "tests" / "unit" / "test_some.py").write_text(BESIDE + ALWAYS)
+    (tested / "tests" / "unit" / "test_wrong.py").write_text(wrong + "\n")
+    file = tested / "failed"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "tests/unit"],
+        cwd=tested,
+        env=own_environment() | {"NETTOP_FAILED_TO": str(file), "NETTOP_REQUIRE_LIVE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode in (1, 2), result.stdout
+    assert (file.read_text().splitlines() if file.exists() else []) == named
+
+
+GUEST_S_PYTHON = """#!/bin/sh
+[ -z "$NETTOP_FAILED_TO" ] || again=no
+for word; do case $word in --junitxml=*) report=${word#*=} ;; esac; done
+[ "$again" = no ] || { shift 3; printf '%s\\n' "$@" >"$OUT/names"; fails=$fails_again; }
+{ echo "<testsuite>"
+for name in $fails; do
+    echo "<testcase classname='tests.vm.guest.test_a' name='$name'><failure>bad</failure></testcase>"
+    [ "$again" != no ] || echo "tests/vm/guest/test_a.py::$name" >>"$NETTOP_FAILED_TO"
+done
+echo "</testsuite>"; } >"$report"
+[ -z "$fails" ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "fails_again", "again", "passes"),
+    [
+        ("", "", False, True),
+        ("x[a]", "", True, True),
+        ("x[a] y", "y", True, False),
+        ("a b c d e f", "", False, False),
+    ],
+)
+def test_what_fails_in_a_guest_runs_once_more_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, fails_again: str, again: bool, passes: bool
+) -> None:
+    spec = importlib.util.spec_from_file_location("guests", ROOT / "tests" / "vm" / "test_guests.py")
+    assert spec
+    assert spec.loader
+    guests = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "guests", guests)  # where dataclasses look
+    spec.loader.exec_module(guests)
+    # The guest is this machine, with its own place for what is /out there.
+    (tmp_path / "run.sh").write_text(
+        f'#!/bin/sh\nPATH={tmp_path}:$PATH\necho "$3" | sed "s,/out,$OUT,g" | sh\n'
+    )
+    (tmp_path / "python3").write_text(GUEST_S_PYTHON)
+    for name in ("run.sh", "python3"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "ways.json").write_text('{"kernel": "6.1"}')
+    monkeypatch.setenv("fails", fails)
+    monkeypatch.setenv("fails_again", fails_again)
+    monkeypatch.setattr(guests, "HERE", tmp_path)
+    monkeypatch.setattr(guests.build, "program", lambda name: None)
+    pair, tables = guests.PAIRS[0], {}
+    with contextlib.ExitStack() as stack:
+        if not passes:
+            stack.enter_context(pytest.raises(AssertionError, match="bad"))
+        if again:
+            stack.enter_context(pytest.warns(UserWarning, match="failed, run again"))
+        guests.test_nettop_in_a_guest(pair, tables, tmp_path)
+    assert (tmp_path / "again.xml").exists() == again
+    if again:
+        names = (tmp_path / "names").read_text().splitlines()
+        assert names == [f"tests/vm/guest/test_a.py::{name}" for name in fails.split()]
+    assert tables == ({pair: {"kernel": "6.1"}} if passes else {})
 
 
 def install(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ A guest runs tests/vm/guest as one; what fails there is shown here.  The first r
 import json
 import os
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ LIMIT_S = int(
 )  # a run takes seven minutes; a busy machine needs more
 NUMBERS = {"bookworm": 12, "trixie": 13}
 Table = dict[str, Any]
+
+# In a guest. A few that fail run once more, by themselves, and count then: an emulated machine has moments in which it
+# stands still. tests/conftest.py names them.
+COMMAND = """\
+export NETTOP_VM_OUT=/out
+NETTOP_FAILED_TO=/out/failed python3 -m pytest tests/vm/guest --junitxml=/out/junit.xml {chosen}
+status=$?
+if [ -e /out/failed ] && [ "$(wc -l </out/failed)" -le 5 ]; then
+	xargs -d '\\n' python3 -m pytest --junitxml=/out/again.xml </out/failed
+	status=$?
+fi
+exit $status
+"""
 
 HEAD = """\
 # Kernels
@@ -156,11 +170,8 @@ def test_nettop_in_a_guest(pair: Pair, tables: dict[Pair, Table], tmp_path: Path
         build.program(name)  # run.sh takes it along
     # What a guest of a crossed pair could show besides is what its kernel does, and seen with the other BCC.
     chosen = os.environ.get("NETTOP_VM_ARGS", "" if pair.kernel == pair.system else "-k 'ladder or ways'")
-    command = (
-        f"export NETTOP_VM_OUT=/out; python3 -m pytest tests/vm/guest --junitxml=/out/junit.xml {chosen}"
-    )
     done = subprocess.run(
-        [str(HERE / "run.sh"), pair.kernel, pair.system, command],
+        [str(HERE / "run.sh"), pair.kernel, pair.system, COMMAND.format(chosen=chosen)],
         env={**os.environ, "OUT": str(tmp_path), "NIC": "cards", "LIMIT": str(LIMIT_S)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -172,6 +183,11 @@ def test_nettop_in_a_guest(pair: Pair, tables: dict[Pair, Table], tmp_path: Path
     print(done.stderr[-4000:])
     print(done.stdout[-20000:])
     bad = failures(tmp_path / "junit.xml")
+    if (tmp_path / "again.xml").exists():
+        names = (tmp_path / "failed").read_text().splitlines()
+        warnings.warn(f"{pair.name}: {len(names)} failed, run again: {', '.join(names)}", stacklevel=1)
+        if len(names) == len(bad):  # else some were skipped, which is wrong here too
+            bad = failures(tmp_path / "again.xml")
     assert not bad, "\n\n".join(bad)
     assert done.returncode == 0
     tables[pair] = json.loads((tmp_path / "ways.json").read_text())
