@@ -86,7 +86,9 @@ class LoaderHandle:
                         raise protocol.ProtocolError(f"{type(answer).__name__} is not an answer")
                     loaded.append(answer)
             except (OSError, EOFError, protocol.ProtocolError) as error:
-                with suppress(subprocess.TimeoutExpired):  # its end of the socket goes a moment before it does
+                with suppress(
+                    subprocess.TimeoutExpired
+                ):  # its end of the socket goes a moment before it does
                     self._process.wait(1)
                 raise self._gone(f"is gone: {error}") from error
         if answer.error:
