@@ -573,13 +573,17 @@ class Live:
                 self._handle.check()
             except NettopError as error:
                 raise self._left_behind(error) from None
-            await asyncio.to_thread(self._look_for_interface)
-            await asyncio.to_thread(self._follow_filter)
-            self._follow_budget()
-            await asyncio.to_thread(self._follow_rest)
+            await asyncio.to_thread(self._look_after)  # one change of thread: each costs as much as all it does
             if self._control.focus != focus:
                 focus = self._control.focus
                 self._configure(self._config.focused(focus))
+
+    def _look_after(self) -> None:
+        """Everything that may take its time.  Blocks."""
+        self._look_for_interface()
+        self._follow_filter()
+        self._follow_budget()
+        self._follow_rest()
 
     def account(self, frame: Frame) -> Frame:
         """The frame with its budget, and with what was left out in it; what it cost decides on what is from now on."""
