@@ -573,7 +573,9 @@ class Live:
                 self._handle.check()
             except NettopError as error:
                 raise self._left_behind(error) from None
-            await asyncio.to_thread(self._look_after)  # one change of thread: each costs as much as all it does
+            await asyncio.to_thread(
+                self._look_after
+            )  # one change of thread: each costs as much as all it does
             if self._control.focus != focus:
                 focus = self._control.focus
                 self._configure(self._config.focused(focus))

@@ -21,6 +21,7 @@ import pytest
 TESTS = Path(__file__).parent
 sys.path[:0] = [path for path in (str(TESTS), str(TESTS.parent)) if path not in sys.path]
 
+import failed  # noqa: E402
 from lab import bpf, names  # noqa: E402  (the path above makes it importable)
 
 REQUIRED = os.environ.get("NETTOP_REQUIRE_LIVE", "") not in ("", "0")
@@ -54,35 +55,9 @@ def missing_for_live() -> str:
     return f"needs BPF: {reason}" if reason else ""
 
 
-class Failures:
-    """Names the tests that failed, a line each, in a file for scripts/test, which runs them once more.
-
-    The file stays empty where that would be no judgement: where not all tests were found, or not all of them run.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.names: dict[str, None] = {}  # a test that fails in its call and in its teardown is one
-        self.all_found = True
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        self.all_found &= not report.failed
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self.names[report.nodeid] = None
-
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        stopped = session.shouldfail or session.shouldstop
-        if exitstatus == pytest.ExitCode.TESTS_FAILED and self.all_found and not stopped:
-            self.file.write_text("".join(f"{name}\n" for name in self.names))
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "time_limit(seconds): the longest that a live test may take (120)")
-    file = os.environ.get("NETTOP_FAILED_TO")
-    if file and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Failures(Path(file)))
+    failed.register(config)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -398,6 +398,8 @@ class FlowsFold:
         self._counters: dict[str, int] = {}
         self._deleted = 0
         self._evicted = 0
+        self._missing = 0  # at the last reading
+        self._cpus = setup.cpus
         self._rtts: Array | None = None
         self._subnets: dict[bytes, tuple[int, Array]] = {}
         self._focused = FocusedFold()
@@ -412,7 +414,11 @@ class FlowsFold:
             keys, values = reads.maps["flows"]
             gone = _gone(values, reads.now_ns)
             evicted_now = counters["created"] - counters["replaced"] - self._deleted - len(keys)
-            evicted, self._evicted = max(evicted_now - self._evicted, 0), max(evicted_now, self._evicted)
+            # Each CPU may have one in hand that is taken out and put back by the same packet (flows.c): so many count
+            # when the next reading says the same.
+            certain = max(evicted_now - self._cpus, min(evicted_now, self._missing))
+            self._missing = evicted_now
+            evicted, self._evicted = max(certain - self._evicted, 0), max(certain, self._evicted)
             self._deleted += len(gone)
             expired = int((values["state"][gone] < STATE_CLOSED).sum())
             interval = reads.now_ns - self._scan_ns if self._scan_ns else reads.interval_ns

@@ -159,6 +159,10 @@ async def bytes_a_frame(frames: Sequence[Frame], size: tuple[int, int]) -> float
             await go_on.wait()
             go_on.clear()
 
+    def total() -> int:
+        written = written_by(app._driver)
+        return written.total if written else 0
+
     app = NettopApp(source(), tuple(all_probes().values()))
     app.driver_class = Scale
     task = asyncio.create_task(app.run_async(size=size, mouse=False))
@@ -167,13 +171,17 @@ async def bytes_a_frame(frames: Sequence[Frame], size: tuple[int, int]) -> float
         for number in range(len(frames)):
             await asyncio.wait_for(drawn.wait(), 10)
             drawn.clear()
-            await asyncio.sleep(0.05)  # two of the toolkit's ticks
-            weighed = written_by(app._driver)
-            if number == 0 and weighed:
-                first = weighed.total
+            before = -1
+            while (
+                before != total()
+            ):  # on a busy machine painting takes longer than two of the toolkit's ticks
+                before = total()
+                await asyncio.sleep(0.05)
+            if number == 0:
+                first = before
             go_on.set()
-        total = weighed.total if (weighed := written_by(app._driver)) else 0
+        whole = total()
     finally:
         app.exit()
         await task
-    return (total - first) / max(len(frames) - 1, 1)
+    return (whole - first) / max(len(frames) - 1, 1)

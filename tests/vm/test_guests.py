@@ -24,12 +24,13 @@ NUMBERS = {"bookworm": 12, "trixie": 13}
 Table = dict[str, Any]
 
 # In a guest. A few that fail run once more, by themselves, and count then: an emulated machine has moments in which it
-# stands still. tests/conftest.py names them.
+# stands still. tests/failed.py names them.
 COMMAND = """\
 export NETTOP_VM_OUT=/out
 NETTOP_FAILED_TO=/out/failed python3 -m pytest tests/vm/guest --junitxml=/out/junit.xml {chosen}
 status=$?
 if [ -e /out/failed ] && [ "$(wc -l </out/failed)" -le 5 ]; then
+	cd tests/vm/guest  # which the names are relative to
 	xargs -d '\\n' python3 -m pytest --junitxml=/out/again.xml </out/failed
 	status=$?
 fi

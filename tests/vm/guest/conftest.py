@@ -11,6 +11,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "live")]
 
+import failed  # noqa: E402
 import ladder  # noqa: E402  (the path above makes these importable)
 from lab import Lab, Link, Nettop  # noqa: E402
 
@@ -22,6 +23,10 @@ Nettop.__init__.__kwdefaults__["defaults"] = ("-b", "--format", "ndjson", "--bud
 for method in (Nettop.wait_frames, Nettop.more_frames, Nettop.stop):
     assert method.__kwdefaults__  # the lab's limits are those of a real machine
     method.__kwdefaults__["timeout"] = 200.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    failed.register(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
