@@ -21,6 +21,8 @@ from common import Options, Table, run, say, spread
 from lab import Lab, Link, Nettop
 from lab.traffic import Answers, answering, ask, iperf3
 
+from nettop.settings import Settings
+
 SETTLING_S = 14.0  # of load, until the default budget has found what to leave out
 Watch = Callable[[Lab, Link], AbstractContextManager[object]]
 
@@ -48,7 +50,7 @@ CONFIGURATIONS: Mapping[str, Watch] = {
     "the same again": lambda lab, link: nullcontext(),
     "empty TC program": lambda lab, link: attached(link.a, {"empty": empty}),
     "throughput, flows": watching("-p", "throughput,flows", "--budget", "0"),
-    "everything": watching(),
+    "everything": watching("--budget", f"{Settings.budget:g}"),
     "everything, no budget": watching("--budget", "0"),
     "published stages, and flows": published,
 }
