@@ -66,8 +66,8 @@ def inside(name: str, minutes: float) -> None:
     probe.close()
 
 
-# As struct slot and struct fifo have them (bpf_src/stages.c, fifo.h): where `passed` is, and what stands at the end of
-# a socket's entry.
+# As struct slot and struct fifo have them (bpf_src/stages.c, fifo.h): where `passed` is, and head and tail of the
+# queue with which a socket's entry begins.
 PASSED_AT, AT_SENT, LEFT_OUT = 32, 0x40, 0x80
 HEAD_AT, TAIL_AT = 8, 64
 

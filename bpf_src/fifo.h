@@ -61,10 +61,7 @@ static __always_inline void fifo_clear(struct fifo *f)
 static __always_inline void fifo_restart(struct fifo *f)
 {
 	f->head = 0;
-	f->seen = 0;
-	f->tail = 0;
-	f->skipped = 0;
-	f->skipped_focused = 0;
+	fifo_clear(f);
 }
 
 /* How many packets the next entry has to stand for. */

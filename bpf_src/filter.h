@@ -107,8 +107,8 @@ static __always_inline u32 filter_ifindex(const struct filter_packet *packet)
 #else
 
 #define FILTER_HEAD 64
-#define FILTER_SHIFT \
-	2 /* so that behind an Ethernet header everything is aligned, which the stack has to be */
+/* Behind an Ethernet header everything is aligned so, as reads of the stack have to be. */
+#define FILTER_SHIFT 2
 
 /*
  * The same for programs that have the kernel's own sk_buff: every read is a call. Only the
@@ -250,7 +250,6 @@ static __always_inline void filter_look(struct filter_packet *packet, const void
 	u32 behind = where == AT_LINK ? 0 : l2_len, length = 0, paged = 0;
 	const void *data = 0;
 
-	/* Behind the shortest packet there is skb_shared_info: this never leaves the skb's memory. */
 	LOAD(typed, data, skb, struct sk_buff, data);
 	LOAD(typed, length, skb, struct sk_buff, len);
 	LOAD(typed, paged, skb, struct sk_buff, data_len);
@@ -262,6 +261,7 @@ static __always_inline void filter_look(struct filter_packet *packet, const void
 	packet->linked = !l2_len || where != AT_NETWORK_ALONE;
 	packet->tag = l2_len ? lifted_tag(skb, typed) : 0;
 	packet->tagged = packet->tag != 0;
+	/* Behind the shortest packet there is skb_shared_info: this never leaves the skb's memory. */
 	bpf_probe_read_kernel(packet->head, sizeof(packet->head), packet->frame);
 #endif
 }

@@ -79,8 +79,8 @@
 #define SOCKET_BITS 11
 #define SOCKETS (1 << SOCKET_BITS)
 #define DELTAS 3
-#define WHOLE_PAGES \
-	1024 /* BPF_F_MMAPABLE: a map that begins with a page, and so its entries with a cache line */
+/* BPF_F_MMAPABLE: a map begins with a page, and so its entries with a cache line; and the loader can empty it at once. */
+#define WHOLE_PAGES 1024
 #define OLD (30ULL * 1000 * NSEC_PER_MSEC) /* nothing waits so long inside a host: another packet's slot */
 #define AT_ONCE (100 * NSEC_PER_MSEC) /* between boundaries of one run of the stack */
 #define AT_ONCE_JIFFIES 4 /* the same, coarsely: 4 ms at least */
@@ -122,15 +122,15 @@ struct stage {
 	u64 dropped; /* packets that ended in the stage: kfree_skb */
 };
 
-/*
- * The stages of packets that go the whole way from a known start: these sums add up to the whole path's, which the
- * histograms' do not, as not every packet goes all the way.  By stage, close together.
- */
 struct path {
 	u64 ns;
 	u64 packets;
 };
 
+/*
+ * The stages of packets that go the whole way from a known start: these sums add up to the whole path's, which the
+ * histograms' do not, as not every packet goes all the way.  By stage, close together.
+ */
 struct paths {
 	struct path of[STAGES];
 };
@@ -190,7 +190,7 @@ struct reader {
 	u32 held_end;
 	u32 held_focused; /* of those held, packets of the flow in focus */
 	u32 in; /* UDP: datagrams queued */
-	u64 held_sum; /* of their times */
+	u64 held_sum; /* of the times of those held */
 	u64 held_starts;
 	u32 out; /* UDP: datagrams read */
 	u32 spare[11];

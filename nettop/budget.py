@@ -13,10 +13,8 @@ from dataclasses import replace
 from nettop.model import Shed
 
 STAGES = (4, 16, 64)  # one packet in so many
-SECONDS = (
-    4,
-    8,
-)  # one second in so many: being called costs more than what is done then, once few packets are followed
+# One second in so many: once few packets are followed, being called costs more than what is done.
+SECONDS = (4, 8)
 RTT_SHIFT = 4  # at most: a probe in 268 ms instead of one in 17 ms
 SLOWER = (2, 4)  # frames so many times as far apart
 SETTLE_S = 1.2  # after a change, until the run statistics, taken once a second, speak of the new state

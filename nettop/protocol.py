@@ -43,14 +43,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_interface(self.interface)
-        if not all(_NAME.match(name) for name in self.probes) or len(self.probes) > 32:
-            raise ProtocolError("not a list of probes")
+        _check_names(self.probes, "probes")
         if not 64 <= self.max_flows <= 1 << 20:  # as settings.py has it
             raise ProtocolError("max_flows out of range")
         if not (0 <= self.subnet4 <= 32 and 0 <= self.subnet6 <= 128):
             raise ProtocolError("subnet prefix out of range")
-        if not all(_NAME.match(name) for name in self.without) or len(self.without) > 32:
-            raise ProtocolError("not a list of hooks")
+        _check_names(self.without, "hooks")
         if self.via and not _NAME.match(self.via):
             raise ProtocolError("not a mechanism")
         _check_filter(self.filter)
@@ -131,6 +129,11 @@ def _check_interface(name: str) -> None:
         raise ProtocolError(f"not an interface name: {name!r}")
 
 
+def _check_names(names: tuple[str, ...], what: str) -> None:
+    if not all(_NAME.match(name) for name in names) or len(names) > 32:
+        raise ProtocolError(f"not a list of {what}")
+
+
 def _check_filter(words: tuple[int, ...]) -> None:
     try:
         from_words(words)
@@ -149,8 +152,7 @@ class Again:
     probes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not all(_NAME.match(name) for name in self.probes) or len(self.probes) > 32:
-            raise ProtocolError("not a list of probes")
+        _check_names(self.probes, "probes")
 
 
 @dataclass(frozen=True)

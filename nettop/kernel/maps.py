@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nettop import bpf
-from nettop.bpf import possible_cpus
 from nettop.probes.base import Map
 from nettop.protocol import MapInfo
 
@@ -44,7 +43,7 @@ class ArrayReader:
         if self._per_cpu and info.value_size % 8:
             raise ValueError(f"{info.name}: a per-CPU value must be a multiple of 8 bytes")
         self._fd = fd
-        shape = (info.max_entries, possible_cpus()) if self._per_cpu else (info.max_entries,)
+        shape = (info.max_entries, bpf.possible_cpus()) if self._per_cpu else (info.max_entries,)
         self._values = np.zeros(shape, layout.value)
         base, step = _address(self._values), self._values[:1].nbytes
         self._places = [(i.to_bytes(4, sys.byteorder), base + i * step) for i in range(info.max_entries)]

@@ -61,9 +61,8 @@ class MapSpec:
 class Object:
     """One compiled C file: its maps, and each function's instructions (map references by index into ``maps``).
 
-    With it what the probe's module says of it: the hooks, which field of the plan sizes which map, and which maps
-    hold what is under way.  So the loader
-    need not import the modules, which bring numpy with them.
+    With it what the probe's module says of it: the hooks, which field of the plan sizes which map, and which maps hold
+    what is under way.  So the loader need not import the modules, which bring numpy with them.
     """
 
     maps: tuple[MapSpec, ...]

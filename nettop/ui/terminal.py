@@ -171,10 +171,9 @@ async def bytes_a_frame(frames: Sequence[Frame], size: tuple[int, int]) -> float
         for number in range(len(frames)):
             await asyncio.wait_for(drawn.wait(), 10)
             drawn.clear()
+            # Until no more comes: on a busy machine painting takes longer than two of the toolkit's ticks.
             before = -1
-            while (
-                before != total()
-            ):  # on a busy machine painting takes longer than two of the toolkit's ticks
+            while before != total():
                 before = total()
                 await asyncio.sleep(0.05)
             if number == 0:
