@@ -69,7 +69,7 @@ def translated(hook: Hook, program: str, netfilter: str) -> Hook:
 def sets(cache: Path) -> dict[str, list[tuple[str, Object]]]:
     """The programs that take turns: by name, each C file's object with its hooks."""
     ours = {name: compile_probe(name, cache) for name in ("stages", "irq")}
-    other = compile_source(ROOT / "bench/published.c", cache, (f"-I{ROOT / 'bpf_src'}",))
+    other = compile_source(ROOT / "bench/published.c", cache)
     hooks = [hook for o in ours.values() for hook in o.hooks]
     published = tuple(
         translated(h, f"published_{PUBLISHED[h.name]}", f"published_{PUBLISHED[h.name]}")

@@ -57,7 +57,7 @@ def inside(turns: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
         ours = compile_probe("stages", cache, TYPED_ONLY)
-        other = compile_source(ROOT / "bench/published.c", cache, (f"-I{ROOT / 'bpf_src'}",))
+        other = compile_source(ROOT / "bench/published.c", cache)
         empty = tuple(translated(h, "empty", "empty_netfilter") for h in ours.hooks if h.name in PUBLISHED)
         sets = {
             "empty": (Object(other.maps, other.programs, empty), plain),

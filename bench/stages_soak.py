@@ -66,10 +66,10 @@ def inside(name: str, minutes: float) -> None:
     probe.close()
 
 
-# As struct slot and struct fifo have them (bpf_src/stages.c, fifo.h): where `passed` is, and head and tail of the
-# queue with which a socket's entry begins.
+# As struct slot and struct fifo have them (bpf_src/stages/slot.h, fifo.h): where `passed` is, and head and tail of
+# the queue with which a socket's entry begins.
 PASSED_AT, AT_SENT, LEFT_OUT = 32, 0x40, 0x80
-HEAD_AT, TAIL_AT = 8, 64
+HEAD_AT, TAIL_AT = 16, 64
 
 
 def left(fds: dict[str, tuple[int, attach.Object]]) -> dict[str, int]:
@@ -78,7 +78,7 @@ def left(fds: dict[str, tuple[int, attach.Object]]) -> dict[str, int]:
     A slot keeps the name of a packet that the driver has taken until it is freed, or another comes: `handed over`.
     """
     result = {"rx_slots": 0, "tx_slots": 0, "handed over": 0, "waiting": 0}
-    for name in ("rx_slots", "tx_slots", "readers", "writers"):
+    for name in ("rx_slots", "tx_slots", "rx_socks", "tx_socks"):
         fd, spec = fds[name]
         value = ctypes.create_string_buffer(spec.value_size)
         for index in range(spec.max_entries):
@@ -88,7 +88,7 @@ def left(fds: dict[str, tuple[int, attach.Object]]) -> dict[str, int]:
             if name.endswith("slots"):
                 (passed,) = np.frombuffer(value.raw, np.uint32, 1, PASSED_AT)
                 result["handed over" if passed & AT_SENT else name] += not passed & LEFT_OUT
-            elif name == "readers":
+            elif name == "rx_socks":
                 (head,), (tail,) = (np.frombuffer(value.raw, np.uint32, 1, at) for at in (HEAD_AT, TAIL_AT))
                 result["waiting"] += int(head) - int(tail)
     return result

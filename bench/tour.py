@@ -207,7 +207,7 @@ def main() -> int:
         finally:
             stop.set()
             terminal.close()
-        (snapshot,) = folder.glob("*.snapshot.json")
+        (snapshot,) = folder.glob("*.snapshot.json.gz")
         terminal = Terminal("replay", [*python, "--replay", snapshot.name], folder)
         try:
             terminal.wait_for("details")

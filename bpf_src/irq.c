@@ -12,17 +12,20 @@
 
 #define VECTORS 10 /* NR_SOFTIRQS */
 #define NET_RX 3 /* NET_RX_SOFTIRQ */
-#define LINES 256 /* interrupt lines that have fired; later ones find no room */
-#define WAITING 4 /* interrupts that asked for a poll and wait for it, a CPU */
+#define LINES 256 /* interrupt lines; the plan has as many as the machine has */
+#define WAITING 8 /* lines of a CPU that wait for a poll at the same time: a line waits once */
+#define STRIKES 3 /* polls that did not come before a line counts as one of several NAPI instances */
+#define ANY_NAPI 0xFFFFFFFF
 #define NAME 32
 #define OWN 0 /* polls of the watched device */
 #define BACKLOG 1 /* and of the CPU's backlog, by which packets of devices without NAPI come */
 #define POLLERS 2
 
+/* An interrupt that waits for its poll. */
 struct asked {
 	u64 at;
 	u32 irq;
-	u32 pad;
+	u32 raised; /* its handler raised NET_RX; 0: it may have found its NAPI scheduled already */
 };
 
 /* One CPU. */
@@ -32,7 +35,9 @@ struct cpu_state {
 	u64 irq_at; /* the handler that runs, 0: none */
 	u64 poll_at; /* since when the poll in hand runs */
 	u32 irq;
+	u32 raised_here; /* the handler that runs has raised NET_RX */
 	u32 asks; /* how many of asked[] */
+	u32 pad;
 	struct asked asked[WAITING];
 };
 
@@ -44,9 +49,16 @@ struct softirq {
 /* One interrupt line, for all CPUs. */
 struct line {
 	struct hist run;
-	struct hist to_poll;
 	u64 unhandled; /* IRQ_NONE: a shared line's other device */
 	char name[NAME];
+};
+
+/* A line whose handler schedules polls. */
+struct wait {
+	struct hist to_poll;
+	u64 missed; /* the poll was not seen */
+	u32 napi; /* which NAPI instance polls for it; 0: not known yet, ANY_NAPI: more than one */
+	u32 strikes;
 };
 
 struct poller {
@@ -61,7 +73,10 @@ BPF_PERCPU_ARRAY(cpus, struct cpu_state, 1);
 BPF_PERCPU_ARRAY(softirqs, struct softirq, VECTORS);
 BPF_PERCPU_ARRAY(pollers, struct poller, POLLERS);
 BPF_ARRAY(blanks, struct line, 1);
-BPF_HASH(lines, u32, struct line, LINES); /* by interrupt number */
+BPF_ARRAY(no_waits, struct wait, 1);
+/* By interrupt number; memory is taken for those that fire, so there can be a place for each that the machine has. */
+BPF_F_TABLE("hash", u32, struct line, lines, LINES, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", u32, struct wait, waits, LINES, BPF_F_NO_PREALLOC);
 
 static __always_inline struct cpu_state *this_cpu(void)
 {
@@ -120,7 +135,60 @@ static __always_inline int irq_entry(u32 irq)
 		return 0;
 	cpu->irq = irq;
 	cpu->irq_at = bpf_ktime_get_ns();
+	cpu->raised_here = 0;
 	return 0;
+}
+
+static __always_inline struct wait *wait_for(u32 irq)
+{
+	struct wait *w = waits.lookup(&irq), *blank;
+	int zero = 0;
+
+	if (w)
+		return w;
+	blank = no_waits.lookup(&zero);
+	if (!blank)
+		return 0;
+	waits.insert(&irq, blank);
+	return waits.lookup(&irq);
+}
+
+/*
+ * The handler that ends has scheduled its NAPI: from its beginning to the poll is what the device waits.
+ *
+ * It raises NET_RX for that, but since 6.4 not while net_rx_action runs, nor while a run with work left is to come
+ * (net/core/dev.c, in_net_rx_action).  There a line that has raised before is taken to ask again; if its NAPI was
+ * scheduled already, the poll that comes is the one that it waits for all the same.
+ */
+static __always_inline void ask(struct cpu_state *cpu, u32 irq)
+{
+	struct wait *w;
+	struct asked *a;
+	u32 i;
+
+	if (cpu->raised_here)
+		w = wait_for(irq);
+	else if (cpu->entered[NET_RX] || cpu->raised[NET_RX])
+		w = waits.lookup(&irq);
+	else
+		return;
+	if (!w)
+		return;
+	for (i = 0; i < WAITING; i++) {
+		if (i >= cpu->asks)
+			break;
+		if (cpu->asked[i].irq == irq)
+			return; /* waits since then */
+	}
+	if (cpu->asks >= WAITING) {
+		ADD(w->missed, 1);
+		return;
+	}
+	a = &cpu->asked[cpu->asks & (WAITING - 1)];
+	a->at = cpu->irq_at;
+	a->irq = irq;
+	a->raised = cpu->raised_here;
+	cpu->asks++;
 }
 
 static __always_inline int irq_exit(u32 irq, const void *action, int handled, int typed)
@@ -136,6 +204,8 @@ static __always_inline int irq_exit(u32 irq, const void *action, int handled, in
 		line_add(&l->run, since(cpu->irq_at, now));
 	else if (l)
 		ADD(l->unhandled, 1);
+	if (handled)
+		ask(cpu, irq);
 	cpu->irq_at = 0;
 	return 0;
 }
@@ -143,19 +213,13 @@ static __always_inline int irq_exit(u32 irq, const void *action, int handled, in
 static __always_inline int raised(u32 vector)
 {
 	struct cpu_state *cpu = this_cpu();
-	struct asked *a;
 
 	if (!cpu || vector >= VECTORS)
 		return 0;
 	if (!cpu->raised[vector])
 		cpu->raised[vector] = bpf_ktime_get_ns();
-	if (vector == NET_RX && cpu->irq_at && cpu->asks < WAITING) {
-		/* A handler that schedules its NAPI: from its beginning to the poll is what the device waits. */
-		a = &cpu->asked[cpu->asks & (WAITING - 1)];
-		a->at = cpu->irq_at;
-		a->irq = cpu->irq;
-		cpu->asks++;
-	}
+	if (vector == NET_RX && cpu->irq_at)
+		cpu->raised_here = 1;
 	return 0;
 }
 
@@ -180,18 +244,67 @@ static __always_inline int entered(u32 vector)
 	return 0;
 }
 
-/* What was asked up to then is done.  An interrupt that came later has its poll before it, in this run or the next. */
-static __always_inline void answered(struct cpu_state *cpu, u64 then)
+/*
+ * NET_RX has ended and is not raised again: no NAPI of this CPU is scheduled (net_rx_action raises it for what it
+ * leaves).  What still waits was polled by another (a thread, a busy poll, another device's), or never asked.
+ */
+static __always_inline void forget(struct cpu_state *cpu)
 {
-	u32 i, kept = 0;
+	struct wait *w;
+	u32 i, irq;
 
 	for (i = 0; i < WAITING; i++) {
 		if (i >= cpu->asks)
 			break;
-		if (cpu->asked[i].at <= then)
+		irq = cpu->asked[i].irq;
+		w = cpu->asked[i].raised ? waits.lookup(&irq) : 0;
+		if (!w)
 			continue;
-		cpu->asked[kept & (WAITING - 1)] = cpu->asked[i];
-		kept++;
+		ADD(w->missed, 1);
+		if (w->napi == ANY_NAPI)
+			continue;
+		w->strikes++;
+		w->napi = w->strikes < STRIKES ? 0 : ANY_NAPI;
+	}
+	cpu->asks = 0;
+}
+
+/*
+ * A poll of the watched device that began then has answered the interrupts that asked this NAPI for it.  Which one a
+ * line asks is learned where it is the only one that it can be; up to then the poll is that of who waits longest.
+ */
+static __always_inline void answer(struct cpu_state *cpu, u32 napi, u64 began)
+{
+	u32 i, irq, kept = 0, unknown = 0, taken = 0;
+	struct wait *w;
+
+	for (i = 0; i < WAITING; i++) {
+		if (i >= cpu->asks)
+			break;
+		irq = cpu->asked[i].irq;
+		w = waits.lookup(&irq);
+		unknown += w && !w->napi;
+	}
+	for (i = 0; i < WAITING; i++) {
+		if (i >= cpu->asks)
+			break;
+		irq = cpu->asked[i].irq;
+		w = waits.lookup(&irq);
+		/* Later than that: in the middle of this poll, which had enabled interrupts again. */
+		if (!w || cpu->asked[i].at > began || (w->napi && w->napi != napi && w->napi != ANY_NAPI) ||
+		    (!w->napi && taken)) {
+			cpu->asked[kept & (WAITING - 1)] = cpu->asked[i];
+			kept++;
+			continue;
+		}
+		if (!w->napi) {
+			taken = 1;
+			if (unknown == 1)
+				w->napi = napi;
+		} else if (w->napi == napi) {
+			w->strikes = 0;
+		}
+		line_add(&w->to_poll, since(cpu->asked[i].at, began));
 	}
 	cpu->asks = kept;
 }
@@ -208,8 +321,9 @@ static __always_inline int left(u32 vector)
 		hist_add(&s->run, since(cpu->entered[vector], bpf_ktime_get_ns()));
 	cpu->entered[vector] = 0;
 	if (vector == NET_RX) {
-		answered(cpu, cpu->poll_at);
 		cpu->poll_at = 0;
+		if (!cpu->raised[NET_RX])
+			forget(cpu);
 	}
 	return 0;
 }
@@ -220,11 +334,9 @@ static __always_inline int polled(const void *napi, int work, int budget, int ty
 	struct cpu_state *cpu = this_cpu();
 	struct config *c;
 	struct poller *p;
-	struct line *l;
 	void *dev = 0;
 	int zero = 0, which;
 	u64 now, began;
-	u32 i, irq;
 
 	c = config.lookup(&zero);
 	if (!cpu || !c)
@@ -248,19 +360,9 @@ static __always_inline int polled(const void *napi, int work, int budget, int ty
 	now = bpf_ktime_get_ns();
 	hist_add(&p->run, since(began, now));
 	cpu->poll_at = now;
-	if (which == BACKLOG)
-		return 0;
-	for (i = 0; i < WAITING; i++) {
-		if (i >= cpu->asks)
-			break;
-		if (cpu->asked[i].at > began)
-			continue; /* it came in the middle of this poll, which had enabled interrupts again */
-		irq = cpu->asked[i].irq;
-		l = lines.lookup(&irq);
-		if (l)
-			line_add(&l->to_poll, since(cpu->asked[i].at, began));
-	}
-	answered(cpu, began);
+	if (which == OWN && cpu->asks)
+		/* of a kernel address no more than tells two apart */
+		answer(cpu, (u32)AS_NUMBER(napi) >> 4 | 1, began);
 	return 0;
 }
 

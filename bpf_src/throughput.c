@@ -38,6 +38,7 @@ struct bursts {
 };
 
 CONFIG_MAP;
+BPF_PERCPU_ARRAY(veth_peers, struct veth_peer, 1);
 BPF_PERCPU_ARRAY(traffic, struct traffic, 2);
 BPF_PERCPU_ARRAY(bursts, struct bursts, 2);
 
@@ -67,42 +68,48 @@ static __always_inline u32 bin_number(struct bursts *b, u32 bytes)
 	return b->number;
 }
 
-static __always_inline int count(struct __sk_buff *skb, int direction)
+static __always_inline void add(struct traffic *t, struct bursts *b, const struct packet *packet,
+				const struct size *size)
 {
-	struct packet packet;
-	struct traffic *t;
-	struct bursts *b;
-	struct size size;
-	struct bin *bin;
 	u32 number;
-	int zero = 0;
-	struct config *c = config.lookup(&zero);
+	struct bin *bin;
 
-	if (!c || !c->ifindex || !filter_accepts(skb, c->l2_len, direction))
-		return TC_ACT_UNSPEC;
-	t = traffic.lookup(&direction);
-	b = bursts.lookup(&direction);
 	if (!t || !b)
-		return TC_ACT_UNSPEC;
+		return;
+	t->bytes += size->bytes;
+	t->packets += size->packets;
+	t->segments += size->segments;
+	t->fragments += packet->fragment != FRAGMENT_NONE;
+	if (packet->protocol < PROTO_SLOTS)
+		t->protocols[packet->protocol] += size->bytes;
+	t->sizes[size_class(size->segment_bytes)] += size->segments;
 
-	parse_packet(skb, c->l2_len, &packet);
-	packet_size(skb, &packet, direction == IN ? c->count_in : c->count_out, &size);
-
-	t->bytes += size.bytes;
-	t->packets += size.packets;
-	t->segments += size.segments;
-	t->fragments += packet.fragment != FRAGMENT_NONE;
-	if (packet.protocol < PROTO_SLOTS)
-		t->protocols[packet.protocol] += size.bytes;
-	t->sizes[size_class(size.segment_bytes)] += size.segments;
-
-	number = bin_number(b, size.bytes);
+	number = bin_number(b, size->bytes);
 	bin = &b->bins[number & (BINS - 1)];
 	if (bin->number != number) {
 		bin->number = number;
 		bin->bytes = 0;
 	}
-	bin->bytes += size.bytes;
+	bin->bytes += size->bytes;
+}
+
+static __always_inline int count(struct __sk_buff *skb, int direction)
+{
+	struct veth_peer *peer = NULL;
+	struct packet packet;
+	struct size size;
+	int zero = 0, in = IN;
+	struct config *c = config.lookup(&zero);
+
+	if (!c || !c->ifindex || !filter_accepts(skb, c->l2_len, direction))
+		return TC_ACT_UNSPEC;
+	parse_packet(skb, c->l2_len, &packet);
+	if (direction == OUT && c->count_out & COUNT_NAPI)
+		peer = veth_peers.lookup(&zero);
+	packet_size(skb, &packet, direction == IN ? c->count_in : c->count_out, c->cut_above, peer, &size);
+	add(traffic.lookup(&direction), bursts.lookup(&direction), &packet, &size);
+	if (direction == OUT && c->count_in & COUNT_SENT)
+		add(traffic.lookup(&in), bursts.lookup(&in), &packet, &size);
 	return TC_ACT_UNSPEC;
 }
 

@@ -9,11 +9,14 @@ import queue
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nettop.errors import ExitCode, NettopError
 from nettop.files import Sink
 from nettop.model import Frame
+
+if TYPE_CHECKING:
+    from nettop.output import Writer
 
 _PATIENCE = 2.0  # seconds that the outputs have to end their files
 
@@ -23,6 +26,12 @@ class Output(Protocol):
 
     def write(self, frame: Frame) -> None:
         """Write one frame; NettopError or OSError where that is not possible."""
+
+    def reopen(self) -> None:
+        """The file was moved away: go on in a new one of its name.  NettopError where that cannot be."""
+
+    def unmet(self) -> NettopError | None:
+        """What was asked for and never came, when there are no more frames."""
 
     def close(self) -> None:
         """Nothing more comes."""
@@ -38,20 +47,31 @@ def to_stdout(text: str) -> None:
 class Formatted:
     """Frames through a writer (nettop.output) to standard output or a file."""
 
-    def __init__(self, write: Callable[[Frame], None], sink: Sink | None = None) -> None:
-        self._write = write
+    def __init__(self, writer: Writer, sink: Sink | None = None) -> None:
+        self._writer = writer
         self._sink = sink
 
     def write(self, frame: Frame) -> None:
         """Format and write one frame."""
         try:
-            self._write(frame)
+            if self._sink and self._sink.fresh():
+                self._writer.begin()
+            self._writer.write(frame)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise NettopError(
                 f"standard output: {error.strerror}", "make room, or name another file with -o"
             ) from None
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, if it is a file."""
+        if self._sink:
+            self._sink.reopen()
+
+    def unmet(self) -> NettopError | None:
+        """What the writer missed."""
+        return self._writer.unmet()
 
     def close(self) -> None:
         """End the file, if it is one."""
@@ -103,16 +123,23 @@ async def run(
     count: int | None = None,
     recorder: Output | None = None,
     complain: Callable[[str], None] = lambda text: None,
+    hangup: asyncio.Event | None = None,
+    live: bool = False,
 ) -> ExitCode:
     """Pass ``count`` frames (None: all) on to the outputs.
 
-    A ``recorder`` that fails is given up, with a complaint, and the rest goes on; the exit code tells it.
+    A ``recorder`` that fails is given up, with a complaint, and the rest goes on; the exit code tells it.  It tells as
+    well where no probe works at the end of a ``live`` run.  At each ``hangup`` files are opened anew.
     """
     hand = _Hand()
     code = ExitCode.OK
     left = count
+    last: Frame | None = None
+    files = [*outputs, *([recorder] if recorder else [])]
+    rotating = asyncio.create_task(_rotate(hangup, hand, files, complain)) if hangup else None
     try:
         async for frame in frames:
+            last = frame
             for output in outputs:
                 await hand.do(lambda output=output, frame=frame: output.write(frame))  # type: ignore[misc]
             if recorder:
@@ -126,8 +153,44 @@ async def run(
                 if left <= 0:
                     break
     finally:
+        if rotating:
+            rotating.cancel()
         await _end(frames, hand, [*outputs, *([recorder] if recorder else [])])
+    if live and last is not None:
+        missing = [nothing_works(last), *(output.unmet() for output in outputs)]
+        if found := next((m for m in missing if m), None):
+            complain(found.lines())
+            code = code or found.code
     return code
+
+
+def nothing_works(frame: Frame) -> NettopError | None:
+    """The failure to report where each probe that was asked for has failed, or is not to be had; else None."""
+    asked = {name: status for name, status in frame.probes.items() if status.state != "off"}
+    if not asked or any(status.state == "live" for status in asked.values()):
+        return None
+    why = "; ".join(
+        f"{name} {status.state}: {' '.join(status.detail.split())}" for name, status in asked.items()
+    )
+    unsupported = all(status.state == "unavailable" for status in asked.values())
+    return NettopError(
+        f"no probe works: {why}",
+        "nettop --check says what this kernel offers; --log FILE keeps the details",
+        ExitCode.UNSUPPORTED if unsupported else ExitCode.FAILURE,
+    )
+
+
+async def _rotate(
+    hangup: asyncio.Event, hand: _Hand, files: Sequence[Output], complain: Callable[[str], None]
+) -> None:
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        for file in files:
+            try:
+                await hand.do(file.reopen)
+            except NettopError as error:
+                complain(error.lines())
 
 
 async def _end(frames: AsyncIterator[Frame], hand: _Hand, outputs: Sequence[Output]) -> None:
@@ -139,25 +202,50 @@ async def _end(frames: AsyncIterator[Frame], hand: _Hand, outputs: Sequence[Outp
             await asyncio.wait_for(hand.do(output.close), _PATIENCE)
 
 
-def until_signal(work: Coroutine[None, None, ExitCode]) -> ExitCode:
-    """Run to the end, or to SIGINT (130), SIGTERM or SIGHUP (0): then what is open is closed first."""
+def until_signal(work: Coroutine[None, None, ExitCode], hangup: asyncio.Event | None = None) -> ExitCode:
+    """Run to the end, or to SIGINT (130), SIGTERM (0) or SIGHUP (129): then what is open is closed first.
+
+    With ``hangup`` SIGHUP sets that and ends nothing, as logrotate expects it of a program that writes a file; but
+    where the terminal is gone it means that, and ends the run.  Who starts us with SIGHUP ignored (nohup) is obeyed.
+    """
 
     async def main() -> ExitCode:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task
         received: list[int] = []
+        terminal = _has_terminal()
 
         def stop(number: int) -> None:
             if not received:
                 task.cancel()
             received.append(number)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        def hang_up() -> None:
+            if hangup is None or (terminal and not _has_terminal()):
+                stop(signal.SIGHUP)
+            else:
+                hangup.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
+        if hangup is not None or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             return await work
         except asyncio.CancelledError:
-            return ExitCode.INTERRUPTED if received and received[0] == signal.SIGINT else ExitCode.OK
+            return _ENDED_BY.get(received[0] if received else 0, ExitCode.OK)
 
     return asyncio.run(main())
+
+
+_ENDED_BY = {int(signal.SIGINT): ExitCode.INTERRUPTED, int(signal.SIGHUP): ExitCode.HANGUP}
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal, and the other side of that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nettop import interfaces, privilege, settings, units
+from nettop.charset import draws_unicode
 from nettop.errors import ExitCode, NettopError
 from nettop.paths import PACKAGE
 from nettop.settings import Arguments, Control, Settings
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "hint: this is a bug; --log FILE keeps the details of it for a report"
         )
         return ExitCode.FAILURE
+    finally:
+        _let_go_of_stderr()
 
 
 def _occupy_standard_streams() -> None:
@@ -89,6 +92,16 @@ def _silence_stdout() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
+
+
+def _let_go_of_stderr() -> None:
+    """What finds nobody there any more (a terminal that was closed) would make Python end with 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
 
 
 def _run(arguments: Arguments) -> int:
@@ -236,7 +249,7 @@ def _live(arguments: Arguments) -> int:
                 frames = focusing(frames, control, chosen.focus)
             if chosen.redact:
                 frames, chosen = _hidden(frames), _hidden_settings(chosen)
-            return _batch(frames, chosen, arguments)
+            return _batch(frames, chosen, arguments, live=True)
         return _screen(_Live(lambda: live.frames(handle, chosen, control)), chosen, control)
     finally:
         handle.close()
@@ -338,6 +351,15 @@ def _need_terminal(arguments: Arguments) -> None:
             "leave standard input alone, or use -b without a screen",
             ExitCode.USAGE,
         )
+    name = os.environ.get("TERM", "")
+    if name in ("", "dumb", "unknown"):
+        raise NettopError(
+            f"a terminal of the kind {name} cannot be drawn on"
+            if name
+            else "TERM does not say what terminal this is",
+            "nettop -b writes frames as text; or set TERM to what it is, as TERM=xterm",
+            ExitCode.USAGE,
+        )
 
 
 def _check(found: Any) -> int:
@@ -378,34 +400,42 @@ def _weighed() -> list[tuple[str, str, str, bool]]:
 # --- where frames go ----------------------------------------------------------------------------------------
 
 
-def _batch(frames: AsyncIterator[Frame], chosen: Settings, arguments: Arguments) -> int:
+def _batch(frames: AsyncIterator[Frame], chosen: Settings, arguments: Arguments, live: bool = False) -> int:
+    import asyncio
+
     from nettop import batch
     from nettop.files import Sink
     from nettop.recording import start_recorder
 
-    if arguments.snapshot:
-        _refuse_existing(arguments.snapshot)
-        outputs: list[batch.Output] = [_Snapshot(arguments.snapshot, chosen)]
+    # A snapshot is for --replay, unless a format is asked for.
+    snapshot = arguments.snapshot is not None and "format" not in arguments.given
+    named = arguments.snapshot or (chosen.output if snapshot else None)
+    if named:
+        _refuse_existing(named)
+    if snapshot or arguments.snapshot:
+        outputs: list[batch.Output] = [_Snapshot(named or "", chosen)]
     elif chosen.output:
         sink = Sink(chosen.output)
-        outputs = [batch.Formatted(_writer(chosen, sink.write, None).write, sink)]
+        outputs = [batch.Formatted(_writer(chosen, sink.write, None), sink)]
     else:
-        outputs = [batch.Formatted(_writer(chosen, batch.to_stdout, sys.stdout).write)]
+        outputs = [batch.Formatted(_writer(chosen, batch.to_stdout, sys.stdout))]
     recorder = start_recorder(chosen.record, chosen) if chosen.record else None
-    return batch.until_signal(batch.run(frames, outputs, chosen.count, recorder, _complain))
+    hangup = asyncio.Event() if chosen.output or recorder else None
+    work = batch.run(frames, outputs, chosen.count, recorder, _complain, hangup, live)
+    return batch.until_signal(work, hangup)
 
 
 def _writer(chosen: Settings, emit: Callable[[str], None], stream: Any) -> Writer:
     from nettop.output import WRITERS, Style
 
     terminal = stream is not None and stream.isatty()
-    encoding = getattr(stream, "encoding", None) or "utf-8"
     style = Style(
         top=chosen.top,
         sort=chosen.sort,
         width=shutil.get_terminal_size((120, 40)).columns if terminal else 120,
         bits=chosen.bits,
-        unicode=encoding.lower().startswith("utf"),
+        unicode=draws_unicode(chosen.charset),
+        plain=not terminal,
         focus=chosen.focus,
     )
     if chosen.trace and chosen.format == "text":
@@ -422,7 +452,7 @@ def _refuse_existing(path: str) -> None:
 
 
 class _Snapshot:
-    """One frame into a file of its own."""
+    """One frame into a file of its own, or to standard output."""
 
     def __init__(self, path: str, chosen: Settings) -> None:
         self._path = path
@@ -430,11 +460,22 @@ class _Snapshot:
 
     def write(self, frame: Frame) -> None:
         """Write the file."""
-        from nettop.recording import View, header_of, write_snapshot
+        from nettop.batch import to_stdout
+        from nettop.recording import View, header_of, snapshot_text, write_snapshot
 
         chosen = self._chosen
         header = header_of(frame, "snapshot", View(sort=chosen.sort, filter=chosen.filter))
-        write_snapshot(self._path, [frame], header, chosen.top, chosen.sort)
+        if self._path:
+            write_snapshot(self._path, [frame], header, chosen.top, chosen.sort)
+            return
+        for text in snapshot_text([frame], header, chosen.top, chosen.sort):
+            to_stdout(text)
+
+    def reopen(self) -> None:
+        """Nothing is open."""
+
+    def unmet(self) -> NettopError | None:
+        """A frame is all that was asked for."""
 
     def close(self) -> None:
         """Nothing is open."""

@@ -1,4 +1,4 @@
-"""The map ``config``: what the programs are told.  Mirrors struct config of bpf_src/nettop.h.
+"""The map ``config``: what the programs are told.  Mirrors struct config of bpf_src/include/nettop.h.
 
 The loader writes it before anything is attached; the screen rewrites it when the focus or the sampling changes.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nettop.model import Focus
 
 KEY_BYTES = 40  # of struct flow_key
-_LAYOUT = struct.Struct(f"<IIHBBBBBBQ{KEY_BYTES}sIIII")
+_LAYOUT = struct.Struct(f"<IIHBBBBBBQ{KEY_BYTES}sIIIII4x")
 
 
 class Flag(IntFlag):
@@ -27,6 +27,7 @@ class Flag(IntFlag):
     FILTERED = 16
     TRACE = 32
     TRACE_ALL = 64
+    NO_STACK = 128  # the interface's packets are seen from IP on
 
 
 NOBODY = 31  # sample_shift while the stages rest: no packet is followed
@@ -40,6 +41,11 @@ class Counting(IntFlag):
     WIRE = 1
     BARE = 2
     NAPI = 4
+    STACK = 8
+    TAG = 16
+    MERGED = 32
+    CELLS = 64
+    SENT = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,8 @@ class Config:
     generation: int = 0
     trace_rate: int = 0
     flags: int = 0
-    spare: int = 0
+    epoch: int = 0
+    cut_above: int = 0
 
     def pack(self) -> bytes:
         """The bytes of struct config."""
@@ -77,7 +84,7 @@ class Config:
         return replace(self, generation=generation, flags=int(flags))
 
     def tracing(self, rate: int, everything: bool) -> Config:
-        """The same with so many packets a second and CPU shown one by one: the focused flow's, or all."""
+        """The same with so many packets a second shown one by one: the focused flow's, or all."""
         flags = self.flags | Flag.TRACE | (Flag.TRACE_ALL if everything else 0)
         return replace(self, trace_rate=max(rate, 1), flags=int(flags))
 

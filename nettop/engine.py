@@ -17,31 +17,44 @@ from typing import Any, Protocol
 import numpy as np
 
 from nettop import units
-from nettop.kernel.maps import HashReader, Reader
+from nettop.kernel.maps import Reader
 from nettop.model import Frame, Health, HookStatus, ProbeStatus, Section
 from nettop.probes.base import Fold, Probe, Reads
 
 DRAIN_NS = 100_000_000
+_RETRY_S = (1.0, 5.0, 30.0, 60.0)  # after a probe has failed, until it is tried again; then the last for ever
 _SLACK_NS = 50_000_000
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Worker:
-    """One probe's readers and fold.  ``status`` is what its pane says."""
+    """One probe's readers and fold.  ``status`` is what its pane says.
+
+    A worker that has failed is tried again with a fold of its own (``renew``): what the old one remembers is half of an
+    interval.  Its first reading is the base of the next, and no section comes of it.
+    """
 
     probe: Probe
-    fold: Fold
+    renew: Callable[[], Fold]
     readers: Mapping[str, Reader]
     system: Mapping[str, Callable[[], Any]]
     status: ProbeStatus
     scan_ns: int = 0  # how far apart the readings of large tables are; 0: with every frame
+    runs: Mapping[str, Callable[[bytes], None]] = field(default_factory=dict)  # by hook, see Folded
     last_ns: int = field(default_factory=time.monotonic_ns)
+    fold: Fold = field(init=False)
+    _failures: int = 0
+    _retry: float = 0.0  # time.monotonic() of the next try
+    _detail: str = ""  # of the status while it worked
     _scans: int = 0
     _scan_due: int = 0
     _events: dict[str, list[Any]] = field(default_factory=dict)
     _early: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
     _due: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.fold = self.renew()
 
     def drain(self) -> None:
         """Empty the ring buffers, and take the readings that are due more often than a frame."""
@@ -99,21 +112,46 @@ class Worker:
         return True
 
     def step(self) -> Section | None:
-        """One interval: read, fold, and delete what the fold is done with.  Runs in the executor."""
-        if self.status.state != "live":
+        """One interval: read, fold, and run what the fold asks for.  Runs in the executor."""
+        trying = self._failures > 0 and self.status.state == "failed"
+        if self.status.state != "live" and not (trying and time.monotonic() >= self._retry):
             return None
         try:
+            if trying:
+                self._begin_again()
             folded = self.fold(self.collect())
-            for name, keys in folded.delete.items():
-                reader = self.readers[name]
-                assert isinstance(reader, HashReader)
-                reader.delete(keys)
+            for hook, values in folded.run.items():
+                for value in values:
+                    self.runs[hook](value)
         except Exception as error:  # one probe's failure is its own: its pane says so, the others go on
-            _log.exception("probe %s failed", self.probe.name)
-            detail = f"{type(error).__name__}: {error}"
-            self.status = replace(self.status, state="failed", detail=detail)
+            self.failed(error)
             return None
+        if trying:
+            _log.info("probe %s works again", self.probe.name)
+            self.status = replace(self.status, state="live", detail=self._detail)
+            return None
+        if self._failures and time.monotonic() > self._retry + _RETRY_S[-1]:
+            self._failures = 0  # it has worked for a minute
         return folded.section
+
+    def failed(self, error: Exception) -> None:
+        """Say so, and when it is tried again."""
+        _log.error("probe %s failed", self.probe.name, exc_info=error)
+        if self.status.state == "live":
+            self._detail = self.status.detail
+        wait = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+        self._failures += 1
+        self._retry = time.monotonic() + wait
+        self.status = replace(self.status, state="failed", detail=f"{type(error).__name__}: {error}")
+
+    def _begin_again(self) -> None:
+        """Forget what was read before, as at the start."""
+        self.fold = self.renew()
+        self._events.clear()
+        self._early.clear()
+        self._due.clear()
+        self._scans = self._scan_due = 0
+        self.last_ns = time.monotonic_ns()
 
 
 class Meter(Protocol):
@@ -313,7 +351,4 @@ def _drain_all(workers: Sequence[Worker]) -> None:
             try:
                 worker.drain()
             except Exception as error:
-                _log.exception("probe %s failed", worker.probe.name)
-                worker.status = replace(
-                    worker.status, state="failed", detail=f"{type(error).__name__}: {error}"
-                )
+                worker.failed(error)

@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     PRIVILEGE = 3
     UNSUPPORTED = 4
     NO_INTERFACE = 5
+    HANGUP = 129
     INTERRUPTED = 130
 
 

@@ -11,9 +11,9 @@ import socket
 import struct
 
 _SIOCETHTOOL = 0x8946
+_GSET = 0x01
 _GDRVINFO = 0x03
-TSO = 0x1E  # ETHTOOL_GTSO
-GRO = 0x2B  # ETHTOOL_GGRO
+_UNKNOWN_SPEED = 0xFFFFFFFF
 
 
 def _ask(interface: str, request: bytes) -> bytes | None:
@@ -27,13 +27,16 @@ def _ask(interface: str, request: bytes) -> bytes | None:
     return buffer.tobytes()
 
 
-def feature(interface: str, command: int) -> bool:
-    """Whether an offload (TSO, GRO) is on; False where the driver does not say."""
-    answer = _ask(interface, struct.pack("II", command, 0))
-    return bool(answer and struct.unpack("II", answer)[1])
-
-
 def driver(interface: str) -> str:
     """The driver's name; empty where there is none (lo)."""
     answer = _ask(interface, struct.pack("I", _GDRVINFO).ljust(196, b"\0"))
     return answer[4:36].split(b"\0", 1)[0].decode(errors="replace") if answer else ""
+
+
+def speed_bits_per_s(interface: str) -> int | None:
+    """The link's speed as its driver says it (struct ethtool_cmd: speed at 12 and 28); None where it does not know."""
+    answer = _ask(interface, struct.pack("I", _GSET).ljust(44, b"\0"))
+    if not answer:
+        return None
+    megabits = struct.unpack_from("=H", answer, 12)[0] | struct.unpack_from("=H", answer, 28)[0] << 16
+    return megabits * 1_000_000 if 0 < megabits != _UNKNOWN_SPEED else None

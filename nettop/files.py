@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import zlib
 from types import TracebackType
 from typing import Self
@@ -11,18 +12,30 @@ from typing import Self
 from nettop.errors import ExitCode, NettopError
 
 _GZIP = 16 + zlib.MAX_WBITS
+# Appending: a file that is cut while it is written (logrotate's copytruncate) would begin with a hole otherwise.
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
 def create(path: str) -> int:
     """Descriptor of a new file, 0600.  Never an existing one, and never where a symbolic link points."""
     hint = "name a file that is not there, where you may write"
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return os.open(path, _FLAGS | os.O_EXCL, 0o600)
     except FileExistsError:
         raise NettopError(f"{path} is there already", hint, ExitCode.USAGE) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise NettopError(f"{path}: {reason}", hint, ExitCode.USAGE) from None
+
+
+def _again(path: str) -> int:
+    """Descriptor of the file that has this name now, or of a new one.  OSError where it is not our own plain file."""
+    fd = os.open(path, _FLAGS | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(fd)
+        raise PermissionError(0, "somebody else's file, or none")
+    return fd
 
 
 class Sink:
@@ -35,7 +48,10 @@ class Sink:
         self.path = path
         self._fd = create(path)
         self._size = 0
-        self._packer = zlib.compressobj(6, zlib.DEFLATED, _GZIP) if path.endswith(".gz") else None
+        self._packer = self._new_packer()
+
+    def _new_packer(self) -> zlib._Compress | None:
+        return zlib.compressobj(6, zlib.DEFLATED, _GZIP) if self.path.endswith(".gz") else None
 
     @property
     def size(self) -> int:
@@ -47,12 +63,52 @@ class Sink:
         """Whether nothing more can be written."""
         return self._fd < 0
 
+    def fresh(self) -> bool:
+        """Whether the file is empty: it is new, or somebody has cut it.  Then what a file begins with is due."""
+        if self.closed:
+            return False
+        size = os.fstat(self._fd).st_size
+        if size < self._size:  # half a gzip stream is of no use to anybody
+            self._packer = self._new_packer()
+        self._size = size
+        return size == 0
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now: a new one where the old one was moved away, which is then whole.
+
+        NettopError where that cannot be; the old file goes on then.
+        """
+        if self.closed:
+            return
+        try:
+            fd = _again(self.path)
+        except OSError as error:
+            raise NettopError(
+                f"{self.path}: {error.strerror}; going on in the file that was open",
+                "check who may write there",
+            ) from None
+        if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
+            os.close(fd)
+            return
+        old = self._fd
+        try:
+            if self._packer:
+                self._append(self._packer.flush(zlib.Z_FINISH))
+            os.close(old)
+        except OSError as error:
+            raise self._failed(error) from None
+        finally:
+            self._fd, self._packer = fd, self._new_packer()
+            self._size = os.fstat(fd).st_size
+
     def write(self, text: str) -> None:
         """Append a text, down to the operating system.  NettopError, and a closed file, if it can't."""
         if self.closed:
             raise NettopError(f"{self.path} is closed")
+        self.fresh()
         data = text.encode("utf-8", "replace")
         before = self._packer.copy() if self._packer else None  # state of the stream to fall back to
+        size = self._size
         try:
             if self._packer:
                 data = self._packer.compress(data) + self._packer.flush(zlib.Z_SYNC_FLUSH)
@@ -60,8 +116,8 @@ class Sink:
         except OSError as error:
             self._packer = before
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._size)
-                os.lseek(self._fd, self._size, os.SEEK_SET)
+                os.ftruncate(self._fd, min(size, os.fstat(self._fd).st_size))
+            self._size = size
             with contextlib.suppress(NettopError):
                 self.close()
             raise self._failed(error) from None

@@ -289,7 +289,7 @@ def check(instructions: Instructions) -> None:
 
 
 def to_c(instructions: Instructions, name: str = "filter_program") -> str:
-    """C text of a function that is what the program is; bpf_src/filter.h has the functions that it calls.
+    """C text of a function that is what the program is; bpf_src/include/filter.h has the functions that it calls.
 
     A, X and M are 64 bits wide and hold 32, which spares BPF, whose registers are, clearing the rest again and again.
     What is loaded from beyond the packet's end makes it return 0, as does a division by 0.  Raises as ``check``.

@@ -17,16 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from nettop import bpf, privilege, protocol
+from nettop import bpf, netlink, privilege, protocol
 from nettop import filter as filters
 from nettop.bpf import possible_cpus
 from nettop.budget import Budget, ladder, words
 from nettop.control import NOBODY, Config
 from nettop.engine import Engine, Notes, Pace, Worker
 from nettop.errors import ExitCode, NettopError
-from nettop.kernel import programs, system
+from nettop.kernel import interrupts, programs, system
 from nettop.kernel.maps import open_reader
-from nettop.loader import netlink
 from nettop.loader.interface import counting, link_header, trouble
 from nettop.model import Focus, Frame, Health, HookStatus, ProbeStatus
 from nettop.paths import PACKAGE
@@ -39,11 +38,14 @@ _FIRST_SECONDS = 0.2  # until the screen's first frame: who opens it wants to se
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _BOUND = ("tcx", "clsact")  # mechanisms that are bound to the interface
 _JUDGED_BYTES = 100_000  # of the interface's own counting, before what we have seen of them is looked at
-_AGAIN_SECONDS, _ATTEMPTS = 60.0, 3  # to come before another program
+_JUDGED_SHARE = 0.05  # of them; readings that are some ms apart make up less, taken together
+_JUDGED_KEPT = 0.75  # of what earlier frames had, in each frame
 _TRACED = 2000  # packets a second: some ten events each
+_NO_PACKET = 64  # bytes: the kernel wants a frame to run a TC program on
 _LOOK_SECONDS = 0.5  # how often the interface, the loader and what the user wants are looked at
 _RESTING = ("stages", "irq")  # probes that may be attached for only some of the seconds
 _UNDER_WAY_SECONDS = 0.02  # until a packet that is followed has come to its end, as most have
+_QUICK_SECONDS, _ANSWER_SECONDS = 30.0, 900.0  # for an answer: a switch; compilers on a slow or busy machine
 _STATS_SECONDS = 0.1  # of each second: statistics cost every run about 20 ns
 
 
@@ -56,6 +58,7 @@ class LoaderHandle:
 
     def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self._sock = sock
+        self._silent = ""  # it did not answer in time
         self._process = process
         self._turn = threading.Lock()
 
@@ -77,6 +80,7 @@ class LoaderHandle:
         loaded: list[Loaded] = []
         with self._turn:
             try:
+                self._sock.settimeout(_QUICK_SECONDS if isinstance(message, Stats) else _ANSWER_SECONDS)
                 protocol.send(self._sock, message)
                 while True:
                     answer = protocol.receive(self._sock)
@@ -85,6 +89,11 @@ class LoaderHandle:
                     if not isinstance(answer, Loaded):
                         raise protocol.ProtocolError(f"{type(answer).__name__} is not an answer")
                     loaded.append(answer)
+            except TimeoutError as error:
+                # What it still says would be taken for the answer to the next request; without us it goes.
+                self._silent = f"does not answer ({type(message).__name__}, {self._sock.gettimeout():g} s)"
+                self._shut()
+                raise self._gone() from error
             except (OSError, EOFError, protocol.ProtocolError) as error:
                 with suppress(
                     subprocess.TimeoutExpired
@@ -97,14 +106,14 @@ class LoaderHandle:
 
     def check(self) -> None:
         """Raises NettopError if the loader has ended: nothing could be attached again, and nothing taken away."""
-        if self._process.poll() is not None:
+        if self._silent or self._process.poll() is not None:
             raise self._gone()
 
     def _gone(self, otherwise: str = "is gone") -> LoaderGoneError:
         """How it ended, or what else is known."""
         code = self._process.poll()
-        how = otherwise
-        if code is not None:
+        how = self._silent or otherwise
+        if code is not None and not self._silent:
             how = "has ended " + (f"by signal {-code}" if code < 0 else f"with exit code {code}")
         return LoaderGoneError(f"the loader {how}", "start nettop again; --log FILE keeps what it said")
 
@@ -112,11 +121,14 @@ class LoaderHandle:
         """Let the loader go, and wait for it: it may have filters to take away."""
         if self._sock.fileno() < 0:
             return
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)  # also for a thread that waits for an answer
+        self._shut()
         self._sock.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
+
+    def _shut(self) -> None:
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # also for a thread that waits for an answer
 
 
 def start_loader() -> LoaderHandle:
@@ -198,12 +210,14 @@ class LiveMeter:
 
     def __init__(self, handle: LoaderHandle) -> None:
         self._handle = handle
-        self.hooked: list[_Hooked] = []
+        # Never changed in place: one thread puts another in while others go through this one.
+        self.hooked: tuple[_Hooked, ...] = ()
         self._cost: programs.Cost | None = None
         self._pids = (os.getpid(), handle.pid)
         self._cpu_ns = self._cpu()
         self._can = True
         self._retired: list[int] = []
+        self._retiring = threading.Lock()
         self.share: dict[str, float] = {}  # of the time in which a probe is attached, where that is not all
         self.switches = 0  # how often one has been attached or detached, and odd while it is not
 
@@ -234,17 +248,19 @@ class LiveMeter:
     def exchanged(self, probe: str, info: HookInfo, fds: tuple[int, ...]) -> None:
         """Other programs run at a hook now: the same links have been given them."""
         hook = next(h for h in self.hooked if (h.probe, h.info.hook) == (probe, info.hook))
-        self.retire(hook.programs)
-        hook.programs = fds
+        before, hook.programs = hook.programs, fds
+        self.retire(before)
 
     def retire(self, fds: tuple[int, ...]) -> None:
         """Programs that run no more; closed when no sample of them is being taken."""
-        self._retired += fds
+        with self._retiring:
+            self._retired += fds
 
     def _close_retired(self) -> None:
         """Between two samples: nobody else looks at them."""
-        used = {fd for hook in self.hooked for fd in hook.programs}
-        retired, self._retired = set(self._retired) - used, []
+        with self._retiring:
+            used = {fd for hook in self.hooked for fd in hook.programs}
+            retired, self._retired = set(self._retired) - used, []
         for fd in retired:
             os.close(fd)
 
@@ -278,6 +294,30 @@ class LiveMeter:
         return sum(map(system.cpu_ns, self._pids))
 
 
+@dataclass
+class Compared:
+    """Bytes of late, one direction: by the interface, and by us.
+
+    Its counters are read after our maps, by as much as a busy machine takes.  So what we have not seen must be missing
+    beside its counts of now, and beside those of one frame ago: where traffic begins the first has more than we could
+    see, where it ends the second.
+    """
+
+    counted: float = 0.0
+    earlier: float = 0.0  # the same, one frame ago
+    seen: float = 0.0
+    newest: int = 0
+
+    def add(self, counted: int, seen: int) -> float:
+        """A frame's bytes; the share of the interface's that we have not seen, 0 where it has counted too few."""
+        self.counted = _JUDGED_KEPT * self.counted + counted
+        self.earlier = _JUDGED_KEPT * self.earlier + self.newest
+        self.seen = _JUDGED_KEPT * self.seen + seen
+        self.newest = counted
+        least = min(self.counted, self.earlier)
+        return max(1 - self.seen / least, 0.0) if least >= _JUDGED_BYTES else 0.0
+
+
 class Live:
     """What is attached, and whether its interface is still there."""
 
@@ -289,6 +329,8 @@ class Live:
         self._sampling = 0
         self._resting = False  # detached, to come back in some seconds
         self._looks = 0
+        self._focus: Focus | None = None  # what the programs were told
+        self._focus_changed = asyncio.Event()
         self.infos: dict[str, ProbeInfo] = {}
         self._config_maps: list[int] = []
         self._name = settings.interface  # as it is called now
@@ -298,8 +340,7 @@ class Live:
         self._settled = 0.0  # since when everything counts as it does now
         self._totals: tuple[int | None, ...] = (None, None)
         self._hidden = ""  # what is said of packets that the interface counts and we do not see
-        self._hurried = -_AGAIN_SECONDS  # when we were put before another program last
-        self._attempts = 0
+        self._judged = (Compared(), Compared())  # received, sent
         self.notes = Notes(lambda: control.delay)
         self._filter = ""  # what is applied
         self._filter_note = ""
@@ -318,7 +359,18 @@ class Live:
         words = self._compiled(settings.filter)
         trace = bool(self._control.trace)
         try:
-            plan = Plan(settings.interface, wanted, settings.max_flows, v4, v6, via, words, without, trace)
+            plan = Plan(
+                settings.interface,
+                wanted,
+                settings.max_flows,
+                v4,
+                v6,
+                via,
+                words,
+                without,
+                trace,
+                interrupts.room(),
+            )
         except protocol.ProtocolError as error:  # a name that the kernel allows and nobody gives
             raise NettopError(
                 str(error), "ip link set NAME name NEW gives it another one", ExitCode.USAGE
@@ -329,7 +381,7 @@ class Live:
         for answer in loaded:
             self._open(probes[answer.probe.name], answer)
         if trace:
-            self._configure(self._config.tracing(_TRACED // possible_cpus(), self._control.trace == "all"))
+            self._configure(self._config.tracing(_TRACED, self._control.trace == "all"))
         live = {w.probe.name for w in self.workers if w.status.state == "live"}
         steps = ladder("stages" in live, "flows" in live, "irq" in live)
         self.budget = Budget(settings.budget / 100, steps)
@@ -362,8 +414,17 @@ class Live:
         except (ValueError, OSError) as error:
             status = ProbeStatus("failed", str(error))
         readings = {name: partial(self._reading, name) for name in probe.system if name in system.READINGS}
+        maps = {made.name: fds[made.fd] for made in info.maps}
+        targets = {hook.name: hook.candidates[0].attachments[0].target for hook in probe.hooks}
+        runs = {
+            hook.hook: partial(_run_with, maps[targets[hook.hook]], fds[hook.links[0]])
+            for hook in info.hooks
+            if hook.via == "prog_run"
+        }
         scan_ns = round(self._settings.scan_interval * 1e9)
-        self.workers.append(Worker(probe, probe.fold(setup), readers, readings, status, scan_ns))
+        self.workers.append(
+            Worker(probe, partial(probe.fold, setup), readers, readings, status, scan_ns, runs)
+        )
         self._hook(info, fds)
 
     def _reading(self, name: str) -> object:
@@ -373,12 +434,13 @@ class Live:
         for hook in info.hooks:
             links = tuple(fds[n] for n in hook.links if n >= 0)
             made = _Hooked(info.name, hook, tuple(fds[n] for n in hook.programs), links)
-            for old in [h for h in self.meter.hooked if (h.probe, h.info.hook) == (info.name, hook.hook)]:
+            before = self.meter.hooked
+            replaced = [h for h in before if (h.probe, h.info.hook) == (info.name, hook.hook)]
+            self.meter.hooked = (*(h for h in before if h not in replaced), made)
+            for old in replaced:
                 for fd in old.links:
                     os.close(fd)
                 self.meter.retire(old.programs)
-                self.meter.hooked.remove(old)
-            self.meter.hooked.append(made)
 
     def _compiled(self, text: str) -> tuple[int, ...]:
         """A filter as the loader takes it.  FilterError, and NettopError where the interface is not there."""
@@ -444,12 +506,6 @@ class Live:
                     self.notes.add(f"{self._name} is called {name} since {_now()}")
                     self._name = name
                 self._follow_device()
-                due = time.monotonic() - self._hurried > _AGAIN_SECONDS and self._attempts < _ATTEMPTS
-                if self._hidden and due:
-                    self._hurried = time.monotonic()
-                    self._attempts += 1
-                    self._let_go()
-                    self._attach_again(f"{self._hidden}; attached again, before others, at {_now()}")
                 return
         try:
             index = socket.if_nametoindex(self._name)
@@ -515,6 +571,8 @@ class Live:
                 l2_len=made.l2_len,
                 count_in=made.count_in,
                 count_out=made.count_out,
+                cut_above=made.cut_above,
+                epoch=made.epoch,
             )
         )
         self._gone = ""
@@ -538,37 +596,36 @@ class Live:
         )
 
     def _follow_device(self) -> None:
-        """Its state; and how it counts, which changes with its offloads, and with an XDP program on a veth."""
+        """Its state; and how it counts, which changes with a bond's port and with its queue."""
         with suppress(OSError):
             why = trouble(self._name)
             self._trouble = f"{self._name} is {why}" if why else ""
-            received, sent = counting(self._name)
-            if (received, sent) != (self._config.count_in, self._config.count_out):
-                self._configure(replace(self._config, count_in=received, count_out=sent))
+            now = counting(self._name)
+            if now != (self._config.count_in, self._config.count_out, self._config.cut_above):
+                received, sent, above = now
+                self._configure(replace(self._config, count_in=received, count_out=sent, cut_above=above))
 
     def look_for_hidden(self, frame: Frame) -> None:
-        """Notice packets that the interface counts and the programs do not see: somebody else's came before them."""
+        """Notice bytes that the interface counts and the programs do not see, and say what may have them."""
         section = frame.sections.get("throughput")
         ways = (getattr(section, "rx", None), getattr(section, "tx", None))
         before, self._totals = self._totals, tuple(getattr(way, "bytes_total", None) for way in ways)
         if self._filter or self._gone or time.monotonic() - self._settled < 1.5 * frame.seconds:
+            self._judged = (Compared(), Compared())
             return
-        for name, way, now, then in zip(("received", "sent"), ways, self._totals, before, strict=True):
-            grown = now - then if now is not None and then is not None else 0
-            if way is None or grown < _JUDGED_BYTES:
+        said = ""
+        for index, (way, now, then) in enumerate(zip(ways, self._totals, before, strict=True)):
+            if way is None or now is None or then is None:
                 continue
-            # Bytes: how a device counts packets is known less well.
-            share = 100 - 100 * way.bytes // grown
-            self._hidden = ""
-            if share > 50:
-                self._hidden = f"{share} % of the bytes {name} are not seen: something comes before nettop"
-                return
+            share = self._judged[index].add(now - then, way.bytes)
+            if share > _JUDGED_SHARE:
+                said = said or getattr(section, "differs", None) or _unseen(index, round(100 * share))
+        self._hidden = said
 
     async def watch(self) -> None:
         """Look after the interface, and pass on what the user changes, until cancelled."""
-        focus: Focus | None = None
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await self._wait()
             try:
                 self._handle.check()
             except NettopError as error:
@@ -576,9 +633,28 @@ class Live:
             await asyncio.to_thread(
                 self._look_after
             )  # one change of thread: each costs as much as all it does
-            if self._control.focus != focus:
-                focus = self._control.focus
-                self._configure(self._config.focused(focus))
+            self._follow_focus()
+
+    async def _wait(self) -> None:
+        """Until it is time for the next look; a focus that comes meanwhile does not wait for it."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _LOOK_SECONDS
+        while (left := end - loop.time()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._focus_changed.wait(), left)
+                self._focus_changed.clear()
+                self._follow_focus()
+
+    def look_at_focus(self) -> None:
+        """Have ``watch`` follow at once where the user has chosen another flow."""
+        if self._control.focus != self._focus:
+            self._focus_changed.set()
+
+    def _follow_focus(self) -> None:
+        """Never beside ``_look_after``, which writes the same configuration in a thread of its own."""
+        if self._control.focus != self._focus:
+            self._focus = self._control.focus
+            self._configure(self._config.focused(self._focus))
 
     def _look_after(self) -> None:
         """Everything that may take its time.  Blocks."""
@@ -679,6 +755,22 @@ class Live:
         )
 
 
+def _unseen(way: int, share: int) -> str:
+    """Bytes of a direction (0: received) that do not come to TC, where all programs of ours are; or not to us there."""
+    if way == 0:
+        return f"{share} % of the bytes received are not seen: XDP, AF_XDP, or a TC program before nettop takes them"
+    return (
+        f"{share} % of the bytes sent are not seen: AF_XDP or PACKET_QDISC_BYPASS, which pass by TC, or a TC program "
+        "before nettop"
+    )
+
+
+def _run_with(map_fd: int, program: int, value: bytes) -> None:
+    """Run a program of no packet, with this value in its map."""
+    bpf.map_update(map_fd, bytes(4), value)
+    bpf.test_run(program, bytes(_NO_PACKET))
+
+
 def _name_of(index: int) -> str:
     """The interface of this index; empty where there is none."""
     try:
@@ -712,6 +804,7 @@ async def frames(handle: LoaderHandle, settings: Settings, control: Control) -> 
             frame = await _next(stream, watcher)
             live.look_for_hidden(frame)
             yield live.account(frame)
+            live.look_at_focus()
     finally:
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)

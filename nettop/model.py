@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 SCHEMA = "nettop/1"
 
 # Log-linear histogram: STEPS buckets to an octave, so a bucket is at most 1/STEPS = 6.25 % wide.  The same in
-# bpf_src/hist.h: a test compiles that and compares.  The last bucket is open above.
+# bpf_src/include/hist.h: a test compiles that and compares.  The last bucket is open above.
 STEPS = 16
 SLOTS = 512
 

@@ -45,23 +45,54 @@ def mask(*capabilities: int) -> int:
 def drop(environment: Mapping[str, str], keep: int = 0) -> None:
     """Become the user behind sudo, with no capability but those of the mask ``keep``, and no way to get any.
 
-    Where there is no such user the uid stays, and the capabilities go all the same.  Must be called before the first
-    thread is started: capabilities belong to threads, and it is refused where there are others.  Raises NettopError
-    if anything is left.
+    Where there is no such user the uid stays, and the capabilities go all the same; where the project is closed to
+    either, see `_whom`.  Must be called before the first thread is started: capabilities belong to threads, and it is
+    refused where there are others.  Raises NettopError if anything is left.
     """
     _alone()
+    user = _whom(environment) if os.geteuid() == 0 else None
     libc = _limit()
-    user = user_behind_sudo(environment) if os.geteuid() == 0 else None
     if user is not None:
-        uid, gid = user
-        try:
-            os.initgroups(pwd.getpwuid(uid).pw_name, gid)
-        except (KeyError, OSError):
-            os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        _become(user)
     _set(libc, keep, 0)
     _check(keep, 0)
+
+
+def _whom(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """uid and gid to become, by choice the user behind sudo; None: stay.
+
+    What is imported later must be found, and without its capabilities root, too, may read only what modes allow.  So
+    where the project lies in a directory that is closed to the user (/root, for one who came by `sudo -i`) the uid
+    stays, and where it is closed to that as well (somebody's home, for one who came by `su`), it is its owner's.
+    """
+    here = os.stat(__file__)
+    behind = user_behind_sudo(environment)
+    choices: list[tuple[int, int] | None] = [behind] if behind else []
+    for user in (*choices, None, (here.st_uid, here.st_gid)):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                if user is not None:
+                    _become(user)
+                _set(ctypes.CDLL(None, use_errno=True), 0, 0)
+                os.close(os.open(__file__, os.O_RDONLY | os.O_CLOEXEC))
+                status = 0
+            finally:
+                os._exit(status)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+            return user
+    return behind
+
+
+def _become(user: tuple[int, int]) -> None:
+    uid, gid = user
+    try:
+        os.initgroups(pwd.getpwuid(uid).pw_name, gid)
+    except (KeyError, OSError):
+        os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def confine(keep: int, inherited: int = 0) -> None:

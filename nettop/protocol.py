@@ -40,12 +40,15 @@ class Plan:
     filter: tuple[int, ...] = ()  # as Filter has it
     without: tuple[str, ...] = ()  # hooks to do without; for tests
     trace: bool = False  # with what shows packets one by one
+    irq_lines: int = 256  # interrupt lines that find room
 
     def __post_init__(self) -> None:
         _check_interface(self.interface)
         _check_names(self.probes, "probes")
         if not 64 <= self.max_flows <= 1 << 20:  # as settings.py has it
             raise ProtocolError("max_flows out of range")
+        if not 64 <= self.irq_lines <= 1 << 16:
+            raise ProtocolError("irq_lines out of range")
         if not (0 <= self.subnet4 <= 32 and 0 <= self.subnet6 <= 128):
             raise ProtocolError("subnet prefix out of range")
         _check_names(self.without, "hooks")

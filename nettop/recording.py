@@ -100,10 +100,10 @@ _VIEW: Mapping[str, Any] = {
 
 
 def file_name(frame: Frame, kind: str) -> str:
-    """A name for a new file: ``nettop-db3-eth0-20250102-030405.snapshot.json``; times are UTC."""
+    """A name for a new file: ``nettop-db3-eth0-20250102-030405.snapshot.json.gz``; times are UTC."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(frame.time_ns // 1_000_000_000))
     words = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.") for word in (frame.host, frame.interface)]
-    suffix = "snapshot.json" if kind == "snapshot" else "ndjson.gz"
+    suffix = "snapshot.json.gz" if kind == "snapshot" else "ndjson.gz"
     return "-".join(["nettop", *filter(None, words), stamp]) + f".{suffix}"
 
 
@@ -134,6 +134,7 @@ class Recorder:
 
     def __init__(self, path: str, header: Header, top: int, sort: str) -> None:
         self._sink = Sink(path)
+        self._header = header
         self._top = top
         self._sort = sort
         self.frames = 0
@@ -156,8 +157,17 @@ class Recorder:
 
     def write(self, frame: Frame) -> None:
         """Append a frame."""
+        if self._sink.fresh():  # opened anew, or cut
+            self._sink.write(schema.dumps(replace(self._header, created_ns=now()).to_json()) + "\n")
         self._sink.write(schema.dumps(schema.frame_to_json(frame, self._top, self._sort)) + "\n")
         self.frames += 1
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name."""
+        self._sink.reopen()
+
+    def unmet(self) -> NettopError | None:
+        """Whatever comes is recorded."""
 
     def close(self) -> None:
         """End the file properly."""
@@ -184,9 +194,15 @@ def start_recorder(path: str, settings: Settings) -> Recorder:
 def write_snapshot(path: str, frames: Sequence[Frame], header: Header, top: int, sort: str) -> None:
     """The last frames, oldest first, with how they were looked at, into a new file."""
     with Sink(path) as sink:
-        sink.write(schema.readable(header.to_json()) + "\n")
-        for frame in frames:
-            sink.write(schema.readable(schema.frame_to_json(frame, top, sort)) + "\n")
+        for text in snapshot_text(frames, header, top, sort):
+            sink.write(text)
+
+
+def snapshot_text(frames: Sequence[Frame], header: Header, top: int, sort: str) -> Iterator[str]:
+    """What a snapshot's file has in it, piece by piece."""
+    yield schema.readable(header.to_json()) + "\n"
+    for frame in frames:
+        yield schema.readable(schema.frame_to_json(frame, top, sort)) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +246,7 @@ class Recording:
         self._places: list[_Place] = []
         self._marks: list[Mark] = []
         self._ends_ns: list[int] = []
+        self._times_ns: tuple[int, ...] = ()  # asked for again and again; a day has 86 400
         try:
             self._file, cut = _open(path)
         except OSError as error:
@@ -324,7 +341,9 @@ class Recording:
     @property
     def times_ns(self) -> tuple[int, ...]:
         """The end of each frame's interval, CLOCK_REALTIME."""
-        return tuple(p.time_ns for p in self._places)
+        if len(self._times_ns) != len(self._places):
+            self._times_ns = tuple(p.time_ns for p in self._places)
+        return self._times_ns
 
     def interval_ns(self, index: int) -> int:
         """The interval of a frame: how long after the one before it came."""

@@ -58,7 +58,15 @@ _WORDS = frozenset(
 )
 _PORTS = re.compile(r"\d{1,5}(-\d{1,5})?\Z")
 _AFTER_NUMBER = frozenset("port portrange less greater vlan mpls len proto < > <= >= = == != + -".split())
-_TEXTS = frozenset({"name", "hook", "via", "stage", "vector", "method", "state", "begin", "end"})
+# Texts of sections that are words of ours and of the kernel's, by type and field.  A text that is not named here, nor
+# below as an address or a name, is hidden: who adds a field says what is in it (tests/unit/test_redact.py asks).
+PLAIN = frozenset(
+    "Throughput.protocols Throughput.qdisc Throughput.kind Throughput.differs "
+    "Stage.stage Stage.begin Stage.end Stage.via Stage.merged TraceEvent.stage "
+    "Line.name SoftIrq.vector Poll.device Sample.method".split()
+)
+ADDRESSES = frozenset({"prefix", "address", "local", "remote"})
+NAMES = frozenset({"process", "comm", "user", "cgroup", "container", "command"})
 
 
 class Redactor:
@@ -266,34 +274,48 @@ class Redactor:
             notes=(*notes, NOTE),
         )
 
-    def _value(self, value: Any, filter_text: str, field: str = "") -> Any:
-        """Any value of a section, however deep: addresses by the layout of arrays, names by the fields' names."""
+    def _value(self, value: Any, filter_text: str, field: str = "", owner: str = "") -> Any:
+        """Any value of a section, however deep: addresses by the layout of arrays, names by the fields' names.
+
+        It fails closed: a text in a field that is not known, bytes, and whatever is of a type that is not known, are
+        hidden.
+        """
+        if value is None or isinstance(value, bool | int | float | np.number):
+            return value
         if isinstance(value, np.ndarray):
             return self._array(value)
         if isinstance(value, str):
-            return self._string(value, field)
-        if type(value) is tuple:
-            parts = tuple(self._value(part, filter_text, field) for part in value)
+            return self._string(value, field, owner)
+        if type(value) in (tuple, list):
+            parts = type(value)(self._value(part, filter_text, field, owner) for part in value)
             return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
         if isinstance(value, Mapping):
-            return {key: self._value(part, filter_text, str(key)) for key, part in value.items()}
+            return {
+                self._string(key, "", owner) if isinstance(key, str) else key: self._value(
+                    part, filter_text, str(key), owner
+                )
+                for key, part in value.items()
+            }
         if is_dataclass(value) and not isinstance(value, type):
+            owner = type(value).__name__
             before = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
-            after = {name: self._value(part, filter_text, name) for name, part in before.items()}
+            after = {name: self._value(part, filter_text, name, owner) for name, part in before.items()}
             changed = {name: part for name, part in after.items() if part is not before[name]}
             return replace(value, **changed) if changed else value
-        return value
+        if isinstance(value, bytes):
+            return self.packed(value) if len(value) in (4, 16) else bytes(len(value))
+        return None
 
-    def _string(self, value: str, field: str) -> str:
+    def _string(self, value: str, field: str, owner: str) -> str:
         if field in ("prefix", "address"):
             return self.address(value)
         if field in ("local", "remote"):
             return self.endpoint(value)
-        if field in ("process", "comm", "user", "cgroup", "container", "command"):
+        if field in NAMES:
             return self.name(value, field)
-        if field in _TEXTS:  # words of ours and of the kernel's
+        if f"{owner}.{field}" in PLAIN:
             return self.interface(value)
-        return self.text(value)
+        return self.name(value, "hidden")
 
     def endpoint(self, text: str) -> str:
         """``10.0.0.1:80`` or ``[2001:db8::1]:80``."""
@@ -305,23 +327,32 @@ class Redactor:
 
     def _array(self, rows: NDArray[Any]) -> NDArray[Any]:
         """A table's rows: byte arrays of 16 named local, remote or prefix, and the texts in it."""
-        if rows.dtype.names is None or not rows.size:
-            return rows
-        result = rows
+        if not rows.size or rows.dtype.kind in "biuf":
+            return rows  # numbers, of histograms say
+        if rows.dtype.names is None:
+            return np.zeros_like(rows)
+        result = rows.copy()
+        self._hide_columns(result)
+        return result
+
+    def _hide_columns(self, rows: NDArray[Any]) -> None:
+        """In place: texts, addresses, and other rows of bytes; numbers stay."""
+        assert rows.dtype.names is not None
         for name in rows.dtype.names:
             kind = rows.dtype[name]
-            if kind.shape == (16,) and kind.base == np.uint8:
-                result = rows.copy() if result is rows else result
+            if kind.names is not None:
+                self._hide_columns(rows[name])
+            elif kind.shape == (16,) and kind.base == np.uint8:
                 packed = np.ascontiguousarray(rows[name]).view("V16").reshape(-1)
                 found, inverse = np.unique(packed, return_inverse=True)
                 hidden = np.array([list(self.packed(v.tobytes())) for v in found], np.uint8)
-                result[name] = hidden[inverse.reshape(-1)]
+                rows[name] = hidden[inverse.reshape(-1)]
             elif kind.kind == "S":
-                result = rows.copy() if result is rows else result
                 found, inverse = np.unique(rows[name], return_inverse=True)
                 words = [self.name(v.decode("utf-8", "replace"), "proc")[: kind.itemsize - 1] for v in found]
-                result[name] = np.array([w.encode() for w in words], kind)[inverse.reshape(-1)]
-        return result
+                rows[name] = np.array([w.encode() for w in words], kind)[inverse.reshape(-1)]
+            elif kind.kind not in "biuf" and (kind.base.kind not in "biuf" or kind.base == np.uint8):
+                rows[name] = np.zeros((), kind)
 
 
 def _raw(parsed: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from nettop.charset import CHARSETS
 from nettop.errors import ExitCode, NettopError
 
 if TYPE_CHECKING:  # it brings numpy, whose threads would keep privileges
@@ -47,6 +48,7 @@ class Settings:
     units: str = "bits"
     names: bool = False
     theme: str = ""
+    charset: str = "auto"  # auto: by the locale
     history: float = 600.0  # of the screen
     keys: Mapping[str, str] = field(default_factory=dict)  # by action, which the screen knows
 
@@ -245,6 +247,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("units", _choice(*UNITS), "rates in bits or bytes a second"),
     Option("names", _flag, "host names instead of addresses, by reverse DNS"),
     Option("theme", _text, "colours of the screen; none: the built-in ones"),
+    Option(
+        "charset", _choice(*CHARSETS), "what is drawn with: ascii, unicode, or auto, which is by the locale"
+    ),
     Option("history", _seconds(10, 86400), "seconds of history that the screen keeps"),
     Option("keys", _keys, 'keys by action, as pause = "p" or quit = "q,x"; see docs/keys.md'),
 )
@@ -300,7 +305,7 @@ IFACE is the default route's interface if left out.  FILTER is a pcap-filter exp
 that is none is looked for in the rows.
 
 exit codes: 0 done, 1 failure while running, 2 usage or configuration, 3 no privilege,
-4 this kernel or installation can't, 5 no such interface, 130 interrupted
+4 this kernel or installation can't, 5 no such interface, 129 hung up, 130 interrupted
 """
 
 
@@ -320,7 +325,9 @@ def parser() -> argparse.ArgumentParser:
     run = p.add_argument_group("what to do")
     run.add_argument("-b", "--batch", action="store_true", help="no screen; frames to standard output")
     run.add_argument("-n", "--count", type=_count, metavar="N", help="stop after N frames")
-    run.add_argument("-o", "--output", metavar="FILE", help="--batch into a new file; .gz: gzip")
+    run.add_argument(
+        "-o", "--output", metavar="FILE", help="--batch into a new file; .gz: gzip; SIGHUP: opens it anew"
+    )
     run.add_argument("--snapshot", nargs="?", const="", metavar="FILE", help="one frame, for --replay")
     run.add_argument("--record", metavar="FILE", help="every frame into a new file, for --replay")
     run.add_argument("--replay", metavar="FILE", help="the same from a recording or snapshot; needs no root")
@@ -340,6 +347,16 @@ def parser() -> argparse.ArgumentParser:
             how.add_argument(
                 *option.flags, dest=option.key, type=_argument(option), metavar=option.metavar, help=text
             )
+
+    drawn = how.add_mutually_exclusive_group()
+    for name in ("ascii", "unicode"):
+        drawn.add_argument(
+            f"--{name}",
+            dest="charset",
+            action="store_const",
+            const=name,
+            help=f"draw with {name}, whatever the locale",
+        )
 
     rest = p.add_argument_group("the program")
     rest.add_argument("-c", "--config", metavar="FILE", help="instead of ~/.config/nettop/nettop.toml")

@@ -18,7 +18,7 @@ _SHIFT = STEPS.bit_length() - 1
 
 
 def bucket_of(value: int) -> int:
-    """The bucket of a delay in ns; the last is open above.  The same arithmetic as bpf_src/hist.h."""
+    """The bucket of a delay in ns; the last is open above.  The same arithmetic as bpf_src/include/hist.h."""
     if value < STEPS:
         return max(value, 0)
     exponent = value.bit_length() - 1

@@ -13,9 +13,9 @@ PATH=$PATH:/usr/sbin:/sbin # a user's PATH on Debian lacks ip, tcpdump and ethto
 
 # What nettop needs of the distribution, and what its tests need besides.
 needs_run=(bcc venv pcap)
-needs_test=(iperf3 tcpdump ethtool ip tc ss dnsmasq ping ps gcc libc linux)
+needs_test=(iperf3 tcpdump ethtool ip tc ss nft dnsmasq ping ps gcc libc linux)
 needs_bench=(nethogs iftop) # beside tcpdump, which the tests need: what nettop is compared with
-needs_vm=(qemu-system-x86_64 mmdebstrap debian-archive-keyring kmod mkfs.ext4 cpio xz)
+needs_vm=(qemu-system-x86_64 qemu-system-aarch64 mmdebstrap debian-archive-keyring kmod mkfs.ext4 cpio xz)
 
 # die CODE WHAT HINT
 die() {
@@ -64,6 +64,7 @@ packages() {
 		ip                     iproute2               iproute              iproute2          iproute2          iproute2
 		tc                     iproute2               iproute-tc           iproute2          iproute2          iproute2-tc
 		ss                     iproute2               iproute              iproute2          iproute2          iproute2-ss
+		nft                    nftables               nftables             nftables          nftables          nftables
 		dnsmasq                dnsmasq-base           dnsmasq              dnsmasq           dnsmasq           dnsmasq
 		ping                   iputils-ping           iputils              iputils           iputils           iputils-ping
 		ps                     procps                 procps-ng            procps-ng         procps            procps-ng
@@ -73,6 +74,7 @@ packages() {
 		nethogs                nethogs                nethogs              nethogs           nethogs           nethogs
 		iftop                  iftop                  iftop                iftop             iftop             iftop
 		qemu-system-x86_64     qemu-system-x86        qemu-system-x86-core qemu-base         qemu-x86          qemu-system-x86_64
+		qemu-system-aarch64    qemu-system-arm        qemu-system-aarch64-core qemu-system-aarch64 qemu-arm       qemu-system-aarch64
 		mmdebstrap             mmdebstrap             mmdebstrap           -                 -                 -
 		debian-archive-keyring debian-archive-keyring debian-keyring       -                 -                 -
 		kmod                   kmod                   kmod                 kmod              kmod              kmod
@@ -122,6 +124,12 @@ have() {
 	esac
 }
 
+# behind_proxy: the end of a hint where sudo may have taken the proxy away, as it does unless it is told otherwise.
+behind_proxy() {
+	[[ -z ${SUDO_UID-} || ${http_proxy-}${https_proxy-}${HTTPS_PROXY-} ]] ||
+		printf '; sudo drops http_proxy: behind a proxy, sudo --preserve-env=http_proxy,https_proxy,no_proxy %s' "$0"
+}
+
 # install_packages NEED...: installs what is missing of these, and nothing else; $installed says what that was.
 installed=()
 install_packages() {
@@ -155,7 +163,8 @@ install_packages() {
 	if ! DEBIAN_FRONTEND=noninteractive "${command[@]}" "${missing[@]}" >>"$log" 2>&1 </dev/null; then
 		tail -n 20 "$log" >&2
 		rm -f "$log"
-		die 4 "$manager could not install ${missing[*]}" "see its words above; then: ${command[*]} ${missing[*]}"
+		die 4 "$manager could not install ${missing[*]}" \
+			"see its words above; then: ${command[*]} ${missing[*]}$(behind_proxy)"
 	fi
 	rm -f "$log"
 	# shellcheck disable=SC2034 # install reads it
@@ -249,7 +258,8 @@ set_up_venv() {
 	mapfile -t build <<<"$requires"
 	if ! { pip_install "${build[@]}" && pip_install --no-build-isolation --editable "$root$extras"; }; then
 		as_owner rm -f "$unfinished" # pip has put back what it had begun
-		die 4 "pip could not install nettop's Python packages" "see its words above; the first set-up needs the network"
+		die 4 "pip could not install nettop's Python packages" \
+			"see its words above; the first set-up needs the network$(behind_proxy)"
 	fi
 	stamp "$1"
 	as_owner rm -f "$unfinished"

@@ -4,25 +4,36 @@ Everything in tests/live is marked `live`: it needs root, BPF and network namesp
 missing such a test is skipped and says why; with NETTOP_REQUIRE_LIVE=1, as in CI, a live test that skips has
 failed.
 
-Where tests run side by side (pytest-xdist, as in scripts/test), those that are marked `alone` come last, one after
-another (turns.py).
+Where tests run side by side (pytest-xdist, as in scripts/test), those that are marked `alone` or `timing` come last,
+one after another (turns.py). A test runs once, and its failure is a failure; but those that are marked `timing` may
+run twice (timing.py).
 """
 
 import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 sys.path[:0] = [path for path in (str(TESTS), str(TESTS.parent)) if path not in sys.path]
 
-import failed  # noqa: E402
-from lab import bpf, names  # noqa: E402  (the path above makes it importable)
+import timing  # noqa: E402  (the path above makes these importable)
+from lab import bpf, names  # noqa: E402
+
+# Who called sudo is no matter here: a test that wants somebody behind sudo says whom.
+for _name in [name for name in os.environ if name.startswith("SUDO_")]:
+    del os.environ[_name]
+
+# How fast examples are made and run is the machine's load, and no fault of what is tested.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 REQUIRED = os.environ.get("NETTOP_REQUIRE_LIVE", "") not in ("", "0")
 LIVE = TESTS / "live"
@@ -43,7 +54,7 @@ def missing_for_live() -> str:
     """Why live tests cannot run here, in one line, or an empty string."""
     if os.geteuid() != 0:
         return "needs root"
-    for command in ("ip", "tc", "ss", "ping", "iperf3", "tcpdump", "dnsmasq", "gcc"):
+    for command in ("ip", "tc", "ss", "nft", "ping", "iperf3", "tcpdump", "dnsmasq", "gcc"):
         if shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
             return f"needs the command {command}"
     if not Path("/dev/net/tun").exists():
@@ -56,8 +67,10 @@ def missing_for_live() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&` by a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # or all that tests start ignores it, too
     config.addinivalue_line("markers", "time_limit(seconds): the longest that a live test may take (120)")
-    failed.register(config)
+    timing.register(config)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -86,9 +99,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def _is_alone(item: pytest.Item) -> bool:
-    """Marked `alone`; `alone(False)` is an exception in a module that is marked as a whole."""
+    """Marked `alone` or `timing`; `alone(False)` is an exception in a module that is marked as a whole."""
     marker = item.get_closest_marker("alone")
-    return marker is not None and marker.args != (False,)
+    return timing.marked(item) or (marker is not None and marker.args != (False,))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nettop import netlink
+
 _SYSTEM = Path("/sys")
 
 
@@ -57,23 +59,28 @@ def parse_interrupts(text: str) -> dict[int, tuple[int, str]]:
     return result
 
 
+def room(text: str | None = None) -> int:
+    """How many interrupt lines a table must hold, so that none is left out, with some for devices that come later."""
+    if text is None:
+        try:
+            text = Path("/proc/interrupts").read_text()
+        except OSError:
+            return 256
+    return min(max(2 * len(parse_interrupts(text)), 256), 1 << 16)
+
+
 def softnet(_interface: str) -> tuple[Softnet, ...]:
     """Softnet's counters of this machine: they are the same in every network namespace."""
     return parse_softnet(Path("/proc/net/softnet_stat").read_text())
 
 
-def device_lines(interface: str, system: Path = _SYSTEM) -> frozenset[int]:
-    """Numbers of the interrupt lines of the interface's device; empty for a virtual one, which has no hardware.
+def device_lines(bus: str, name: str, system: Path = _SYSTEM) -> frozenset[int]:
+    """Numbers of the interrupt lines of a device on its bus (``pci``, ``0000:00:03.0``).
 
     The network device hangs from the one that has the interrupts, or (virtio) from a child of that: the nearest one
     above it that has a list of message-signalled interrupts, or a pin's, is it.
     """
-    link = system / "class/net" / interface
-    if not link.exists():
-        raise FileNotFoundError(f"no interface {interface} in {link.parent}")
-    if not (link / "device").exists():
-        return frozenset()
-    device = (link / "device").resolve()
+    device = (system / "bus" / bus / "devices" / name).resolve(strict=True)
     top = system.resolve()
     while device != top and device != device.parent:
         messages = device / "msi_irqs"
@@ -86,7 +93,16 @@ def device_lines(interface: str, system: Path = _SYSTEM) -> frozenset[int]:
     return frozenset()
 
 
+def interface_lines(interface: str) -> frozenset[int]:
+    """Those of the interface's device; empty for a virtual one, which has no hardware.
+
+    Netlink names the device, of our own network namespace; /sys/class/net may be mounted for another one.
+    """
+    found = netlink.interface(interface)
+    return device_lines(found.bus, found.device) if found.device else frozenset()
+
+
 READINGS: Mapping[str, Callable[[str], Any]] = {
     "softnet": softnet,
-    "irq_lines": device_lines,
+    "irq_lines": interface_lines,
 }

@@ -87,17 +87,6 @@ class HashReader:
             first = False
         return self._keys[:done], self._values[:done]
 
-    def delete(self, keys: Array) -> None:
-        """Delete entries; one that is gone already is no error."""
-        keys = np.ascontiguousarray(keys)
-        done = 0
-        while done < len(keys):
-            address = _address(keys) + done * keys.itemsize
-            count, missing = bpf.map_batch(
-                bpf.Cmd.MAP_DELETE_BATCH, self._fd, 0, 0, address, 0, len(keys) - done
-            )
-            done += count + missing  # the kernel stops at a key that is not there
-
 
 class RingReader:
     """A ring buffer's memory as an array: all records since the last drain, in one step.

@@ -6,32 +6,26 @@ values.  They raise OSError where there is nothing to read, which makes the read
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from types import SimpleNamespace
+from functools import lru_cache
 from typing import Any
 
 import psutil
 
-from nettop import ethtool
+from nettop import device_kinds, ethtool, netlink, queue_kinds
 from nettop.kernel import interrupts
 
 _CPUCLOCK_SCHED = 2
-_SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
-_IFF_RUNNING = 0x40
 
 
 @dataclass(frozen=True)
 class InterfaceCounters:
-    """The interface's own counters since it exists (/proc/net/dev), and its link.
+    """The interface's own counters since it exists, and its link.
 
     ``speed_bits_per_s`` is None where the driver does not know (virtual devices say 10 Gb/s and mean nothing by it).
+    ``differs`` says why the programs cannot count what these counters count, where that is so.
     """
 
     rx_bytes: int
@@ -45,82 +39,49 @@ class InterfaceCounters:
     speed_bits_per_s: int | None
     mtu: int
     up: bool
-
-
-@dataclass(frozen=True)
-class QdiscCounters:
-    """All queues of the interface together."""
-
-    kind: str
-    drops: int
-    backlog_bytes: int
-    backlog_packets: int
-    overlimits: int
+    kind: str = ""
+    differs: str = ""
 
 
 def interface_counters(interface: str) -> InterfaceCounters:
-    """From /proc/net/dev of our own network namespace, by psutil."""
-    counters = psutil.net_io_counters(pernic=True, nowrap=False).get(interface)
-    try:
-        link = psutil.net_if_stats().get(interface)
-    except UnicodeError:  # of all interfaces one has a name that is not UTF-8, which the kernel allows
-        link = _link(interface)
-    if counters is None or link is None:
-        raise OSError(f"no interface {interface}")
-    physical = os.path.exists(f"/sys/class/net/{interface}/device")
+    """By one request for this interface, of our own network namespace."""
+    found = netlink.interface(interface, counters=True)
+    own = found.counters
+    if own is None:
+        raise OSError(f"{interface} has no counters")
+    kind = device_kinds.KINDS.get(found.kind)
+    said = [kind.differs] if kind and kind.differs else []
+    if queue_kinds.may_cut(found.qdisc):
+        whole = not found.device or ethtool.driver(found.name) in device_kinds.PARAVIRTUAL_DRIVERS
+        said += [text for text in (queue_kinds.cut(netlink.qdiscs(found), whole).differs,) if text]
     return InterfaceCounters(
-        counters.bytes_recv,
-        counters.packets_recv,
-        counters.dropin,
-        counters.errin,
-        counters.bytes_sent,
-        counters.packets_sent,
-        counters.dropout,
-        counters.errout,
-        link.speed * 1_000_000 if link.speed > 0 and physical else None,
-        link.mtu,
-        link.isup,
+        own.rx_bytes,
+        own.rx_packets,
+        own.rx_drops,
+        own.rx_errors,
+        own.tx_bytes,
+        own.tx_packets,
+        own.tx_drops,
+        own.tx_errors,
+        ethtool.speed_bits_per_s(interface) if found.device else None,
+        found.mtu,
+        found.running,
+        found.kind,
+        "; ".join(said),
     )
-
-
-def _link(interface: str) -> Any:
-    """State and MTU of one interface (include/uapi/linux/sockios.h); its speed is not asked for."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = struct.pack("16s24x", interface.encode())
-        flags, mtu = (fcntl.ioctl(sock, number, request) for number in (_SIOCGIFFLAGS, _SIOCGIFMTU))
-    up = bool(struct.unpack_from("H", flags, 16)[0] & _IFF_RUNNING)
-    return SimpleNamespace(speed=0, mtu=struct.unpack_from("i", mtu, 16)[0], isup=up)
 
 
 def peer_is_local(interface: str) -> bool:
     """Whether what is behind the interface runs on this host too: a veth leads to another namespace of it."""
-    return ethtool.driver(interface) == "veth"
+    try:
+        return netlink.interface(interface).kind == "veth"
+    except OSError:
+        return False
 
 
-@cache
-def _netlink() -> Any:
-    from pyroute2 import IPRoute
-
-    return IPRoute()
-
-
-def qdisc_counters(interface: str) -> QdiscCounters:
-    """Root queue's kind, and drops and backlog of the whole tree as its root counts them, by netlink."""
-    index = socket.if_nametoindex(interface)
-    for qdisc in _netlink().get_qdiscs(index=index):
-        if qdisc["parent"] != 0xFFFFFFFF:  # TC_H_ROOT
-            continue
-        stats = qdisc.get_attr("TCA_STATS2")
-        queue = stats.get_attr("TCA_STATS_QUEUE") if stats else None
-        values = queue or {"drops": 0, "backlog": 0, "qlen": 0, "overlimits": 0}
-        return QdiscCounters(
-            str(qdisc.get_attr("TCA_KIND")),
-            int(values["drops"]),
-            int(values["backlog"]),
-            int(values["qlen"]),
-            int(values["overlimits"]),
-        )
-    return QdiscCounters("none", 0, 0, 0, 0)
+def qdisc_counters(interface: str) -> netlink.Queue:
+    """Root queue's kind, and drops and backlog of the whole tree as its root counts them."""
+    return netlink.queue(netlink.interface(interface))
 
 
 READINGS: Mapping[str, Callable[[str], Any]] = {
@@ -130,12 +91,16 @@ READINGS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
+@lru_cache(maxsize=4)
+def _process(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process; 0 where that cannot be known."""
     try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
+        return int(_process(pid).memory_info().rss)
+    except psutil.Error:
         return 0
 
 

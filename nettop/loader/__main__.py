@@ -25,11 +25,11 @@ from nettop import privilege
 from nettop.control import GENERATIONS, Config
 from nettop.errors import ExitCode, NettopError
 from nettop.filter import Instructions, from_words
-from nettop.loader import attach, interface
+from nettop.loader import allowed, attach, interface
 from nettop.loader.compile import TRACING, TYPED_ONLY, Object, compile_probe, takes_filter
 from nettop.loader.hooks import TYPES, Place
 from nettop.loader.stats import Switch
-from nettop.paths import PACKAGE, bpf_source
+from nettop.paths import PACKAGE, bpf_include
 from nettop.protocol import (
     Again,
     Done,
@@ -46,6 +46,9 @@ from nettop.protocol import (
 )
 
 _CACHE = Path("/var/cache/nettop")
+_MEMORY = Path("/run/nettop/cache")  # where /var is read-only: kept until the machine is started again
+_TEMPORARY = ("/tmp", "/dev/shm", "/run")  # for one of a run's own
+_LEAST_ROOM = 1 << 20  # bytes: headers and a few programs
 _OLDER = ("raw_tracepoint", "fentry", "kprobe")  # mechanisms whose programs are not compiled at first
 _PR_SET_DUMPABLE = 4
 
@@ -57,15 +60,31 @@ def cache_directory() -> tuple[Path, bool]:
     our capabilities.
     """
     given = os.environ.get("CACHE_DIRECTORY", "")  # systemd's; see start_loader
-    path = Path(given).resolve() if given.startswith("/") else _CACHE
+    first = Path(given).resolve() if given.startswith("/") else _CACHE
+    for path in (first, _MEMORY):
+        if _usable(path):
+            return path, False
+    for folder in _TEMPORARY:
+        with contextlib.suppress(OSError):
+            return Path(tempfile.mkdtemp(prefix="nettop-cache-", dir=folder)), True
+    raise NettopError(
+        f"no place for compiled programs: neither {first} nor {', '.join(_TEMPORARY)} can be written",
+        f"make room, or mount a tmpfs at {first}",
+    )
+
+
+def _usable(path: Path) -> bool:
+    """Whether it is ours alone, or can be made so, and takes files: /var may be read-only, or full."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-            return path, False
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            return False
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(bytes(_LEAST_ROOM))
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="nettop-cache-")), True
+        return False
+    return True
 
 
 class Loader:
@@ -80,6 +99,7 @@ class Loader:
         self._cache, self._scratch = Path(), False
         self._filter: Instructions = ()
         self._generation = 0
+        self._epoch = 0  # counted up whenever packets may have passed unseen
 
     def serve(self) -> None:
         """Answer requests until the other end is gone."""
@@ -120,6 +140,7 @@ class Loader:
         raise ProtocolError(f"{type(request).__name__} is not a request here")
 
     def _load(self, plan: Plan) -> Done:
+        allowed.check()
         config = interface.describe(plan)
         self._plan = plan
         self._place = Place(plan.interface, config.ifindex)
@@ -174,7 +195,8 @@ class Loader:
     def _reattach(self, name: str) -> Done:
         assert self._plan and self._place
         plan = replace(self._plan, interface=name or self._plan.interface)
-        config = interface.describe(plan)
+        self._epoch += 1
+        config = replace(interface.describe(plan), epoch=self._epoch)
         self._plan, self._place.interface = plan, plan.interface
         for probe in self._probes:
             config = replace(config, flags=config.flags | attach.flags(probe))
@@ -265,7 +287,7 @@ def confine() -> None:
 
 def _ours() -> Iterator[Path]:
     """Files that are read later: sources, the compiler's program, the interpreter, what clsact needs."""
-    yield from (bpf_source("parse.h"), PACKAGE / "loader" / "compile.py", Path(sys.executable))
+    yield from (bpf_include() / "parse.h", PACKAGE / "loader" / "compile.py", Path(sys.executable))
     for name in ("bcc", "pyroute2"):
         with contextlib.suppress(ImportError, ValueError):
             found = importlib.util.find_spec(name)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from socket import htons
 from typing import Any
 
-from nettop.loader import netlink
+from nettop import netlink
 
 _ETH_P_ALL = 3
 _HANDLE = 0xC0DE  # the first free one from here is taken

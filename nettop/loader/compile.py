@@ -9,7 +9,7 @@ compilation from an earlier run.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -28,15 +28,31 @@ from nettop.errors import ExitCode, NettopError
 from nettop.filter import Instructions, to_c
 from nettop.loader.digest import blake2b
 from nettop.loader.headers import header_tree
-from nettop.paths import PACKAGE, bpf_source
+from nettop.paths import PACKAGE, bpf_include, bpf_source
 from nettop.probes.hooks import Attachment, Candidate, Hook
 
-FORMAT = 5  # of the cached objects
+FORMAT = 6  # of the cached objects
 _FAR = 32767  # instructions that a jump can reach; clang before 17 does not say so where one cannot
 _BACKGROUND = 10  # nice: the screen goes on drawing while a compiler runs beside it
-_KEPT = 64  # cached objects, before the oldest go: each filter makes its own
+_KEPT = 128  # cached objects, before the oldest go: each filter makes its own
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
+# A warning is an error: what clang only doubts, a member that it takes for nothing, say, is read at the wrong place.
+FLAGS = (
+    "-Wall",
+    "-Werror",
+    "-Wno-macro-redefined",  # BCC's helpers define what the header tree or the kernel's headers did before
+    "-Wno-unused-function",  # the shared headers have more than each program calls
+    # BCC reads the text as the machine's own C first, and arm64's rules for assembly are not BPF's
+    "-Wno-asm-operand-widths",
+    # Kernels since 6.19 are built so: their structures have unnamed members with a tag (struct slock_owned in struct
+    # sock), which clang takes for members by this option alone; that it is an extension is its warning.
+    "-fms-extensions",
+    "-Wno-microsoft-anon-tag",
+    # BPF has no vectors: what clang makes one of, a long row of comparisons say, it takes apart again on the stack
+    "-fno-vectorize",
+    "-fno-slp-vectorize",
+)
 TRACING = ("-DTRACING",)
 TYPED_ONLY = ("-DTYPED_ONLY",)  # without the programs for older kernels, see stages.c
 _CALL = 0x85
@@ -63,6 +79,7 @@ class Object:
 
     With it what the probe's module says of it: the hooks, which field of the plan sizes which map, and which maps hold
     what is under way.  So the loader need not import the modules, which bring numpy with them.
+    ``compiler``: the libraries that made it (BCC, clang, LLVM), each with its size in bytes and its mtime in ns.
     """
 
     maps: tuple[MapSpec, ...]
@@ -70,6 +87,7 @@ class Object:
     hooks: tuple[Hook, ...] = ()
     entries: Mapping[str, str] = field(default_factory=dict)
     state: tuple[str, ...] = ()
+    compiler: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(
@@ -80,6 +98,7 @@ class Object:
                 "hooks": [asdict(h) for h in self.hooks],
                 "entries": dict(self.entries),
                 "state": list(self.state),
+                "compiler": dict(self.compiler),
             }
         )
 
@@ -102,7 +121,8 @@ class Object:
             )
             for h in data["hooks"]
         )
-        return cls(maps, programs, hooks, data["entries"], tuple(data["state"]))
+        compiler = {path: (size, mtime) for path, (size, mtime) in data["compiler"].items()}
+        return cls(maps, programs, hooks, data["entries"], tuple(data["state"]), compiler)
 
     def linked(self, program: str, map_fds: list[int]) -> bytes:
         """Instructions of one function with its map references resolved to descriptors."""
@@ -134,7 +154,7 @@ def kernel_reads(code: bytes) -> bytes:
 
 def takes_filter(name: str) -> bool:
     """Whether a probe looks at the packets that the filter accepts and at no others."""
-    return re.search(r'^#include "filter\.h"', bpf_source(f"{name}.c").read_text(), re.MULTILINE) is not None
+    return re.search(r'^#include "filter\.h"', bpf_source(name).read_text(), re.MULTILINE) is not None
 
 
 def compile_probe(
@@ -152,7 +172,7 @@ def compile_probe(
     if generation:
         defines = (*defines, f"-DGENERATION={generation}")
     text = to_c(instructions) if instructions and takes_filter(name) else ""
-    return compile_source(bpf_source(f"{name}.c"), cache, defines, name, text, background)
+    return compile_source(bpf_source(name), cache, defines, name, text, background)
 
 
 def compile_source(
@@ -165,26 +185,19 @@ def compile_source(
 ) -> Object:
     """Compile one C file for the running kernel, or take the result of an earlier run.
 
-    ``filter_text`` is what bpf_src/filter.h includes as the filter.  With ``background`` others get the CPU first.
+    ``filter_text`` is what bpf_src/include/filter.h includes as the filter.  With ``background`` others get the CPU
+    first.
     Raises NettopError with the compiler's words as hint; a broken cache entry is compiled again.
     """
     tree = header_tree(cache)
     source = source.resolve()  # BCC changes the directory while it compiles
-    flags = (
-        "-I" + str(source.parent),
-        "-Wno-macro-redefined",
-        "-Wall",
-        "-Wno-unused-function",
-        # BPF has no vectors: what clang makes one of, a long row of comparisons say, it takes apart again on the stack
-        "-fno-vectorize",
-        "-fno-slp-vectorize",
-        *defines,
-    )
+    flags = (f"-I{bpf_include()}", *FLAGS, *defines)
     path = cache / f"{source.stem}-{_identity(source, tree, flags, probe, filter_text)}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = Object.from_json(path.read_text())
-        os.utime(path)  # it is in use: see _store
-        return found
+        if all(_stamp(library) == stamp for library, stamp in found.compiler.items()):
+            os.utime(path)  # it is in use: see _store
+            return found
     with contextlib.ExitStack() as stack:
         if filter_text:
             folder = Path(
@@ -193,15 +206,21 @@ def compile_source(
             (folder / "filter_generated.h").write_text(filter_text)
             flags += ("-DFILTER", f"-I{folder}")
         job = json.dumps({"source": str(source), "flags": flags, "probe": probe, "background": background})
-        done = subprocess.run(
-            [sys.executable, "-m", "nettop.loader.compile"],
-            input=job,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env=dict(os.environ, BCC_KERNEL_SOURCE=str(tree)),
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "nettop.loader.compile"],
+                input=job,
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE_S,
+                check=False,
+                env=dict(os.environ, BCC_KERNEL_SOURCE=str(tree)),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise NettopError(
+                f"{source.name} was not compiled within {_PATIENCE_S} s",
+                "this machine is very slow or busy; what is compiled once is kept: start nettop again",
+            ) from error
     if done.returncode == ExitCode.UNSUPPORTED:
         message, _, hint = done.stderr.strip().rpartition("\n")
         raise NettopError(message.rpartition("\n")[2], hint, ExitCode.UNSUPPORTED)
@@ -216,15 +235,79 @@ def compile_source(
     return result
 
 
+_PATIENCE_S = 300  # of the 900 that the screen waits for all probes
+
+_PART = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
+
+
+def whole_text(source: Path) -> str:
+    """The C text with the parts that lie beside it in place of their ``#include`` lines, each once.
+
+    BCC takes map functions (``flows.lookup(&key)``) in the main file only, and a program in parts has them in all.
+    """
+    seen: set[Path] = set()
+
+    def with_parts(file: Path) -> str:
+        seen.add(file)
+        lines = [f'#line 1 "{file.name}"']
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            found = _PART.fullmatch(line)
+            part = file.parent / found[1] if found else None
+            if part is None or not part.is_file():
+                lines.append(line)
+            elif part not in seen:
+                lines += [with_parts(part), f'#line {number + 1} "{file.name}"']
+            else:
+                lines.append("")
+        return "\n".join(lines)
+
+    return with_parts(source) + "\n"
+
+
 def _identity(source: Path, tree: Path, flags: tuple[str, ...], probe: str, filter_text: str) -> str:
-    total = blake2b(f"{FORMAT} {platform.release()} {platform.version()} {flags}\0{filter_text}\0".encode())
-    modules = [PACKAGE / "probes" / f"{module}.py" for module in (probe, "base", "hooks")] if probe else []
-    for path in (source, *sorted(source.parent.glob("*.h")), *modules):
+    """What makes one result another's equal: everything that shapes it but the compiler's libraries.
+
+    Those are named by the result itself (`Object.compiler`): which they are only who loads them knows, and the loader
+    has no room for a hundred megabytes.
+    """
+    total = blake2b(f"{platform.release()} {platform.version()} {flags}\0{probe}\0{filter_text}\0".encode())
+    total.update(whole_text(source).encode() + b"\0")
+    for path in (*sorted(bpf_include().glob("*.h")), *_shaping_modules(), *_bcc_files()):
         total.update(path.read_bytes() + b"\0")
     for name in ("digest", "include/generated/autoconf.h"):
         with contextlib.suppress(OSError):
             total.update((tree / name).read_bytes())
     return total.hexdigest()[:24]
+
+
+def _shaping_modules() -> list[Path]:
+    """All that the child may import: this module, the probe's, and whatever these import in their turn."""
+    return sorted(
+        path
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in ("ui", "output")  # nothing below imports these
+    )
+
+
+def _bcc_files() -> list[Path]:
+    """BCC's Python side, its version among it; not imported here, where it would stay."""
+    spec = importlib.util.find_spec("bcc")
+    return sorted(Path(spec.origin).parent.glob("*.py")) if spec and spec.origin else []
+
+
+def _stamp(library: str) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        status = os.stat(library)
+        return status.st_size, status.st_mtime_ns
+    return None
+
+
+def _compiler() -> dict[str, tuple[int, int]]:
+    """In the child, once it has compiled: the libraries that it did it with."""
+    names = re.findall(
+        r"(/\S*/lib(?:bcc|bpf|clang|LLVM)[^/\s]*)$", Path("/proc/self/maps").read_text(), re.MULTILINE
+    )
+    return {name: stamp for name in dict.fromkeys(names) if (stamp := _stamp(name))}
 
 
 def _store(path: Path, text: str) -> None:
@@ -262,7 +345,7 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
     bcc = _import_bcc()
     lib = bcc.libbcc.lib
     lib.bpf_table_name.restype = bcc.libbcc.ct.c_char_p
-    module = bcc.BPF(text=source.read_bytes(), cflags=flags)
+    module = bcc.BPF(text=whole_text(source).encode(), cflags=flags)
     maps: list[MapSpec] = []
     numbers: dict[int, int] = {}
     for index in range(lib.bpf_num_tables(module.module)):
@@ -289,10 +372,10 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
         name = lib.bpf_function_name(module.module, index)
         programs[name.decode()] = kernel_reads(rewrite_maps(module.dump_func(name), numbers))
     if not probe:
-        return Object(tuple(maps), programs)
+        return Object(tuple(maps), programs, compiler=_compiler())
     declared = importlib.import_module(f"nettop.probes.{probe}").PROBE
     entries = {m.name: m.entries for m in declared.maps if m.entries}
-    return Object(tuple(maps), programs, declared.hooks, entries, declared.state)
+    return Object(tuple(maps), programs, declared.hooks, entries, declared.state, _compiler())
 
 
 def main() -> int:

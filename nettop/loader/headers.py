@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from nettop.errors import ExitCode, NettopError
 from nettop.loader.digest import blake2b
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-VERSION = 4  # of the tree's layout: a cache with another number is thrown away
+VERSION = 6  # of the tree's layout: a cache with another number is thrown away
+
+OLDEST = (6, 1)  # kernel that the programs are written for, and tested on
 
 # Types that programs name.  Whatever these contain by value is dumped with them.
 STRUCTS = (
@@ -187,6 +190,9 @@ _BPF_COMMON = """\
 """
 
 
+_STRUCT, _TYPEDEF = 4, 8  # BTF_KIND_*
+
+
 class _Btf:
     """libbpf's BTF dumper over ctypes."""
 
@@ -197,7 +203,8 @@ class _Btf:
         self._libc = ctypes.CDLL(None)
         for name in ("btf__load_vmlinux_btf", "btf_dump__new"):
             getattr(self._lib, name).restype = ctypes.c_void_p
-        self._lib.btf__find_by_name.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._lib.btf__resolve_size.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        self._lib.btf__resolve_size.restype = ctypes.c_int64
         self._lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
         self._lib.btf_dump__dump_type.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         self._lib.btf_dump__free.argtypes = [ctypes.c_void_p]
@@ -230,7 +237,7 @@ class _Btf:
         if not dump:
             raise OSError("libbpf cannot dump the kernel's BTF")
         try:
-            for kind, names in ((8, typedefs), (4, structs)):  # BTF_KIND_TYPEDEF, BTF_KIND_STRUCT
+            for kind, names in ((_TYPEDEF, typedefs), (_STRUCT, structs)):
                 for name in names:
                     ident = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
                     if ident > 0:
@@ -238,6 +245,15 @@ class _Btf:
         finally:
             self._lib.btf_dump__free(dump)
         return b"".join(parts).decode()
+
+    def sizes(self, structs: tuple[str, ...]) -> dict[str, int]:
+        """Bytes of those that the kernel has."""
+        found = {}
+        for name in structs:
+            ident = self._lib.btf__find_by_name_kind(self._btf, name.encode(), _STRUCT)
+            if ident > 0:
+                found[name] = self._lib.btf__resolve_size(self._btf, ident)
+        return found
 
     def close(self) -> None:
         self._lib.btf__free(self._btf)
@@ -264,16 +280,45 @@ def _kernel_types() -> str:
     btf = _Btf()
     try:
         text = _renamed(btf.dump(STRUCTS, _TYPEDEFS))
-        # So that a program can leave out what this kernel has no types for.
-        known = (f"#define HAVE_{name} 1\n" for name in STRUCTS if f"struct {name} {{" in text)
-        return text + "".join(known)
+        for name, size in btf.sizes(STRUCTS).items():
+            # So that a program can leave out what this kernel has no types for.
+            text += f"#define HAVE_{name} 1\n"
+            # What clang reads otherwise than libbpf says it must not compile: fields would be read at wrong places.
+            text += (
+                f'_Static_assert(sizeof(struct {name}) == {size}, "struct {name} is not what BTF says");\n'
+            )
+        if re.search(r"\bis_mptcp;", text):  # in tcp_sock: CONFIG_MPTCP
+            text += "#define HAVE_is_mptcp 1\n"
+        return text
     finally:
         btf.close()
 
 
-def _version_header() -> str:
+def kernel_version() -> tuple[int, int, int]:
+    """The running kernel's: (6, 12, 107) of ``6.12.107+deb13-amd64``."""
     numbers = [int(n) for n in re.findall(r"\d+", re.split(r"[-+]", platform.release())[0])[:3]]
     major, minor, patch = (*numbers, 0, 0, 0)[:3]
+    return major, minor, patch
+
+
+def check_machine() -> None:
+    """Raises NettopError (exit code 4) on a machine that the programs are not written for."""
+    if kernel_version() < OLDEST:
+        raise NettopError(
+            f"kernel {platform.release()} is too old for nettop",
+            "Linux {}.{} or later is needed".format(*OLDEST),
+            ExitCode.UNSUPPORTED,
+        )
+    if sys.byteorder != "little":
+        raise NettopError(
+            f"{platform.machine()} is a big-endian machine, and nettop's programs are not written for these",
+            "use a little-endian one",
+            ExitCode.UNSUPPORTED,
+        )
+
+
+def _version_header() -> str:
+    major, minor, patch = kernel_version()
     return (
         "#pragma once\n#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + ((c) > 255 ? 255 : (c)))\n"
         f"#define LINUX_VERSION_CODE KERNEL_VERSION({major}, {minor}, {patch})\n"
@@ -323,8 +368,9 @@ def header_tree(cache: Path) -> Path:
     """The directory to give to BCC as its kernel source; made, reused or, if anything is wrong with it, remade.
 
     ``cache`` is a directory that only root can write.  Raises NettopError (exit code 4) where there is neither BTF
-    nor headers.
+    nor headers, and on a machine that the programs are not written for.
     """
+    check_machine()
     if not BTF.exists():
         headers = installed_headers()
         if headers is None:

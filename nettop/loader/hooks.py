@@ -86,6 +86,10 @@ def _tracing(program: int, _attachment: Attachment, _: Place) -> int:
     return bpf.raw_tracepoint_open(program)
 
 
+def _prog_run(program: int, _attachment: Attachment, _: Place) -> int:
+    return os.dup(program)  # nothing to attach to: whoever has it runs it
+
+
 class _Types:
     """The kernel's BTF, parsed when first asked for: 10 ms and as many megabytes, so once, and not for long."""
 
@@ -206,4 +210,6 @@ MECHANISMS: dict[Via, Mechanism] = {
         _btf_id(bpf.AttachType.TRACE_FENTRY),
     ),
     "kprobe": Mechanism(bpf.ProgType.KPROBE, _kprobe),
+    # A program of no packet, which user space runs when there is something in its map.
+    "prog_run": Mechanism(bpf.ProgType.SCHED_CLS, _prog_run),
 }

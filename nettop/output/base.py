@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nettop.errors import NettopError
 from nettop.model import Frame
 from nettop.output.focus import Explainer
 
@@ -14,13 +15,18 @@ Emit = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Style:
-    """How frames are to be written: ``top`` rows by column ``sort``, and for text the width in cells."""
+    """How frames are to be written: ``top`` rows by column ``sort``, and for text the width in cells.
+
+    ``plain``: for a program that reads lines, not for a person: nothing of a table is left out or cut, and each cell is
+    one word.
+    """
 
     top: int = 1000
     sort: str = ""
     width: int = 120
     bits: bool = True
     unicode: bool = True
+    plain: bool = False
     focus: str = ""  # an end of the flow to explain
 
 
@@ -32,9 +38,20 @@ class Writer(ABC):
         self.style = style
         self.explainer = Explainer(style.focus) if style.focus else None
 
+    def begin(self) -> None:  # noqa: B027  (most have nothing at the head)
+        """A file begins: what is due at its head comes with the next frame."""
+
     def write(self, frame: Frame) -> None:
         """Write one frame."""
         self._emit(self.format(frame))
+
+    def unmet(self) -> NettopError | None:
+        """What was asked for and never came, once there are no more frames; None where there is no such thing."""
+        if self.explainer is None or self.explainer.flow:
+            return None
+        return NettopError(
+            f"no flow had {self.style.focus}", "wait for one that has packets: -n N takes more frames"
+        )
 
     @abstractmethod
     def format(self, frame: Frame) -> str:

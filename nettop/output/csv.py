@@ -49,8 +49,40 @@ FLOW_COLUMNS: Mapping[str, tuple[str, ...]] = {
         )
     },
     "kernel_rtt_ns": ("kernel_rtt", "smoothed_ns"),
+    "id": ("id",),
+    "vlan_inner": ("vlan_inner",),
+    "opened_by": ("opened_by",),
+    "rx_out_of_order_total": ("rx_out_of_order_total",),
+    "tx_out_of_order_total": ("tx_out_of_order_total",),
+    "kernel_rtt_cwnd": ("kernel_rtt", "cwnd"),
+    "spinning": ("spinning",),
+    "rtt_last_sample_ns": ("rtt", "last_sample_ns"),
+    "internal_rtt_last_sample_ns": ("internal_rtt", "last_sample_ns"),
+    "rtt_min_bare_ns": ("rtt", "min_bare_ns"),
+    "internal_rtt_min_bare_ns": ("internal_rtt", "min_bare_ns"),
+    **{
+        f"{way}_{what}_total": (f"{way}_{what}_total",)
+        for what in ("duplicates", "probes", "unneeded", "uncertain")
+        for way in ("rx", "tx")
+    },
+    **{
+        f"loss_{what}{total}": ("loss", f"{what}{total}")
+        for what in ("duplicate", "probe", "unneeded", "uncertain")
+        for total in ("", "_total")
+    },
 }
-COLUMNS = ("time", "time_ns", "interval_ns", "host", "interface", *FLOW_COLUMNS, "age_ns")
+_FIRST = 36  # columns that there were when age_ns came
+_NAMES = (*FLOW_COLUMNS,)
+COLUMNS = (
+    "time",
+    "time_ns",
+    "interval_ns",
+    "host",
+    "interface",
+    *_NAMES[:_FIRST],
+    "age_ns",
+    *_NAMES[_FIRST:],
+)
 
 
 class CsvWriter(Writer):
@@ -58,6 +90,10 @@ class CsvWriter(Writer):
 
     def __init__(self, emit: Emit, style: Style) -> None:
         super().__init__(emit, style)
+        self._begun = False
+
+    def begin(self) -> None:
+        """The titles are due."""
         self._begun = False
 
     def format(self, frame: Frame) -> str:
@@ -73,7 +109,8 @@ class CsvWriter(Writer):
         start = [time, frame.time_ns, interval, _cell(frame.host), _cell(frame.interface)]
         age = data.get("flows_age_ns", 0)
         for flow in data.get("flows") or ():
-            writer.writerow(start + [_cell(_at(flow, path)) for path in FLOW_COLUMNS.values()] + [age])
+            cells = [_cell(_at(flow, path)) for path in FLOW_COLUMNS.values()]
+            writer.writerow([*start, *cells[:_FIRST], age, *cells[_FIRST:]])
         return text.getvalue()
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-
-import numpy as np
 
 from nettop import units
 from nettop.budget import words
@@ -13,11 +12,13 @@ from nettop.output.base import Writer
 from nettop.probes.base import all_probes
 from nettop.probes.draw import cells, fit, wrap
 from nettop.probes.focus_view import said
-from nettop.probes.rows import order
+from nettop.probes.rows import first
 from nettop.probes.verdict import row_of
 from nettop.probes.view import Canvas, Column, Pane, Table, text_of
 
 _GAP = 2
+_WIDE = 300  # cells: more than any cell needs
+_FIGURE = re.compile(r"^(-?[\d.,]+)\s+(\S+)$")
 _ASCII = str.maketrans({"µ": "u", "\N{NARROW NO-BREAK SPACE}": " ", "\N{NO-BREAK SPACE}": " ", "·": "-"})
 
 
@@ -58,6 +59,8 @@ class TextWriter(Writer):
         history = (frame,)
         subtitle = pane.subtitle(history, canvas) if pane.subtitle else ""
         title = f"{pane.title}  {subtitle}".rstrip()
+        if pane.table and self.style.plain:
+            return [title, *plain_lines(pane.table, frame, canvas, self.style.top, self.style.sort)]
         if pane.table:
             return [title, *table_lines(pane.table, frame, canvas, self.style.top, self.style.sort)]
         if pane.compact:
@@ -111,19 +114,36 @@ def fitted(columns: tuple[Column, ...], width: int) -> list[tuple[Column, int]]:
 
 def table_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str) -> list[str]:
     """A table as aligned text, its titles first; ``sort`` is a column's key, or empty for the default."""
-    by_key = {c.key: c for c in table.columns}
-    column = by_key.get(sort) or by_key[table.default_sort]
     rows = table.rows(frame)
-    shown = order(table, rows, column, False, np.zeros(0, np.uint64))[:top]
+    shown = first(table, rows, sort, top)
     columns = fitted(table.columns, canvas.width)
     cellular = [replace(canvas, width=width, height=1) for _, width in columns]
     lines = [_row([c.title for c, _ in columns], columns)]
     for row in rows[shown]:
         texts = [c.cell(row, cell, frame).text for (c, _), cell in zip(columns, cellular, strict=True)]
         lines.append(_row(texts, columns))
-    if len(shown) < len(rows):
-        lines.append(f"and {units.count(len(rows) - len(shown))} more")
-    return lines
+    return [*lines, *_more(len(rows) - len(shown))]
+
+
+def _more(count: int) -> list[str]:
+    return [f"and {units.count(count)} more"] if count else []
+
+
+def plain_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str) -> list[str]:
+    """The same for awk and its like: every column, nothing cut, each cell one word (``-`` where it is empty)."""
+    rows = table.rows(frame)
+    shown = first(table, rows, sort, top)
+    wide = replace(canvas, width=_WIDE, height=1)
+    words = [[_word(c.key) for c in table.columns]]
+    words += [[_word(c.cell(row, wide, frame).text) for c in table.columns] for row in rows[shown]]
+    widths = [max(map(cells, column)) for column in zip(*words, strict=True)]
+    columns = list(zip(table.columns, widths, strict=True))
+    return [*(_row(line, columns) for line in words), *_more(len(rows) - len(shown))]
+
+
+def _word(text: str) -> str:
+    """One word: a figure and its unit without a space between, other words with ``_``."""
+    return re.sub(r"\s+", "_", _FIGURE.sub(r"\1\2", text.strip())) or units.NONE
 
 
 def _row(texts: list[str], columns: list[tuple[Column, int]]) -> str:

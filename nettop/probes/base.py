@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Protocol
@@ -87,10 +87,10 @@ class Reads:
 
 @dataclass(frozen=True)
 class Folded:
-    """A fold's result: the section, and keys to delete from hash maps (raw key arrays by map name)."""
+    """A fold's result: the section, and programs to run by hook (prog_run), once with each value in their map."""
 
     section: Section
-    delete: Mapping[str, Array] = field(default_factory=dict)
+    run: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
 
 class Fold(Protocol):

@@ -47,13 +47,29 @@ class Row:
     histograms: Sequence[Histogram | None]
     extra: tuple[tuple[int, Line], ...] = ()  # cells with their widths, after the percentiles
     note: str = ""  # said on its page
+    behind: int = 0  # how many frames ago what it says is from
+    age_ns: int = 0  # and how long
 
     @property
     def latest(self) -> Histogram:
-        """The newest interval's histogram."""
-        return (
-            self.histograms[-1] if self.histograms and self.histograms[-1] is not None else Histogram.empty()
-        )
+        """The newest interval's histogram, or the one that is ``behind``."""
+        found = self.histograms[-1 - self.behind] if len(self.histograms) > self.behind else None
+        return Histogram.empty() if found is None else found
+
+
+def behind(frames: History, histograms: Sequence[Histogram | None]) -> tuple[int, int]:
+    """Where the budget has the hooks attached in some of the seconds only: frames since the last samples, and ns.
+
+    0 where they are attached all the time: nothing is then the figure.  What is older than twice their rest is no more.
+    """
+    one_in = frames[-1].health.shed.seconds_one_in
+    for number, (frame, histogram) in enumerate(zip(reversed(frames), reversed(histograms), strict=True)):
+        age = frames[-1].time_ns - frame.time_ns
+        if one_in <= 1 or age > 2 * one_in * 1_000_000_000:
+            break
+        if histogram is not None and histogram.count:
+            return number, age
+    return 0, 0
 
 
 def _matrix(histograms: Sequence[Histogram | None]) -> NDArray[np.int64]:
@@ -109,7 +125,8 @@ def table(rows: Sequence[Row], canvas: Canvas, title: str, heads: Sequence[tuple
 
     The column of maxima leaves first where it is narrow, then the strip, then other cells from the right.
     """
-    label = max((draw.cells(r.label) for r in rows), default=0)
+    labels = [f"{r.label} {units.age(r.age_ns)}" if r.behind else r.label for r in rows]
+    label = max(map(draw.cells, labels), default=0)
     label = max(label, min(draw.cells(title), 12)) + 2
     extras = len(heads)
     largest = True
@@ -134,13 +151,16 @@ def table(rows: Sequence[Row], canvas: Canvas, title: str, heads: Sequence[tuple
         mark = ("▸" if canvas.unicode else ">") if here else " "
         latest = row.latest
         spans = [
-            Span(mark + draw.fit(row.label, label - 1), ACCENT if here else PLAIN if latest.count else DIM)
+            Span(
+                mark + draw.fit(labels[index], label - 1), ACCENT if here else PLAIN if latest.count else DIM
+            )
         ]
         spans += strip(row, canvas, width, most)
-        spans.append(_delay(stats.percentile(latest, 0.5)))
-        spans.append(_delay(stats.percentile(latest, 0.99), _role(row)))
+        usual = DIM if row.behind else VALUE
+        spans.append(_delay(stats.percentile(latest, 0.5), usual))
+        spans.append(_delay(stats.percentile(latest, 0.99), usual if row.behind else _role(row)))
         if largest:
-            spans.append(_delay(stats.largest(latest)))
+            spans.append(_delay(stats.largest(latest), usual))
         for (w, _), (_, cell) in zip(heads[:extras], row.extra, strict=False):
             spans += [Span(" "), *draw.pad(cell, w)]
         lines.append(tuple(spans))
@@ -183,6 +203,8 @@ def page(row: Row, history: History, canvas: Canvas) -> list[Line]:
         (priority, line((f"{name} ", LABEL), (units.duration(value), VALUE)))
         for name, value, priority in values
     ]
+    if row.behind:
+        pieces.insert(1, (0, line((f"{units.age(row.age_ns)} ago", DIM))))
     seconds = history[-1].seconds if history else 1.0
     pieces.append((6, line((units.si(latest.count / seconds, ""), VALUE), ("/s", LABEL))))
     head = draw.parts(pieces, canvas.width)

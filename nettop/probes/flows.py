@@ -1,12 +1,12 @@
 """Flows: one row a connection, its traffic, its RTT by passive methods, its process; RTT histograms by subnet.
 
-The C side (bpf_src/flows.c, layouts in flow.h) keeps one entry a flow; this joins two scans of the table by flow id,
-without a Python loop over flows anywhere.
+The C side (bpf_src/flows/flows.c, layouts in flow.h) keeps one entry a flow; this joins two scans of the table by flow
+id, without a Python loop over flows anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from typing import Any, Self
@@ -31,50 +31,46 @@ from nettop.probes.base import (
 from nettop.probes.flows_focus import Focused, FocusedFold
 from nettop.probes.flows_layout import (
     COUNTERS,
+    DIR_STAMPED,
+    DUE,
+    DUE_FLOWS,
     EVENT,
-    EVENT_SAMPLE,
     FLAG_OPENED_BY_LOCAL,
     FLAG_OPENED_BY_REMOTE,
+    FLAG_STAMPED_BY_REMOTE,
     FLOW,
     FLOW_KEY,
     FOCUSED,
     HIST,
     INWARD,
+    LINGER_CLOSED,
+    LINGER_CLOSING,
+    LINGER_OTHER,
+    LINGER_TCP,
+    LINGER_UNREPLIED,
     METHODS,
     OUTWARD,
     OWNER,
     PROTOCOLS,
     ROW,
-    RTT,
+    ROW_LOSS,
     SPIN_PACKETS,
-    STATE_CLOSED,
     STATES,
     SUBNET,
     SUBNET_KEY,
     spinning,
+    states,
 )
+from nettop.probes.rows import first
 from nettop.probes.stages import CONFIG
 
-# How long a flow stays in the table after its last packet, in s.
-LINGER_CLOSED, LINGER_SYN, LINGER_OTHER, LINGER_TCP = 5, 30, 120, 3600
+EXPIRE = "expire"  # the hook that takes flows out of the table
+_SWEEP_NS = 10**9  # at most so often
 # Rows that a frame holds at most: beyond, the largest by each of the usual measures.
 MAX_ROWS = 20_000
 MAX_SAMPLES = 1000  # of the focused flow, in one frame
 QUIC_PORT, DNS_PORT = 443, 53
 OTHERS = "others"  # the row of all subnets beyond the table
-
-SORTS: Mapping[str, Callable[[Array], Array]] = {
-    "rate": lambda r: r["rx_bytes"] + r["tx_bytes"],
-    "rx": lambda r: r["rx_bytes"],
-    "tx": lambda r: r["tx_bytes"],
-    "total": lambda r: r["rx_bytes_total"] + r["tx_bytes_total"],
-    "packets": lambda r: r["rx_packets"] + r["tx_packets"],
-    "rtt": lambda r: r["rtt"]["smoothed"],
-    "min": lambda r: r["rtt"]["min"],
-    "jitter": lambda r: r["rtt"]["variance"],
-    "retransmits": lambda r: r["rx_retransmits"].astype(np.uint64) + r["tx_retransmits"],
-    "age": lambda r: np.uint64(2**63) - r["first"],
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +87,17 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One RTT sample of the focused flow; time is CLOCK_MONOTONIC."""
+    """One RTT sample of the focused flow; time is CLOCK_MONOTONIC.
+
+    ``payload``: bytes of data in what answered (0: a bare ACK); ``tsval``: its timestamp.  None: not known.
+    """
 
     time_ns: int
     rtt_ns: int
     inward: bool
     method: str
+    payload: int | None = None
+    tsval: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,11 @@ class Flows:
     evicted: int = 0
     untracked: int = 0
     fragments: int = 0  # without their first one
+    fragment_bytes: int = 0
 
     def top(self, count: int, sort: str) -> Array:
-        """The rows to show, largest first; ties keep the order of age."""
-        key = SORTS.get(sort, SORTS["rate"])(self.rows)
-        rank = np.lexsort((self.rows["id"], np.max(key, initial=0) - key))
-        return self.rows[rank[:count]]
+        """The rows to show, in the screen's order; ties keep that of age."""
+        return self.rows[first(view.TABLE, self.rows, sort, count)]
 
     def to_json(self, top: int, sort: str) -> dict[str, Any]:
         return {
@@ -138,6 +138,7 @@ class Flows:
             "flows_opened_total": self.opened_total,
             "flows_closed_total": self.closed_total,
             "fragments_without_first": self.fragments,
+            "fragments_without_first_bytes": self.fragment_bytes,
             "flows_interval_ns": self.interval_ns,
             "flows_age_ns": self.age_ns,
             "monotonic_ns": self.now_ns,
@@ -151,7 +152,14 @@ class Flows:
                 ],
             },
             "samples": [
-                {"time_ns": s.time_ns, "rtt_ns": s.rtt_ns, "internal": s.inward, "method": s.method}
+                {
+                    "time_ns": s.time_ns,
+                    "rtt_ns": s.rtt_ns,
+                    "internal": s.inward,
+                    "method": s.method,
+                    "payload": s.payload,
+                    "tsval": s.tsval,
+                }
                 for s in self.samples
             ],
             "focus": None if self.focused is None else self.focused.to_json(),
@@ -182,7 +190,14 @@ class Flows:
                 for s in rtt.get("subnets", ())
             ),
             samples=tuple(
-                Sample(int(s["time_ns"]), int(s["rtt_ns"]), bool(s["internal"]), str(s["method"]))
+                Sample(
+                    int(s["time_ns"]),
+                    int(s["rtt_ns"]),
+                    bool(s["internal"]),
+                    str(s["method"]),
+                    None if s.get("payload") is None else int(s["payload"]),
+                    None if s.get("tsval") is None else int(s["tsval"]),
+                )
                 for s in data.get("samples", ())
             ),
             focused=Focused.from_json(data.get("focus")),
@@ -190,6 +205,7 @@ class Flows:
             evicted=int(health.get("evicted_flows") or 0),
             untracked=int(health.get("untracked_packets") or 0),
             fragments=int(data.get("fragments_without_first") or 0),
+            fragment_bytes=int(data.get("fragments_without_first_bytes") or 0),
         )
 
     def trimmed(self, top: int) -> Self:
@@ -219,6 +235,7 @@ def _rtt_json(rtt: Any) -> dict[str, Any] | None:
     return {
         "last_ns": int(rtt["last"]),
         "min_ns": int(rtt["min"]),
+        "min_bare_ns": _or_none(rtt["min_bare"]),
         "smoothed_ns": int(rtt["smoothed"]),
         "jitter_ns": int(rtt["variance"]),
         "samples": int(rtt["samples"]),
@@ -226,6 +243,22 @@ def _rtt_json(rtt: Any) -> dict[str, Any] | None:
         "method": METHODS[int(rtt["method"])],
         "last_sample_ns": int(rtt["time"]),
     }
+
+
+# Of TCP alone: what is late or there twice, by direction and since the start.
+_LATE = ("duplicates", "probes", "unneeded", "uncertain")
+
+
+def _late_json(row: Any) -> dict[str, Any]:
+    """The fields ``loss`` and, by direction, ``rx_duplicates_total`` and its like; null without TCP."""
+    tcp = row["protocol"] == PROTOCOLS["tcp"]
+    names = [f"{way}_{what}" for what in _LATE for way in ("rx", "tx")]
+    result: dict[str, Any] = {f"{name}_total": int(row[name]) if tcp else None for name in names}
+    loss: dict[str, int] = {}
+    for name, what in zip(ROW_LOSS.names or (), _LATE, strict=True):
+        loss[name] = int(row["loss"][name])
+        loss[f"{name}_total"] = int(row[f"rx_{what}"]) + int(row[f"tx_{what}"])
+    return {**result, "loss": loss if tcp else None}
 
 
 def _row_json(row: Any) -> dict[str, Any]:
@@ -259,6 +292,7 @@ def _row_json(row: Any) -> dict[str, Any]:
         "out_of_order_total": int(row["rx_out_of_order"]) + int(row["tx_out_of_order"]),
         "rx_out_of_order_total": int(row["rx_out_of_order"]),
         "tx_out_of_order_total": int(row["tx_out_of_order"]),
+        **_late_json(row),
         "rtt": _rtt_json(row["rtt"]),
         "internal_rtt": _rtt_json(row["internal_rtt"]),
         "kernel_rtt": {"smoothed_ns": int(row["srtt_us"]) * 1000, "cwnd": int(row["cwnd"])}
@@ -288,6 +322,8 @@ def _row_from_json(row: Array, flow: Mapping[str, Any], index: int) -> None:
         flow if "tx_out_of_order_total" in flow else {"tx_out_of_order_total": flow.get("out_of_order_total")}
     )
     put(row, {f"{way}_out_of_order": f"{way}_out_of_order_total" for way in ("rx", "tx")}, late)
+    put(row, {f"{way}_{what}": f"{way}_{what}_total" for what in _LATE for way in ("rx", "tx")}, flow)
+    put(row["loss"], {name: name for name in ROW_LOSS.names or ()}, flow.get("loss") or {})
     row["id"] = row["id"] + (0 if row["id"][0] else index + 1)
     row["protocol"] = units.protocol_number(str(flow.get("protocol", "")))
     for end in ("local", "remote"):
@@ -303,7 +339,13 @@ def _row_from_json(row: Array, flow: Mapping[str, Any], index: int) -> None:
     for name in ("rtt", "internal_rtt"):
         rtt = flow.get(name)
         if rtt:
-            names = {"last": "last_ns", "min": "min_ns", "smoothed": "smoothed_ns", "variance": "jitter_ns"}
+            names = {
+                "last": "last_ns",
+                "min": "min_ns",
+                "min_bare": "min_bare_ns",
+                "smoothed": "smoothed_ns",
+                "variance": "jitter_ns",
+            }
             names |= {"time": "last_sample_ns", "samples": "samples", "samples_total": "samples_total"}
             put(row[name], names, rtt)
             method = rtt.get("method")
@@ -327,6 +369,25 @@ def _key_hash(keys: Array) -> Array:
     return np.asarray((mixed ^ (mixed >> np.uint64(32))).sum(axis=1, dtype=np.uint64) * factors[0])
 
 
+# What a row calls the fields of the kernel's struct rtt.
+_ROW_RTT = {name: name for name in ("last", "min", "min_bare", "time", "method")} | {
+    "srtt": "smoothed",
+    "rttvar": "variance",
+    "samples": "samples_total",
+}
+# What a row calls the kernel's counters of a direction.
+_KERNEL = {"duplicates": "duplicates", "probes": "tcp_probes", "unneeded": "dsacks", "uncertain": "uncertain"}
+
+
+def _late(directions: Array) -> Array:
+    """u4[n, 4] in the order of ROW_LOSS, from n times two FLOW_DIR."""
+    result = np.empty((len(directions), len(_LATE)), np.uint32)
+    for index, what in enumerate(_LATE):
+        counts = directions[_KERNEL[what]]
+        np.add(counts[:, 0], counts[:, 1], out=result[:, index])
+    return result
+
+
 @dataclass(frozen=True)
 class _Scan:
     """What is remembered of one reading of the table: counts[n, 2] of n flows, as they came."""
@@ -336,6 +397,7 @@ class _Scan:
     bytes: Array
     packets: Array
     samples: Array
+    late: Array  # u4[n]: of dtype ROW_LOSS, both directions
 
     @classmethod
     def of(cls, values: Array) -> Self:
@@ -349,6 +411,7 @@ class _Scan:
             counts["bytes"].copy(),
             counts["packets"].copy(),
             values["rtt"]["samples"].copy(),
+            _late(counts),
         )
 
     def places(self, later: _Scan) -> Array:
@@ -369,6 +432,7 @@ class _Counts:
     bytes: Array
     packets: Array
     samples: Array
+    late: Array
 
     @classmethod
     def between(cls, before: _Scan, now: _Scan, places: Array, chosen: Array) -> Self:
@@ -376,7 +440,7 @@ class _Counts:
         place = places[chosen]
         known = np.flatnonzero(place >= 0)
         grown = []
-        for name in ("bytes", "packets", "samples"):
+        for name in ("bytes", "packets", "samples", "late"):
             counts = getattr(now, name)[chosen]
             counts[known] -= getattr(before, name)[place[known]]
             grown.append(counts)
@@ -396,7 +460,8 @@ class FlowsFold:
         self._scan_ns = 0
         self._table: dict[str, Any] = {"rows": np.zeros(0, ROW), "total": 0, "interval_ns": 0}
         self._counters: dict[str, int] = {}
-        self._deleted = 0
+        self._swept_ns = 0
+        self._closed = 0  # told so far
         self._evicted = 0
         self._missing = 0  # at the last reading
         self._cpus = setup.cpus
@@ -408,19 +473,17 @@ class FlowsFold:
         counters = _summed(reads.maps["counters"][0])
         grown = {name: count - self._counters.get(name, 0) for name, count in counters.items()}
         self._counters = counters
-        delete: dict[str, Array] = {}
-        evicted = expired = 0
+        run: dict[str, list[bytes]] = {}
+        evicted = 0
         if "flows" in reads.maps:
             keys, values = reads.maps["flows"]
-            gone = _gone(values, reads.now_ns)
-            evicted_now = counters["created"] - counters["replaced"] - self._deleted - len(keys)
-            # Each CPU may have one in hand that is taken out and put back by the same packet (flows.c): so many count
+            out = counters["replaced"] + counters["expired"]
+            evicted_now = counters["created"] - out - len(keys)
+            # Each CPU may have one in hand that is taken out and put back by the same packet (table.h): so many count
             # when the next reading says the same.
             certain = max(evicted_now - self._cpus, min(evicted_now, self._missing))
             self._missing = evicted_now
             evicted, self._evicted = max(certain - self._evicted, 0), max(certain, self._evicted)
-            self._deleted += len(gone)
-            expired = int((values["state"][gone] < STATE_CLOSED).sum())
             interval = reads.now_ns - self._scan_ns if self._scan_ns else reads.interval_ns
             self._scan_ns = reads.now_ns
             self._table = {
@@ -428,26 +491,32 @@ class FlowsFold:
                 "total": len(keys),
                 "interval_ns": interval,
             }
-            if len(gone):
-                delete["flows"] = keys[gone]
+            due = _due(values, reads.now_ns)
+            if len(due) and EXPIRE in self._setup.hooks and reads.now_ns - self._swept_ns >= _SWEEP_NS:
+                self._swept_ns = reads.now_ns
+                run[EXPIRE] = _expiring(keys[due], values["id"][due], reads.now_ns)
+        focus = int(reads.maps["config"][0]["focus"])
+        closed_total = counters["closed"] - counters["revived"]
+        closed, self._closed = max(closed_total - self._closed, 0), max(closed_total, self._closed)
         section = Flows(
             **self._table,
             now_ns=reads.now_ns,
             age_ns=reads.now_ns - self._scan_ns if self._scan_ns else 0,
             opened=grown["opened"],
-            closed=grown["closed"],
-            expired=expired,
+            closed=closed,
+            expired=grown["idle"],
             opened_total=counters["opened"],
-            closed_total=counters["closed"],
-            samples=_samples(reads.maps["events"]),
-            focused=self._focused(reads.maps["focused"][0], int(reads.maps["config"][0]["focus"])),
+            closed_total=closed_total,
+            samples=_samples(reads.maps["events"], focus),
+            focused=self._focused(reads.maps["focused"][0], focus),
             lost_events=grown["lost_events"],
             evicted=evicted,
             untracked=grown["untracked"],
             fragments=grown["fragments"],
+            fragment_bytes=grown["fragment_bytes"],
             **self._histograms(reads.maps["rtts"], *reads.maps["subnets"]),
         )
-        return Folded(section, delete)
+        return Folded(section, run)
 
     def _rows(self, keys: Array, values: Array, reads: Reads) -> Array:
         """The frame's rows: differences to the last scan, by flow id."""
@@ -460,8 +529,12 @@ class FlowsFold:
         rows = np.zeros(len(chosen), ROW)
         everyone = len(chosen) == len(values)  # then without copying a quarter of a kilobyte for each
         v = values if everyone else values[chosen]
-        for name in ("id", "first", "last", "state", "flags"):
+        for name in ("id", "first", "last"):
             rows[name] = v[name]
+        stamped = v["dir"]["known"][:, 0] & DIR_STAMPED != 0
+        rows["flags"] = v["flags"] & np.uint64(FLAG_STAMPED_BY_REMOTE - 1)
+        rows["flags"][stamped] |= FLAG_STAMPED_BY_REMOTE
+        rows["state"] = states(v["flags"])
         k = keys if everyone else keys[chosen]
         for name in ("local", "remote", "local_port", "remote_port"):
             rows[name] = k[name]
@@ -474,14 +547,17 @@ class FlowsFold:
                 rows[f"{name}_{what}"] = getattr(grown, what)[:, way]
             rows[f"{name}_retransmits"] = v["dir"]["retransmits"][:, way]
             rows[f"{name}_out_of_order"] = v["dir"]["out_of_order"][:, way]
-            rows[f"{name}_window"] = v["window"][:, way]
+            for what, counter in _KERNEL.items():
+                rows[f"{name}_{what}"] = v["dir"][counter][:, way]
+            rows[f"{name}_window"] = v["dir"]["window"][:, way]
+        for index, what in enumerate(ROW_LOSS.names or ()):
+            rows["loss"][what] = grown.late[:, index]
         quic = _is_quic(rows)  # in any other flow these fields are what they are called
-        rows["spin_packets"] = np.where(quic, v["dir"]["sent"]["value"][:, 1, 1], 0)
-        rows["spin_edges"] = np.where(quic, v["dir"]["sent"]["method"][:, 1, 1], 0)
-        rows["spin_singles"] = np.where(quic, v["dir"]["stamp"][:, 1], 0)
+        rows["spin_packets"] = np.where(quic, v["dir"]["rtt_probes"]["value"][:, 1, 1], 0)
+        rows["spin_edges"] = np.where(quic, v["dir"]["rtt_probes"]["method"][:, 1, 1], 0)
+        rows["spin_singles"] = np.where(quic, v["dir"]["tsval"][:, 1], 0)
         for side, name in ((OUTWARD, "rtt"), (INWARD, "internal_rtt")):
-            for what in RTT.names or ():
-                target = "samples_total" if what == "samples" else what
+            for what, target in _ROW_RTT.items():
                 rows[name][target] = v["rtt"][what][:, side]
             rows[name]["samples"] = grown.samples[:, side]
         self._recall_owners(rows)
@@ -549,7 +625,7 @@ def _find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
 
 
 def _is_quic(rows: Array) -> Array:
-    """bool[n]: flows whose spin bit the program looks at; the same test as read_other of bpf_src/flows.c."""
+    """bool[n]: flows whose spin bit the program looks at; parse_l4_ports of bpf_src/flows/segment.h has the same."""
     ends = np.stack([rows["local_port"], rows["remote_port"]])
     quic = (ends == QUIC_PORT).any(axis=0) & ~(ends == DNS_PORT).any(axis=0)
     return np.asarray(quic & (rows["protocol"] == PROTOCOLS["udp"]))
@@ -560,16 +636,41 @@ def _summed(per_cpu: Array) -> dict[str, int]:
     return {name: int(per_cpu[name].sum(dtype=np.uint64)) for name in per_cpu.dtype.names or ()}
 
 
+# By state, as STATES has them; flow_linger of bpf_src/flows/table.h has the same.
 _LIMITS_NS = (
-    np.array([LINGER_OTHER, LINGER_SYN, LINGER_TCP, LINGER_TCP, LINGER_CLOSED, LINGER_CLOSED]) * 10**9
+    np.array(
+        [
+            LINGER_OTHER,
+            LINGER_UNREPLIED,
+            LINGER_TCP,
+            LINGER_CLOSING,
+            LINGER_CLOSED,
+            LINGER_CLOSED,
+            LINGER_UNREPLIED,
+        ]
+    )
+    * 10**9
 )
 
 
-def _gone(values: Array, now_ns: int) -> Array:
+def _due(values: Array, now_ns: int) -> Array:
     """intp[n]: flows whose time in the table is over: closed, never answered, or idle."""
     quiet = np.flatnonzero(values["last"] < max(now_ns - int(_LIMITS_NS.min()), 0))
     age = now_ns - values["last"][quiet].astype(np.int64)
-    return np.asarray(quiet[age > _LIMITS_NS.take(values["state"][quiet], mode="clip")])
+    return np.asarray(quiet[age > _LIMITS_NS.take(states(values["flags"][quiet]))])
+
+
+def _expiring(keys: Array, ids: Array, read_at: int) -> list[bytes]:
+    """What flows_expire is to look at, in values of the map ``due``.  It decides: one may have come back meanwhile."""
+    result = []
+    for begin in range(0, len(keys), DUE_FLOWS):
+        part = slice(begin, begin + DUE_FLOWS)
+        count = len(ids[part])
+        due = np.zeros((), DUE)
+        due["read_at"], due["count"] = read_at, count
+        due["of"]["key"][:count], due["of"]["id"][:count] = keys[part], ids[part]
+        result.append(due.tobytes())
+    return result
 
 
 def _chosen(before: _Scan, scan: _Scan, places: Array, values: Array) -> Array:
@@ -586,7 +687,7 @@ def _chosen(before: _Scan, scan: _Scan, places: Array, values: Array) -> Array:
     measures = (
         grown,
         total,
-        values["rtt"]["smoothed"][:, OUTWARD],
+        values["rtt"]["last"][:, OUTWARD],
         retransmits[:, 0] + retransmits[:, 1],
         values["first"],
     )
@@ -670,10 +771,18 @@ class _Owners:
         return hit, found
 
 
-def _samples(events: Array) -> tuple[Sample, ...]:
-    ours = events[events["kind"] == EVENT_SAMPLE][-MAX_SAMPLES:]
+def _samples(events: Array, flow: int) -> tuple[Sample, ...]:
+    """The newest of this flow alone: what comes after a change of focus may be the earlier one's."""
+    ours = events[events["id"] == np.uint64(flow)][-MAX_SAMPLES:]
     return tuple(
-        Sample(int(e["time"]), int(e["rtt"]), bool(e["side"] == INWARD), METHODS[int(e["method"])])
+        Sample(
+            int(e["time"]),
+            int(e["rtt"]),
+            bool(e["side"] == INWARD),
+            METHODS[int(e["method"])],
+            int(e["payload"]),
+            int(e["tsval"]) or None,
+        )
         for e in ours
     )
 
@@ -717,6 +826,7 @@ PROBE = Probe(
         _tc("egress"),
         _owner("sock_send_length", ("tcp_sendmsg", "udp_sendmsg", "udpv6_sendmsg")),
         _owner("sock_recv_length", ("tcp_recvmsg", "udp_recvmsg", "udpv6_recvmsg")),
+        Hook(EXPIRE, (one("prog_run", "flows_expire", "due"),)),
     ),
     maps=(
         # Counters before flows: what is created between the two readings must not count as evicted.
@@ -728,6 +838,7 @@ PROBE = Probe(
         Map("events", "ring", EVENT),
         Map("config", "array", CONFIG),
         Map("focused", "array", FOCUSED),
+        Map("due", "none", DUE),
     ),
     fold=FlowsFold,
     load=Flows.from_json,

@@ -20,7 +20,9 @@ class Socket:
 
     Sizes are in bytes, ``cwnd`` in segments.  ``busy_ns`` of ``span_ns`` it had data that was not acknowledged;
     ``window_ns`` of these it waited for the remote end's window, ``buffer_ns`` for room in the send buffer
-    (tcp_info's busy_time, rwnd_limited, sndbuf_limited; include/linux/tcp.h, enum tcp_chrono).
+    (tcp_info's busy_time, rwnd_limited, sndbuf_limited; include/linux/tcp.h, enum tcp_chrono).  The kernel's own round
+    trips: smoothed, the least of five minutes, and its estimate as a receiver.  ``retransmits``: segments sent again
+    since the reading before, ``dsack_dups`` of which the remote end had already.  None: not known, or no sample yet.
     """
 
     time_ns: int
@@ -36,6 +38,14 @@ class Socket:
     busy_ns: int = 0
     window_ns: int = 0
     buffer_ns: int = 0
+    srtt_ns: int | None = None
+    rtt_min_ns: int | None = None
+    rcv_rtt_ns: int | None = None
+    retransmits: int | None = None
+    dsack_dups: int | None = None
+
+
+_OPTIONAL = ("ssthresh", "srtt_ns", "rtt_min_ns", "rcv_rtt_ns", "retransmits", "dsack_dups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class Focused:
     """Of one interval.  Pairs are received, sent.
 
     ``answers``: how often an end sent data after the other end had; ``answer_ns``: how long that took, summed.
+    ``unasked``: how often it went on after a pause, without a word from the other end; None: not counted.
     """
 
     flow: int
@@ -51,6 +62,7 @@ class Focused:
     answers: tuple[int, int] = (0, 0)
     answer_ns: tuple[int, int] = (0, 0)
     socket: Socket | None = None
+    unasked: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The key ``focus`` of the frame."""
@@ -59,6 +71,8 @@ class Focused:
             stem, unit = (name[:-3], "_ns") if name.endswith("_ns") else (name, "")
             for way, value in zip(("rx", "tx"), getattr(self, name), strict=True):
                 result[f"{way}_{stem}{unit}"] = value
+        for way, value in zip(("rx", "tx"), self.unasked or (None, None), strict=True):
+            result[f"{way}_unasked"] = value
         result["socket"] = None if self.socket is None else asdict(self.socket)
         return result
 
@@ -73,9 +87,16 @@ class Focused:
         kept = data.get("socket")
         socket = None
         if kept:
-            values = {f.name: int(kept.get(f.name) or 0) for f in fields(Socket) if f.name != "ssthresh"}
-            socket = Socket(ssthresh=kept.get("ssthresh"), **values)
-        return cls(flow=int(data["flow"]), socket=socket, **pairs)
+            values: dict[str, Any] = {
+                f.name: int(kept.get(f.name) or 0) for f in fields(Socket) if f.name not in _OPTIONAL
+            }
+            for name in _OPTIONAL:
+                values[name] = None if kept.get(name) is None else int(kept[name])
+            socket = Socket(**values)
+        unasked = None
+        if data.get("rx_unasked") is not None and data.get("tx_unasked") is not None:
+            unasked = int(data["rx_unasked"]), int(data["tx_unasked"])
+        return cls(flow=int(data["flow"]), socket=socket, unasked=unasked, **pairs)
 
 
 _PAIRS = ("data", "zero_windows", "answers", "answer_ns")
@@ -114,6 +135,7 @@ class FocusedFold:
             grown("answers"),
             grown("answer_ns"),
             self._socket(now, before) if int(now["time"]) else None,
+            grown("unasked"),
         )
 
     def _socket(self, now: Array, before: Array | None) -> Socket:
@@ -133,6 +155,12 @@ class FocusedFold:
             else:
                 span = 0
         ssthresh = int(now["ssthresh"])
+        rtt_min = int(now["rtt_min"])
+
+        def counted(name: str) -> int | None:
+            """Since the reading before; None where this is the first."""
+            return (int(now[name]) - int(before[name])) & 0xFFFFFFFF if before is not None and span else None
+
         return Socket(
             time_ns=int(now["time"]),
             ssthresh=ssthresh if ssthresh < 0x7FFFFFFF else None,
@@ -140,6 +168,11 @@ class FocusedFold:
             busy_ns=min(sum(parts), span),
             window_ns=parts[1],
             buffer_ns=parts[2],
+            srtt_ns=int(now["srtt"]) * 1000 or None,
+            rtt_min_ns=rtt_min * 1000 if 0 < rtt_min < 0xFFFFFFFF else None,
+            rcv_rtt_ns=int(now["rcv_rtt"]) * 1000 or None,
+            retransmits=counted("total_retrans"),
+            dsack_dups=counted("dsack_dups"),
             **{
                 name: int(now[name])
                 for name in ("cwnd", "mss", "send_window", "receive_window", "in_flight", "unsent", "unread")

@@ -1,21 +1,27 @@
-"""Layouts and constants of bpf_src/flow.h, as numpy sees them; tests/unit/test_layout.py compares."""
+"""Layouts and constants of bpf_src/flows/flow.h, as numpy sees them; tests/unit/test_layout.py compares."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nettop.model import SLOTS
 
 OUTWARD, INWARD = 0, 1
-EVENT_OPEN, EVENT_CLOSE, EVENT_SAMPLE = 1, 2, 3
-STATE_NONE, STATE_SYN, STATE_OPEN, STATE_CLOSING, STATE_CLOSED, STATE_RESET = range(6)
-STATES = ("", "syn", "open", "closing", "closed", "reset")
+STATES = ("", "syn", "open", "closing", "closed", "reset", "unreplied")
+STATE_NONE, STATE_SYN, STATE_OPEN, STATE_CLOSING, STATE_CLOSED, STATE_RESET, STATE_UNREPLIED = range(7)
 METHODS = ("", "timestamp", "sequence", "handshake", "echo", "dns", "spin")
 METHOD_SPIN = METHODS.index("spin")
 SPIN_PACKETS = 64  # so many without a sign of spinning, and it does not spin
+FLAG_FIN_RECEIVED, FLAG_FIN_SENT = 1, 2
 FLAG_OPENED_BY_REMOTE, FLAG_OPENED_BY_LOCAL, FLAG_MIDWAY = 4, 8, 16
+FLAG_TCP, FLAG_SYN, FLAG_REPLIED, FLAG_CLOSED, FLAG_RESET = 32, 64, 128, 256, 512
+FLAG_STAMPED_BY_REMOTE = 1 << 15  # of a row alone: the remote end sends TCP timestamps
+DIR_STAMPED = 8
+# How long a flow stays in the table after its last packet, in s.
+LINGER_CLOSED, LINGER_UNREPLIED, LINGER_OTHER, LINGER_CLOSING, LINGER_TCP = 5, 30, 120, 120, 3600
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
 FLOW_KEY = np.dtype(
@@ -27,24 +33,45 @@ FLOW_KEY = np.dtype(
         ("protocol", "u4"),
     ]
 )
-OUTSTANDING = np.dtype([("time", "u8"), ("value", "u4"), ("method", "u4")])
+DUE_FLOWS = 256  # that one run of flows_expire looks at
+DUE = np.dtype(
+    [("read_at", "u8"), ("count", "u8"), ("of", [("key", FLOW_KEY), ("id", "u8")], (DUE_FLOWS,))], align=True
+)
+RTT_PROBE = np.dtype([("time", "u8"), ("value", "u4"), ("method", "u4")])
 FLOW_DIR = np.dtype(
     [
         ("bytes", "u8"),
         ("packets", "u8"),
+        ("seq", "u4"),
+        ("tsval", "u4"),
+        ("ack", "u4"),
+        ("window", "u2"),
+        ("ip_id", "u2"),
+        ("known", "u1"),
+        ("window_scale", "u1"),
+        ("ip_id_score", "u1"),
+        ("gaps", "u1"),
+        ("probe_slot", "u1"),
+        ("epoch", "u1"),
+        ("mss", "u2"),
+        ("data_time", "u4"),
+        ("syn_bytes", "u4"),
         ("retransmits", "u4"),
         ("out_of_order", "u4"),
-        ("sequence", "u4"),
-        ("stamp", "u4"),
-        ("sent", OUTSTANDING, (2,)),
+        ("duplicates", "u4"),
+        ("tcp_probes", "u4"),
+        ("uncertain", "u4"),
+        ("dsacks", "u4"),
+        ("rtt_probes", RTT_PROBE, (2,)),
     ]
 )
 RTT = np.dtype(
     [
         ("last", "u8"),
         ("min", "u8"),
-        ("smoothed", "u8"),
-        ("variance", "u8"),
+        ("min_bare", "u8"),
+        ("srtt", "u8"),
+        ("rttvar", "u8"),
         ("time", "u8"),
         ("samples", "u4"),
         ("method", "u4"),
@@ -55,10 +82,7 @@ FLOW = np.dtype(
         ("id", "u8"),
         ("first", "u8"),
         ("last", "u8"),
-        ("state", "u1"),
-        ("flags", "u1"),
-        ("window", "u2", (2,)),
-        ("tick", "u1", (2,)),
+        ("flags", "u8"),
         ("dir", FLOW_DIR, (2,)),
         ("rtt", RTT, (2,)),
     ]
@@ -67,27 +91,28 @@ EVENT = np.dtype(
     [
         ("time", "u8"),
         ("id", "u8"),
-        ("key", FLOW_KEY),
-        ("bytes", "u8", (2,)),
-        ("packets", "u8", (2,)),
         ("rtt", "u8"),
-        ("kind", "u1"),
-        ("state", "u1"),
-        ("side", "u1"),
-        ("method", "u1"),
-        ("spare", "u4"),
+        ("side", "u4"),
+        ("method", "u4"),
+        ("payload", "u4"),
+        ("tsval", "u4"),
     ]
 )
 COUNTERS = np.dtype(
     [
         (name, "u8")
         for name in (
+            "ids",
             "created",
             "replaced",
             "opened",
             "closed",
+            "revived",
+            "expired",
+            "idle",
             "untracked",
             "fragments",
+            "fragment_bytes",
             "lost_events",
             "samples",
             "subnet_overflow",
@@ -134,7 +159,12 @@ FOCUSED = np.dtype(
         ("chrono_start", "u4"),
         ("chrono", "u4", (3,)),
         ("last", "u4"),
-        ("spare", "u4"),
+        ("unasked", "u4", (2,)),
+        ("srtt", "u4"),
+        ("rtt_min", "u4"),
+        ("rcv_rtt", "u4"),
+        ("total_retrans", "u4"),
+        ("dsack_dups", "u4"),
     ]
 )
 
@@ -143,6 +173,7 @@ ROW_RTT = np.dtype(
     [
         ("last", "u8"),
         ("min", "u8"),
+        ("min_bare", "u8"),
         ("smoothed", "u8"),
         ("variance", "u8"),
         ("time", "u8"),
@@ -151,6 +182,8 @@ ROW_RTT = np.dtype(
         ("method", "u4"),
     ]
 )
+# Of both directions, in the interval.
+ROW_LOSS = np.dtype([("duplicate", "u4"), ("probe", "u4"), ("unneeded", "u4"), ("uncertain", "u4")])
 ROW = np.dtype(
     [
         ("id", "u8"),
@@ -162,7 +195,7 @@ ROW = np.dtype(
         ("vlan", "u2"),
         ("vlan_inner", "u2"),
         ("state", "u1"),
-        ("flags", "u1"),
+        ("flags", "u2"),
         ("rx_bytes", "u8"),
         ("tx_bytes", "u8"),
         ("rx_packets", "u8"),
@@ -175,6 +208,15 @@ ROW = np.dtype(
         ("tx_retransmits", "u4"),
         ("rx_out_of_order", "u4"),
         ("tx_out_of_order", "u4"),
+        ("rx_duplicates", "u4"),
+        ("tx_duplicates", "u4"),
+        ("rx_probes", "u4"),
+        ("tx_probes", "u4"),
+        ("rx_unneeded", "u4"),
+        ("tx_unneeded", "u4"),
+        ("rx_uncertain", "u4"),
+        ("tx_uncertain", "u4"),
+        ("loss", ROW_LOSS),
         ("rx_window", "u2"),
         ("tx_window", "u2"),
         ("spin_packets", "u4"),
@@ -190,6 +232,25 @@ ROW = np.dtype(
         ("cwnd", "u4"),
     ]
 )
+
+
+def _state(flags: int) -> int:
+    if not flags & FLAG_TCP:
+        return STATE_NONE
+    if flags & FLAG_CLOSED:
+        return STATE_RESET if flags & FLAG_RESET else STATE_CLOSED
+    if not flags & FLAG_REPLIED:
+        return STATE_SYN if flags & FLAG_SYN else STATE_UNREPLIED
+    return STATE_CLOSING if flags & (FLAG_FIN_RECEIVED | FLAG_FIN_SENT) else STATE_OPEN
+
+
+_STATE_BITS = 2 * FLAG_RESET - 1
+_STATE_OF = np.array([_state(flags) for flags in range(_STATE_BITS + 1)], np.uint8)
+
+
+def states(flags: NDArray[Any]) -> NDArray[np.uint8]:
+    """u1[n]: the states that FLOW_* bits amount to."""
+    return _STATE_OF[(flags & np.uint64(_STATE_BITS)).astype(np.intp)]
 
 
 def key_of(row: Any) -> bytes:

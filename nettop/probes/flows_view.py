@@ -356,6 +356,11 @@ def _did(row: Any, frame: Frame, canvas: Canvas) -> Line:
             pieces.append((2, line((word, LABEL), (units.count(count), WARN if count else PLAIN))))
         late = int(row["rx_out_of_order"]) + int(row["tx_out_of_order"])
         pieces.append((3, line(("out of order ", LABEL), (units.count(late), PLAIN))))
+        # Rare, and worth their place where they are: copies that the network made, and what nothing tells apart.
+        for field, word in (("uncertain", "late, cannot tell "), ("duplicates", "duplicated ")):
+            count = int(row[f"rx_{field}"]) + int(row[f"tx_{field}"])
+            if count:
+                pieces.append((4, line((word, LABEL), (units.count(count), PLAIN))))
     return draw.parts(pieces, canvas.width, gap=3)
 
 
@@ -369,21 +374,22 @@ def subtitle(history: History, canvas: Canvas) -> str:
     return f"{text} · {units.count(evicted)} evicted" if evicted else text
 
 
+TABLE = Table(
+    columns=COLUMNS,
+    rows=rows,
+    identity="id",
+    default_sort="rate",
+    detail=detail,
+    copy=copy,
+    matches=matches,
+)
 PANES = (
     Pane(
         name=NAME,
         title="Flows",
         number=3,
         band="middle",
-        table=Table(
-            columns=COLUMNS,
-            rows=rows,
-            identity="id",
-            default_sort="rate",
-            detail=detail,
-            copy=copy,
-            matches=matches,
-        ),
+        table=TABLE,
         subtitle=subtitle,
         help=HELP,
     ),

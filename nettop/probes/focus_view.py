@@ -8,9 +8,10 @@ from typing import Any
 
 from nettop import units
 from nettop.probes import draw, rtt_view
-from nettop.probes.flows_layout import METHODS, spinning
+from nettop.probes.flows_layout import METHODS, PROTOCOLS, spinning
 from nettop.probes.verdict import (
     HEALTHY,
+    NOTHING_FOUND,
     WAY,
     WRITES_LITTLE,
     Explanation,
@@ -70,7 +71,7 @@ def _role(name: str, culprits: Sequence[str]) -> Role:
 
 
 def _verdict_role(verdict: str) -> Role:
-    return {"": DIM, HEALTHY: GOOD, WRITES_LITTLE: ACCENT}.get(verdict, WARN)
+    return {"": DIM, NOTHING_FOUND: LABEL, HEALTHY: GOOD, WRITES_LITTLE: ACCENT}.get(verdict, WARN)
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
@@ -82,6 +83,8 @@ def verdict_lines(found: Explanation, canvas: Canvas, reasons: int) -> list[Line
     role = _verdict_role(found.verdict)
     word = found.verdict or "no verdict yet"
     head: list[tuple[int, Line]] = [(0, line((mark, role), (word, role), "  ", (found.headline, TITLE)))]
+    if found.term and found.term != word:
+        head.append((2, line((found.term, LABEL))))
     if found.also:
         head.append((1, line(("also ", LABEL), (", ".join(found.also), WARN))))
     lines = [draw.parts(head, canvas.width)]
@@ -247,12 +250,12 @@ def _trips(page: _Page, height: int) -> list[Line]:
     assert page.newest is not None
     rtt = page.newest["rtt"]
     how = METHODS[int(rtt["method"])] if rtt["samples_total"] else ""
-    without = "   does not spin" if spinning(page.newest) is False else ""
+    without = _no_trips(page)
     side: list[Line] = [
         line(
             (draw.fit("RTT", 9), LABEL),
             (draw.fit(units.duration(int(rtt["last"])) if how else "-", 10, "right"), VALUE),
-            (f"   least {units.duration(int(rtt['min']))}" if how else without, LABEL),
+            (f"   least {units.duration(int(rtt['min']))}" if how else f"   {without}", LABEL),
         )
     ]
     if height > 1 and how:
@@ -276,6 +279,22 @@ def _trips(page: _Page, height: int) -> list[Line]:
             )
         ]
     return page.strip([sum(t) / len(t) if t else None for t in trips], LABEL, side, height, units.duration)
+
+
+def _no_trips(page: _Page) -> str:
+    """Why there is no round trip, and what the kernel has instead."""
+    row = page.newest
+    assert row is not None
+    if spinning(row) is False:
+        return "does not spin"
+    socket = next((s for s in reversed(page.sockets) if s is not None), None)
+    if socket is not None and socket.rtt_min_ns is not None:
+        return f"sends no data; kernel's least {units.duration(socket.rtt_min_ns)}"
+    if row["srtt_us"]:
+        return f"sends no data; kernel's {units.duration(int(row['srtt_us']) * 1000)}"
+    if not row["tx_packets_total"] or not row["rx_packets_total"]:
+        return "one direction only"
+    return "nothing was answered" if int(row["protocol"]) == PROTOCOLS["tcp"] else "not measured: no TCP"
 
 
 def _buffer(
@@ -306,7 +325,7 @@ def _window(page: _Page, height: int) -> list[Line]:
         line(
             (draw.fit("cwnd", 9), LABEL),
             (draw.fit(units.count(round(known[-1])) if known else "-", 10, "right"), VALUE),
-            ("" if socket is None else f"   flying {units.size(socket.in_flight)}", LABEL),
+            ("" if socket is None else f"  in flight {units.size(socket.in_flight)}", LABEL),
         )
     ]
     if socket is not None:
@@ -382,6 +401,10 @@ def _title(found: Explanation, page: _Page) -> Line:
     room = page.canvas.width - (page.side + 2 if page.side else 0)
     left = line(("delay ", TITLE), (units.duration(found.whole_ns), VALUE), "  ")
     words = ("a packet's way to the far end and back, and to its reader", "a packet's way there and back", "")
+    unknown = [part.words for part in found.parts if part.ns is None and part.name in WAY]
+    if unknown:  # the shares are of what is known, which is not the whole
+        count = f"{len(unknown)} of {len(WAY)} parts are not known"
+        words = (f"a packet's way as far as it is known: {count}", count, "")
     left = (*left, Span(next(w for w in words if draw.cells_of(left) + len(w) <= room or not w), LABEL))
     if not page.side:
         return draw.pad(left, room)

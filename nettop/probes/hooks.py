@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Via = Literal["tp_btf", "raw_tracepoint", "netfilter", "fentry", "kprobe", "tcx", "clsact"]
+Via = Literal["tp_btf", "raw_tracepoint", "netfilter", "fentry", "kprobe", "tcx", "clsact", "prog_run"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Attachment:
     tcx, clsact: ``ingress`` or ``egress`` of the watched interface; raw_tracepoint, tp_btf (the same with typed
     arguments): its name; fentry, kprobe: the function, or several names by which kernels know it, with ``|`` between
     them; netfilter: ``ipv4 pre_routing first`` (family, hook, and whether before or after everybody else there:
-    ``first``, ``last``).
+    ``first``, ``last``); prog_run: the probe's map that user space writes before it runs the program.
     """
 
     program: str

@@ -5,7 +5,7 @@ Counted by bpf_src/irq.c; /proc/net/softnet_stat adds what each CPU dropped and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -19,7 +19,8 @@ from nettop.units import clean
 
 HIST = np.dtype([("sum", "u8"), ("slots", "u8", (SLOTS,))])
 SOFTIRQ = np.dtype([("wait", HIST), ("run", HIST)])
-LINE = np.dtype([("run", HIST), ("to_poll", HIST), ("unhandled", "u8"), ("name", "S32")])
+LINE = np.dtype([("run", HIST), ("unhandled", "u8"), ("name", "S32")])
+WAIT = np.dtype([("to_poll", HIST), ("missed", "u8"), ("napi", "u4"), ("strikes", "u4")])
 POLLER = np.dtype([("run", HIST), ("work", "u8"), ("polls", "u8"), ("exhausted", "u8")])
 # include/linux/interrupt.h, in this order since 4.x
 VECTORS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
@@ -76,7 +77,10 @@ class SoftIrq:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """The polls of one device; ``irq_to_poll`` is None where no interrupt of its own is known."""
+    """The polls of one device; ``irq_to_poll`` is None where no interrupt of its own is known.
+
+    ``irq_missed``: interrupts that scheduled a poll which was not seen.
+    """
 
     device: str
     irq_to_poll: Histogram | None
@@ -84,11 +88,13 @@ class Poll:
     work: int = 0
     polls: int = 0
     budget_exhausted: int = 0
+    irq_missed: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "device": self.device,
             "irq_to_poll": None if self.irq_to_poll is None else histogram_json(self.irq_to_poll),
+            "irq_missed": self.irq_missed,
             "run": histogram_json(self.run),
             "work": self.work,
             "polls": self.polls,
@@ -97,7 +103,7 @@ class Poll:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        waited = data.get("irq_to_poll")
+        waited, missed = data.get("irq_to_poll"), data.get("irq_missed")
         return cls(
             str(data["device"]),
             None if waited is None else histogram_from_json(waited),
@@ -105,6 +111,7 @@ class Poll:
             int(data.get("work") or 0),
             int(data.get("polls") or 0),
             int(data.get("budget_exhausted") or 0),
+            None if missed is None else int(missed),
         )
 
 
@@ -184,13 +191,13 @@ class IrqFold:
         lines = self._lines(*reads.maps["lines"])
         hard = tuple(
             Line(irq, name, run, None if own is None else irq in own, unhandled)
-            for irq, name, run, _, unhandled in lines
+            for irq, name, run, unhandled in lines
         )
         section = Irq(
             # Ours first, then the busiest.
             tuple(sorted(hard, key=lambda line: (not line.own, -line.latency.count, line.irq))),
             self._soft(reads.maps["softirqs"]),
-            self._polls(reads.maps["pollers"], own, lines),
+            self._polls(reads.maps["pollers"], self._waits(own, *reads.maps["waits"])),
             self._cpus(reads.system.get("softnet")),
             None if own is None else bool(own),
         )
@@ -209,7 +216,7 @@ class IrqFold:
         grown = self._grown(name, np.append(slots, total).astype(np.uint64))
         return Histogram(grown[:-1].copy(), int(grown[-1]))
 
-    def _lines(self, keys: Array, values: Array) -> list[tuple[int, str, Histogram, Histogram, int]]:
+    def _lines(self, keys: Array, values: Array) -> list[tuple[int, str, Histogram, int]]:
         result = []
         for irq, value in zip(keys.tolist(), values, strict=True):
             name = clean(value["name"].decode(errors="replace"), 32)
@@ -219,7 +226,6 @@ class IrqFold:
                     int(irq),
                     name,
                     self._histogram(f"{irq} run", value["run"]),
-                    self._histogram(f"{irq} poll", value["to_poll"]),
                     int(unhandled[0]),
                 )
             )
@@ -235,13 +241,18 @@ class IrqFold:
             for number, vector in enumerate(VECTORS)
         )
 
-    def _polls(
-        self,
-        values: Array,
-        own: frozenset[int] | None,
-        lines: Sequence[tuple[int, str, Histogram, Histogram, int]],
-    ) -> tuple[Poll, ...]:
-        waited = Histogram.total([to_poll for irq, _, _, to_poll, _ in lines if irq in own]) if own else None
+    def _waits(self, own: frozenset[int] | None, keys: Array, values: Array) -> tuple[Histogram, int] | None:
+        """From interrupt to poll on the device's own lines, and what was missed there; None: it has no lines."""
+        waited, missed = Histogram.empty(), 0
+        for irq, value in zip(keys.tolist(), values, strict=True):
+            histogram = self._histogram(f"{irq} poll", value["to_poll"])
+            grown = self._grown(f"{irq} missed", np.array([value["missed"]], np.uint64))
+            if own and irq in own:
+                waited += histogram
+                missed += int(grown[0])
+        return (waited, missed) if own else None
+
+    def _polls(self, values: Array, waits: tuple[Histogram, int] | None) -> tuple[Poll, ...]:
         result = []
         for number, device in enumerate((self._interface, BACKLOG)):
             counts = np.array(
@@ -250,7 +261,8 @@ class IrqFold:
             )
             work, polls, exhausted = self._grown(f"{device} counts", counts).tolist()
             run = self._histogram(f"{device} poll", values[number]["run"])
-            result.append(Poll(device, waited if device != BACKLOG else None, run, work, polls, exhausted))
+            waited, missed = waits if waits and device != BACKLOG else (None, None)
+            result.append(Poll(device, waited, run, work, polls, exhausted, missed))
         return tuple(result)
 
     def _cpus(self, now: Any) -> tuple[Cpu, ...] | None:
@@ -306,7 +318,8 @@ PROBE = Probe(
     maps=(
         Map("softirqs", "percpu", SOFTIRQ),
         Map("pollers", "percpu", POLLER),
-        Map("lines", "hash", LINE, key=np.dtype("u4")),
+        Map("lines", "hash", LINE, key=np.dtype("u4"), entries="irq_lines"),
+        Map("waits", "hash", WAIT, key=np.dtype("u4"), entries="irq_lines"),
     ),
     fold=_fold,
     load=Irq.from_json,

@@ -152,6 +152,7 @@ def _rows(history: History, canvas: Canvas, everything: bool) -> list[delays.Row
                 histograms,
                 _rate(latest, frames[-1]),
                 _note(section, name),
+                *delays.behind(frames, histograms),
             )
         )
     return rows

@@ -15,7 +15,14 @@ from nettop.model import Frame, Histogram
 from nettop.probes.base import Array
 from nettop.probes.flows import Subnet
 
-_RUNNING = ("retransmits", "out_of_order")  # of a flow's row: they run, though their names don't say so
+_RUNNING = (
+    "_retransmits",
+    "_out_of_order",
+    "_duplicates",
+    "_probes",
+    "_unneeded",
+    "_uncertain",
+)  # of a flow's row: they run, though their names don't say so
 
 
 class Since:

@@ -1,7 +1,7 @@
 """Stages: how long a packet takes from boundary to boundary inside the host, received and sent.
 
-The C side (bpf_src/stages.c) records each stage where it ends, per CPU; this takes differences and says what each
-number is: between which two boundaries, watched by which mechanism, of how many packets that passed.
+The C side (bpf_src/stages/stages.c) records each stage where it ends, per CPU; this takes differences and says what
+each number is: between which two boundaries, watched by which mechanism, of how many packets that passed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIG = np.dtype(
         "names": ["sample_shift", "flags", "focus"],
         "formats": ["u1", "u4", "u8"],
         "offsets": [14, 72, 16],
-        "itemsize": 80,
+        "itemsize": 88,
     }
 )
 STAGE = np.dtype(
@@ -33,6 +33,7 @@ STAGE = np.dtype(
         ("slots", "u8", (SLOTS,)),
         ("missed", "u8"),
         ("dropped", "u8"),
+        ("paced", "u8"),
     ]
 )
 TRACE = np.dtype(
@@ -45,9 +46,7 @@ TRACE = np.dtype(
         ("cpu", "u2"),
     ]
 )
-TRACING = np.dtype(
-    [("second", "u8"), ("left_out", "u8"), ("lost", "u8"), ("packets", "u4"), ("number", "u4")]
-)
+TRACING = np.dtype([("left_out", "u8"), ("lost", "u8"), ("number", "u8")])
 MAX_TRACE = 20_000  # events in one frame
 Direction = Literal["rx", "tx"]
 
@@ -97,7 +96,8 @@ class Stage:
     ``begin`` and ``end`` name its boundaries, ``via`` the mechanism at its end.  ``missed``: packets at its end
     whose beginning was not seen; None where that cannot be known.  ``path_ns`` is the stage's sum over the
     ``path_packets`` that went the whole way: those sums add up to that of the whole.  ``merged``: boundaries that this
-    kernel cannot show, whose time is in this stage.
+    kernel cannot show, whose time is in this stage.  ``paced_ns``, of the qdisc: the part of its time before which the
+    packets were not to leave (fq, SO_TXTIME); None elsewhere.
     """
 
     stage: str
@@ -110,6 +110,7 @@ class Stage:
     path_ns: int = 0
     path_packets: int = 0
     merged: tuple[str, ...] = ()
+    paced_ns: int | None = None
 
     @property
     def matched(self) -> int:
@@ -135,6 +136,7 @@ class Stage:
             "path_ns": self.path_ns,
             "path_packets": self.path_packets,
             "merged": list(self.merged),
+            "paced_ns": self.paced_ns,
         }
 
     @classmethod
@@ -150,6 +152,7 @@ class Stage:
             path_ns=int(data.get("path_ns") or 0),
             path_packets=int(data.get("path_packets") or 0),
             merged=tuple(str(m) for m in data.get("merged", ())),
+            paced_ns=data.get("paced_ns"),
         )
 
 
@@ -157,7 +160,7 @@ class Stage:
 class TraceEvent:
     """One boundary that one packet has passed.
 
-    ``time_ns`` is CLOCK_MONOTONIC; ``packet`` a number that all of a packet's events share, for as long as 16 million
+    ``time_ns`` is CLOCK_MONOTONIC; ``packet`` a number that all of a packet's events share, for as long as 4 million
     packets a CPU; ``flow`` the id of the flow in focus, 0: another one.  ``stage`` is the stage that ends there, ``""``
     where the packet was first seen; ``delay_ns`` is None there, and where the packet was dropped in the stage.
     """
@@ -270,10 +273,7 @@ class Stages(Way):
         return self
 
     def health(self) -> Mapping[str, int]:
-        return {
-            "untracked_packets": sum(s.missed or 0 for _, s in self.rows()),
-            "lost_events": self.trace_lost,
-        }
+        return {"lost_events": self.trace_lost}
 
 
 def _skeleton(setup: Setup) -> tuple[tuple[Direction, Boundary, Stage], ...]:
@@ -335,10 +335,12 @@ class StagesFold:
         self._before: dict[str, Array] = {}
         self._flow = 0
         self._sample = 1
+        self._below = False  # the interface's packets are seen from IP on
         self._traced: dict[str, Any] = {}
 
     def __call__(self, reads: Reads) -> Folded:
         config = reads.maps["config"][0]
+        self._below = bool(int(config["flags"]) & Flag.NO_STACK)
         stages, paths = reads.maps["stages"], reads.maps["paths"]
         running = {name: stages[name].sum(axis=1, dtype=np.uint64) for name in STAGE.names or ()}
         # Of all packets in the first entry, of the focused flow's in the second: end to end, as the stages are.
@@ -386,6 +388,8 @@ class StagesFold:
         rows: dict[Direction, list[Stage]] = {"rx": [], "tx": []}
         for direction, boundary, row in self._rows:
             index = boundary.index
+            if self._below and boundary in RX[1:3]:
+                continue  # seen at the lower device alone
             rows[direction].append(
                 replace(
                     row,
@@ -394,6 +398,7 @@ class StagesFold:
                     dropped=int(grown["dropped"][first + index]) if self._drops else None,
                     path_ns=int(grown["ns"][first + index]),
                     path_packets=int(grown["packets"][first + index]),
+                    paced_ns=int(grown["paced"][first + index]) if boundary.stage == "qdisc" else None,
                 )
             )
         return {
@@ -573,6 +578,6 @@ PROBE = Probe(
     fold=_fold,
     load=Stages.from_json,
     panes=view.PANES,
-    state=("rx_slots", "tx_slots", "readers", "writers", "deliveries", "cuts"),
+    state=("rx_slots", "tx_slots", "rx_socks", "tx_socks", "rx_currents", "gso_parents"),
 )
 __all__ = ["ENTRIES", "HOOKS", "PROBE", "STAGE", "Stage", "Stages", "StagesFold", "one"]

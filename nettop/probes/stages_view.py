@@ -32,6 +32,7 @@ _HEADS = ((8, "share"), (5, "seen"))
 _RECENT, _MINUTE = 5, 60  # frames that are "now", and seconds that they are compared with
 _CHANGED = 1.5  # times: less is no change worth a word
 _WORTH = 1_000  # ns of it
+_PACED = 0.5  # of the qdisc's time: more, and it is no queue that is spoken of
 
 LABELS = {
     ("rx", "stack"): "driver→stack",
@@ -61,6 +62,8 @@ WORDS = {
     ("tx", "qdisc"): "in the qdisc",
     ("tx", "driver"): "in the driver",
 }
+PACED = "paced: not to leave the qdisc yet"
+BELOW = "driver→stack and stack→ip are seen at the device below: watch that one for them"
 WAYS = {"rx": "received", "tx": "sent"}
 
 HELP = """\
@@ -71,10 +74,12 @@ shade the number of packets. Share is the stage's part of the mean way from driv
 how many of the packets that reached the stage's end could be timed. Medians do not add up; means do.
 
 application, received: data waits for its reader. socket: TCP, and what waits there behind a gap. transport: on the \
-way to TCP, the socket's backlog included. app→ip, sent: data waits in the send buffer. qdisc: traffic control. \
-done: until the skb is freed; on veth and loopback that is when the other side has read it.
+way to TCP, the socket's backlog included. app→ip, sent: data waits in the send buffer. qdisc: traffic control, and \
+the pacing of fq, whose part its page says. done: until the skb is freed; on veth and loopback that is when the \
+other side has read it.
 
-A boundary that this kernel cannot show is merged into the next stage, whose page says so. Enter opens one stage; \
+On a VLAN, a bond or a macvlan what is received is seen from IP on: what is before names the device below. A boundary \
+that this kernel cannot show is merged into the next stage, whose page says so. Enter opens one stage; \
 zoomed (z) it fills the screen, and the arrows move a cursor that names its cell.
 """
 
@@ -137,9 +142,24 @@ def _note(stage: Stage) -> str:
         text += f", {units.count(stage.missed)} not"
     if stage.dropped:
         text += f", {units.count(stage.dropped)} dropped in it"
+    if part := _paced((stage,)):
+        text += f"; {units.percent(part)} of its time is pacing, before which they were not to leave"
     if stage.merged:
         text += f"; with {', '.join(stage.merged)}, whose boundary this kernel cannot show"
     return text
+
+
+def _paced(qdiscs: Sequence[Stage]) -> float:
+    """The part of the qdisc's time that is pacing."""
+    spent = sum(stage.latency.sum_ns for stage in qdiscs)
+    return min(sum(stage.paced_ns or 0 for stage in qdiscs) / spent, 1.0) if spent else 0.0
+
+
+def seen_below(frame: Frame) -> bool:
+    """On a VLAN, a bond, a macvlan packets are seen from IP on: what is before names the device below."""
+    section = _section(frame)
+    here = {stage.stage: stage for stage in section.rx} if section is not None else {}
+    return "local" in here and not here["local"].merged and not {"stack", "ip"} & set(here)
 
 
 def _rows(history: History, canvas: Canvas) -> list[delays.Row]:
@@ -159,6 +179,7 @@ def _rows(history: History, canvas: Canvas) -> list[delays.Row]:
                 histograms,
                 ((8, _share(part, canvas)), (5, _seen(stage))),
                 _note(stage),
+                *delays.behind(frames, histograms),
             )
         )
     return rows
@@ -195,6 +216,9 @@ def _listed(rows: Sequence[delays.Row], history: History, canvas: Canvas, height
     """In at most ``height`` lines: what is sent shrinks to one where there is little room."""
     received = [r for r in rows if r.name.startswith("rx")]
     footer = [where(history, canvas)]
+    if seen_below(history[-1]) and height > len(rows) + 3:
+        footer.insert(0, line((BELOW if canvas.unicode else BELOW.replace("→", ">"), LABEL)))
+        height -= 1
     lines = delays.table(rows, canvas, "received", _HEADS)
     if height < len(lines) + 2 or not received:
         sent = [r for r in rows if r.name.startswith("tx")]
@@ -228,24 +252,28 @@ def where(history: History, canvas: Canvas) -> Line:
     if not found:
         return line(("no packet has gone the whole way yet", DIM))
     change = _change(history, canvas)
+    part = _paced([s for f in history[-_RECENT:] if (s := _find(_section(f), "tx", "qdisc")) is not None])
     for full in (True, False):
-        pieces = [(2 * index, _where_one(*entry, full)) for index, entry in enumerate(found)]
+        pieces = [(2 * index, _where_one(*entry, full, part)) for index, entry in enumerate(found)]
         pieces[1:1] = [(1, change)]
         if draw.cells_of(pieces[0][1]) + 2 + draw.cells_of(change) <= canvas.width:
             break
     return draw.parts(pieces, canvas.width)
 
 
-def _where_one(direction: str, whole: tuple[float, dict[str, float]], full: bool) -> Line:
+def _where_one(direction: str, whole: tuple[float, dict[str, float]], full: bool, paced: float) -> Line:
     """One direction in words, as many as there is room for."""
     mean, parts = whole
     stage = max(parts, key=lambda name: parts[name])
+    words = WORDS.get((direction, stage), stage)
+    if (direction, stage) == ("tx", "qdisc") and paced >= _PACED:
+        words = PACED
     return line(
         (f"a {WAYS[direction]} packet's mean " if full else f"{WAYS[direction]} ", LABEL),
         (units.duration(mean), TITLE),
         (": ", LABEL),
         (units.percent(parts[stage]), TITLE),
-        (f" {WORDS.get((direction, stage), stage)}", LABEL),
+        (f" {words}", LABEL),
     )
 
 

@@ -25,12 +25,24 @@ from nettop.probes.base import (
     one,
 )
 
-PROTO_SLOTS, PROTO_ARP, PROTO_OTHER = 258, 256, 257
+PROTO_SLOTS, PROTO_ARP, PROTO_OTHER = 263, 256, 257
+PROTO_LLDP, PROTO_LLC, PROTO_PPPOE, PROTO_MPLS, PROTO_BROKEN = 258, 259, 260, 261, 262
 # Upper bounds in bytes of the size classes; the last is open (a jumbo frame of 9000 bytes and its header is 9018).
 SIZES = (64, 128, 256, 512, 1024, 1518, 9018, 65550)
 BIN_SHIFT, BINS = 20, 1024
 BIN_NS = 1 << BIN_SHIFT
-_BEYOND_IP = {PROTO_ARP: "arp", PROTO_OTHER: "other"}
+# What is in no flow, since it is no IP.
+_BEYOND_IP = {
+    PROTO_ARP: "arp",
+    PROTO_OTHER: "other",
+    PROTO_LLDP: "lldp",
+    PROTO_LLC: "llc",
+    PROTO_PPPOE: "pppoe",
+    PROTO_MPLS: "mpls",
+    PROTO_BROKEN: "broken-ip",
+}
+
+_NO_FLOW = frozenset(_BEYOND_IP.values())
 
 TRAFFIC = np.dtype(
     [
@@ -106,7 +118,11 @@ class Direction:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """The section ``throughput`` of the frame.  ``protocols``: name, bytes received, bytes sent; largest first."""
+    """The section ``throughput`` of the frame.  ``protocols``: name, bytes received, bytes sent; largest first.
+
+    ``kind`` is the device's as rtnetlink says it, empty for hardware and lo; ``differs`` says why its own counters
+    count otherwise than the programs, where that cannot be followed.
+    """
 
     rx: Direction = field(default_factory=Direction)
     tx: Direction = field(default_factory=Direction)
@@ -117,6 +133,13 @@ class Throughput:
     qdisc_drops: int | None = None
     backlog_bytes: int | None = None
     backlog_packets: int | None = None
+    kind: str = ""
+    differs: str | None = None
+
+    @property
+    def in_no_flow(self) -> tuple[tuple[str, int, int], ...]:
+        """Those of the protocols that are no IP, so that no flow has their bytes."""
+        return tuple(entry for entry in self.protocols if entry[0] in _NO_FLOW)
 
     def to_json(self, top: int, sort: str) -> dict[str, Any]:
         return {
@@ -125,7 +148,14 @@ class Throughput:
                 "tx": self.tx.to_json(),
                 "speed_bits_per_s": self.speed_bits_per_s,
                 "mtu": self.mtu,
+                "kind": self.kind,
+                "differs": self.differs,
                 "protocols": [{"protocol": n, "rx_bytes": r, "tx_bytes": t} for n, r, t in self.protocols],
+                "in_no_flow": {
+                    "rx_bytes": sum(rx for _, rx, _ in self.in_no_flow),
+                    "tx_bytes": sum(tx for _, _, tx in self.in_no_flow),
+                    "protocols": [name for name, _, _ in self.in_no_flow],
+                },
                 "qdisc": {
                     "kind": self.qdisc,
                     "drops": self.qdisc_drops,
@@ -152,6 +182,8 @@ class Throughput:
             qdisc_drops=qdisc.get("drops"),
             backlog_bytes=qdisc.get("backlog_bytes"),
             backlog_packets=qdisc.get("backlog_packets"),
+            kind=str(ours.get("kind") or ""),
+            differs=ours.get("differs"),
         )
 
     def trimmed(self, top: int) -> Self:
@@ -237,6 +269,8 @@ class ThroughputFold:
             _growth(qdisc.drops, qdisc_before.drops) if qdisc and qdisc_before else None,
             qdisc.backlog_bytes if qdisc else None,
             qdisc.backlog_packets if qdisc else None,
+            interface.kind if interface else "",
+            (interface.differs or None) if interface else None,
         )
         return Folded(section)
 

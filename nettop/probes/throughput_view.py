@@ -48,6 +48,10 @@ dropped, errors: by the interface and by the queue (qdisc) in front of it, in th
 queue: bytes that wait in the qdisc for the device.
 
 sizes: packets by their size on the wire, up to so many bytes; 9k and 64k are jumbo frames.
+
+in no flow: bytes of what is no IP (ARP, LLDP, spanning tree, PPPoE's and MPLS's own, broken IP headers), of all bytes.
+
+counts differ: the interface's own counters count something else than its packets; the zoomed pane says what.
 """
 
 
@@ -129,6 +133,9 @@ def _mix(frame: Frame, canvas: Canvas, width: int) -> Line:
         for index, (name, rx, tx) in enumerate(section.protocols[:4])
         if total
     ]
+    if beyond := sum(rx + tx for _, rx, tx in section.in_no_flow):
+        share = draw.quantity(units.percent(beyond / total), 5, 1)
+        pieces.append((5, line(("in no flow ", LABEL), (share, PLAIN))))
     sizes = [a + b for a, b in zip(section.rx.sizes, section.tx.sizes, strict=True)]
     pieces.append((0, line(("sizes 64 ", LABEL), draw.blocks(sizes, canvas, ACCENT), (" 64k", LABEL))))
     right = [pieces.pop()]
@@ -160,7 +167,9 @@ def _whole(history: History, canvas: Canvas) -> list[Line]:
         lines += _graph(name, history, canvas, rows)
     width = max(canvas.width - _AXIS, 1)
     axis = draw.time_axis([f.time_ns for f in history[-width:]], width, canvas)
-    lines += [(Span(" " * _AXIS), *axis), (), *tables]
+    differs = _section(frame).differs
+    why = [line((f"counts differ: {units.clean(differs, 256)}", DIM))] if differs else [()]
+    lines += [(Span(" " * _AXIS), *axis), *why, *tables]
     return draw.clip(lines, canvas)
 
 
@@ -260,6 +269,8 @@ def subtitle(history: History, canvas: Canvas) -> str:
         )
     if section.mtu:
         words.append(f"mtu {section.mtu}")
+    if section.differs:
+        words.append("counts differ")
     return " · ".join(words)
 
 

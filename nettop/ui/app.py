@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import locale
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from nettop.charset import draws_unicode
 from nettop.errors import ExitCode, NettopError
 from nettop.model import Frame
 from nettop.probes.base import Probe
@@ -193,7 +193,7 @@ class NettopApp(App[int], inherit_bindings=False):
         state.interval = self.options.interval
         state.bits = self.options.bits
         state.span_ns = int(self.options.history * 1e9)
-        state.unicode = _unicode()
+        state.unicode = draws_unicode(self.options.charset)
         state.filter_word = self._word
         state.zoomed = self.options.zoomed
         self.state = state
@@ -806,11 +806,6 @@ def _depth(no_color: bool, system: str | None) -> theme.Depth:
     if no_color or system is None:
         return "none"
     return "full" if system == "truecolor" else "256" if system == "256" else "sixteen"
-
-
-def _unicode() -> bool:
-    """Whether the user's locale can carry block glyphs."""
-    return locale.getpreferredencoding(False).lower().replace("-", "") == "utf8"
 
 
 def run(

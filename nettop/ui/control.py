@@ -22,6 +22,7 @@ class Options:
     sort: str = ""
     panes: tuple[str, ...] = ()
     theme: str = ""
+    charset: str = "auto"
     bits: bool = True
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: bool = False
@@ -40,6 +41,7 @@ class Options:
             sort=settings.sort,
             panes=settings.probes,
             theme=settings.theme,
+            charset=settings.charset,
             bits=settings.bits,
             keys={
                 name: tuple(keys.split(",")) if keys != "," else (",",)

@@ -181,7 +181,7 @@ def page() -> str:
         "# Keys",
         "",
         "Written by `python -m nettop.ui.keys` from the table in `nettop/ui/keys.py`; a test keeps it true.",
-        'Each action can have other keys: in the settings file, `[keys]` takes `action = ["key", ...]`.',
+        'Each action can have other keys: in the settings file, `[keys]` takes `action = "key,key"`.',
     ]
     for group in GROUPS:
         rows += ["", f"## {group.capitalize()}", "", "| keys | action | what it does |", "|---|---|---|"]

@@ -6,15 +6,18 @@ joins, and what is not the name of a host is no name.
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import queue
 import re
 import socket
+import struct
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from nettop import units
 
@@ -22,6 +25,7 @@ THREADS = 4
 MOST = 10_000  # addresses that are remembered
 WAITING = 500  # addresses that may wait to be asked for
 KEEP_S, KEEP_NONE_S = 900.0, 120.0  # how long an answer holds, and how long that there was none
+_NI_MAXHOST = 1025  # netdb.h
 _LONGEST = 253  # RFC 1035, 2.3.4
 # Names of hosts (RFC 1123, 2.1), and the underscore that many have.  At least one letter: none passes for an address.
 _HOST = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -34,8 +38,26 @@ class _Answer:
 
 
 def resolve(address: str) -> str:
-    """The name by the system's resolver (getnameinfo); OSError where there is none.  Blocks."""
-    return socket.getnameinfo((address, 0), socket.NI_NAMEREQD)[0]
+    """The name by the system's resolver (getnameinfo(3)); OSError where there is none.  Blocks.
+
+    Called through ctypes, which lets other threads run meanwhile: Python's own call keeps its lock until 3.12, for as
+    long as a server does not answer.
+    """
+    if ":" in address:
+        packed = socket.inet_pton(socket.AF_INET6, address)
+        place = struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, packed, 0)
+    else:
+        place = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_pton(socket.AF_INET, address))
+    name = ctypes.create_string_buffer(_NI_MAXHOST)
+    code = _libc().getnameinfo(place, len(place), name, len(name), None, 0, socket.NI_NAMEREQD)
+    if code:
+        raise socket.gaierror(code, "no name")
+    return name.value.decode("ascii", "replace")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def checked(name: str) -> str:

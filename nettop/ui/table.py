@@ -68,7 +68,11 @@ def place_columns(columns: tuple[Column, ...], width: int, keep: str = "") -> tu
 
 
 class TablePane(PaneWidget):
-    """The cursor stays on its row by identity while rows move; before it was moved, it stays on top."""
+    """The cursor stays on its row by identity while rows move; before it was moved, it stays on top.
+
+    What is in view changes by keys alone: a row that moves out of it (another order, a flow that falls silent) is drawn
+    at the edge where it left, so that it is found, and does not take the others with it.
+    """
 
     def __init__(self, state: State, place: Place, sort: str = "") -> None:
         super().__init__(state, place)
@@ -80,8 +84,11 @@ class TablePane(PaneWidget):
         self.reversed = False
         self.at = 0  # the cursor's row
         self.first = 0  # the first visible row
+        self._follow = False  # the cursor was moved: it has to be in view
+        self._shown: list[int] = []  # the rows in view, by their place in the order
         self.pinned: int | None = None  # identity under the cursor, once the user moved it
         self.entered: int | None = None  # identity of the row whose page is open
+        self._loose = False  # the cursor was not pinned before that
         self._of: tuple[Frame, str, bool, str] | None = None
         self._rows: NDArray[np.void] = np.zeros(0, [(self.table.identity, np.uint64)])
         self._order: NDArray[np.intp] = np.zeros(0, np.intp)
@@ -107,13 +114,16 @@ class TablePane(PaneWidget):
             found = np.flatnonzero(self._ids == np.uint64(self.pinned))
             if found.size:
                 self.at = int(found[0])
-            else:
+            elif self.first <= self.at < self.first + len(self._shown):
                 self._pin(self.at)
+            else:
+                self.at, self.pinned = self.first, None
         self.at = min(self.at, max(len(self._ids) - 1, 0))
 
     def _pin(self, row: int) -> None:
         self.at = min(max(row, 0), max(len(self._ids) - 1, 0))
         self.pinned = int(self._ids[self.at]) if len(self._ids) else None
+        self._follow = True
 
     @property
     def under(self) -> int | None:
@@ -138,17 +148,28 @@ class TablePane(PaneWidget):
             "" if self.column.key == self.table.default_sort else self.column.key,
         )
         room = max(height - 1, 1)
-        self.first = min(self.first, self.at, max(len(self._ids) - room, 0))
-        self.first = max(self.first, self.at - room + 1)
+        self._shown = self._in_view(room)
         lines = [self._titles()]
         canvas = self.state.canvas(width, height)
         canvases = [replace(canvas, width=p.width) for p in self._places]
-        for place in range(self.first, min(self.first + room, len(self._ids))):
-            lines.append(self._row(place, frame, canvases))
+        lines += [self._row(place, frame, canvases) for place in self._shown]
         if not len(self._ids):
             word = self.state.filter_word
             lines.append(line((f"  nothing matches {word}" if word else "  none yet", DIM)))
         return lines
+
+    def _in_view(self, room: int) -> list[int]:
+        """The rows to show, by their place in the order; the cursor's is always among them."""
+        if self._follow or self.pinned is None:
+            self.first = max(min(self.first, self.at), self.at - room + 1)
+            self._follow = False
+        self.first = max(min(self.first, len(self._ids) - room), 0)
+        shown = list(range(self.first, min(self.first + room, len(self._ids))))
+        if shown and self.at < shown[0]:
+            shown[0] = self.at
+        elif shown and self.at > shown[-1]:
+            shown[-1] = self.at
+        return shown
 
     def _titles(self) -> Line:
         spans = [Span(" " * _MARK)]
@@ -219,12 +240,14 @@ class TablePane(PaneWidget):
             self._pin(len(self._ids) - 1 if bottom else 0)
             if not bottom:
                 self.pinned = None
+            self._follow = True
             self.redraw()
 
     def enter(self) -> bool:
         """Open the page of the row under the cursor."""
         if self.entered is not None or self.under is None or self.table.detail is None:
             return False
+        self._loose = self.pinned is None
         self.entered = self.under
         self._pin(self.at)
         return True
@@ -238,17 +261,21 @@ class TablePane(PaneWidget):
         if not (0 < identity < 1 << 64 and np.any(ids == np.uint64(identity))):
             return False
         self.entered = self.pinned = identity
+        self._loose, self._follow = False, True
         return True
 
     def leave(self) -> bool:
         """Close it."""
         was, self.entered = self.entered, None
+        if was is not None and self._loose:  # it stood on top before, and does so again
+            self.at, self.pinned = 0, None
         return was is not None
 
     def sort_by(self, column: Column) -> None:
-        """Order by a column, in its own direction; by the same one again: the other way round."""
+        """Order by a column, in its own direction, and show the first; by the same one again: the other way round."""
         self.reversed = not self.reversed if column.key == self.column.key else False
         self.column = column
+        self.first = 0
         self.redraw()
 
     def sort_neighbour(self, step: int) -> None:
@@ -275,8 +302,8 @@ class TablePane(PaneWidget):
             for p in self._places:
                 if p.x <= x < p.x + p.width:
                     self.sort_by(p.column)
-        elif self.entered is None and 0 <= row < len(self._ids) - self.first and row < self.size.height - 3:
-            again = self.focused and self.first + row == self.at
-            self._pin(self.first + row)
+        elif self.entered is None and 0 <= row < len(self._shown) and row < self.size.height - 3:
+            again = self.focused and self._shown[row] == self.at
+            self._pin(self._shown[row])
             self.redraw()
         self.post_message(self.Picked(self, enter=again))

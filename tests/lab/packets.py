@@ -194,6 +194,17 @@ def send(lab: Lab, at: Endpoint, frames: Iterable[bytes], *, interval_s: float =
     return sent
 
 
+def send_gso(lab: Lab, at: Endpoint, frame: bytes, size: int) -> None:
+    """Put one large IPv4 TCP frame on an interface, for the kernel or the device to cut into segments of ``size``."""
+    lab.check(at.ns, at.name)
+    with at.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as sender:
+        sender.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+        sender.bind((at.name, 0))
+        # struct virtio_net_hdr: the checksum is yet to be made, TCP over IPv4
+        header = struct.pack("<BBHHHH", 1, 1, 54, size, 34, 16)
+        sender.send(header + frame)
+
+
 @dataclass(frozen=True)
 class Flood:
     """What `synflood.c` sent: SYNs, how long that took, and how many the interface refused."""

@@ -154,6 +154,7 @@ class Process:
             code = self.popen.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise LabError(f"still running after {timeout} s: {self._described()}") from error
+        self.close_stdin()
         for reader in self._readers:
             reader.join(2.0)  # A grandchild may hold the pipe open: what it says later is nobody's.
         return code

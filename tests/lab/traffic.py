@@ -357,7 +357,12 @@ class Transfer:
 
 @contextmanager
 def transfer(
-    sender: Endpoint, receiver: Endpoint, *, ipv6: bool = False, receive_buffer: int | None = None
+    sender: Endpoint,
+    receiver: Endpoint,
+    *,
+    ipv6: bool = False,
+    receive_buffer: int | None = None,
+    port: int = 0,
 ) -> Iterator[Transfer]:
     """A TCP connection from sender to receiver whose two sockets this process holds (Nagle off)."""
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
@@ -365,7 +370,7 @@ def transfer(
         listener = stack.enter_context(receiver.ns.call(lambda: socket.socket(family, socket.SOCK_STREAM)))
         if receive_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        listener.bind((receiver.address(ipv6), 0))
+        listener.bind((receiver.address(ipv6), port))
         listener.listen()
         client = stack.enter_context(sender.ns.call(lambda: socket.socket(family, socket.SOCK_STREAM)))
         client.settimeout(60)

@@ -1,8 +1,11 @@
 """Fixtures of the lab, and a limit on the time that any live test may take."""
 
+import shutil
 import signal
+import tempfile
 import types
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from lab import Lab, Link, Router
@@ -36,6 +39,15 @@ def host_veth(lab: Lab) -> Link:
 def router(lab: Lab) -> Router:
     """Client - router - server, over veth."""
     return lab.router()
+
+
+@pytest.fixture
+def walkable() -> Iterator[Path]:
+    """A directory that any user may enter; pytest's own are for whoever runs it."""
+    path = Path(tempfile.mkdtemp(prefix="nettop-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.hookimpl(wrapper=True)

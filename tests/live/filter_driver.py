@@ -69,6 +69,7 @@ def main(run: Callable[[live.LoaderHandle, Settings], Coroutine[Any, Any, None]]
             delay=float(sys.argv[2]),
             probes=tuple(sys.argv[3].split(",")),
             filter=" ".join(sys.argv[4:]),
+            budget=0,  # a compiler at work on a busy machine is over any, and packets would be sampled
         )
         asyncio.run(run(handle, settings))
     except NettopError as error:

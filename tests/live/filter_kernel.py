@@ -1,7 +1,7 @@
 """Filters as programs of their own in the kernel, many in one object, to ask each about the same packets.
 
-What is compiled is what nettop compiles: the text of nettop.filter.to_c behind bpf_src/filter.h, by BCC, for the
-running kernel.
+What is compiled is what nettop compiles: the text of nettop.filter.to_c behind bpf_src/include/filter.h, by BCC, for
+the running kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from lab.namespace import Endpoint
 from nettop import bpf
 from nettop.filter import Program, to_c
 from nettop.loader.compile import Object, compile_source
-from nettop.paths import bpf_source
 
 # The verdict of filter N on a packet with the number P at its end is counted in seen[N * PACKETS + P].
 PACKETS = 256
@@ -133,7 +132,7 @@ def compile_for_memory(programs: Sequence[Program], cache: Path, where: str) -> 
         source.write_text(_MEMORY_HEAD + "".join(texts))
         # filter.h wants a filter of its own name as well
         defines = (f"-DFILTERS={len(programs)}", f"-DPACKETS={PACKETS}", f"-DMARK={_MARK:#x}", "-DL2_LEN=14")
-        flags = (f"-I{bpf_source('filter.h').parent}", *defines, f"-DWHERE={where}")
+        flags = (*defines, f"-DWHERE={where}")
         return compile_source(source, cache, flags, filter_text=to_c(programs[0].instructions))
 
 
@@ -151,7 +150,7 @@ def compile_filters(programs: Sequence[Program], cache: Path, *, live: bool, l2_
             f"-DMARK={_MARK:#x}",
             f"-DL2_LEN={l2_len}",
         )
-        return compile_source(source, cache, (f"-I{bpf_source('filter.h').parent}", *defines))
+        return compile_source(source, cache, tuple(defines))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ DELAY = "0.25"
 PROBES = "throughput,flows"
 # A frame takes a quarter of a second; what a packet left behind is in the second one after it at the latest.
 SETTLED = 2
+FIRST_FRAME_S = 60.0
 
 
 @dataclass
@@ -134,7 +135,7 @@ def watching(
     """nettop at this endpoint while the block lasts."""
     with Nettop(lab, end, "-d", DELAY, "-p", probes, *args, env=env) as nettop:
         # The very first time the programs are compiled.
-        nettop.wait_frames(1, timeout=60)
+        nettop.wait_frames(1, timeout=FIRST_FRAME_S)
         yield Watch(nettop, end)
         outcome = nettop.stop()
     # 130: stopped by SIGINT. Nothing was said, so nothing went wrong.

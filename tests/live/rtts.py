@@ -184,6 +184,7 @@ class Talk(Script):
         echo: int | None = None,
         length: int = 0,
         options: bytes = b"",
+        window: int = 65535,
     ) -> Self:
         isns, clocks = (self.isn, self.far_isn), (self.clock, self.far_clock)
         (ours, theirs), (clock, far_clock) = (isns, clocks) if near else (isns[::-1], clocks[::-1])
@@ -197,6 +198,7 @@ class Talk(Script):
                 seq=ours + seq,
                 ack=0 if ack is None else theirs + ack,
                 flags=flags,
+                window=window,
                 timestamps=None if options else stamps,
                 payload=b"" if options else b"x" * length,
             )
@@ -292,5 +294,5 @@ def play_all(lab: Lab, scripts: Sequence[Script], *, apart_ms: float = 1.3) -> l
 def watching(lab: Lab, at: Endpoint, *args: str, delay: str = "0.1") -> Iterator[Nettop]:
     """nettop's flows, ten frames a second, from the first frame on."""
     with Nettop(lab, at, "-d", delay, "-p", "flows", *args) as nettop:
-        nettop.wait_frames(1)
+        nettop.wait_frames(1, timeout=60)  # the very first time the programs are compiled
         yield nettop

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from lab import Lab, Link, Nettop
 from lab.errors import LabError
 from lab.namespace import Endpoint
 from lab.program import REPOSITORY, Frame, interpreter
@@ -87,6 +89,51 @@ def stages(frames: Iterable[Frame], flow: int = 0) -> dict[tuple[str, str], Tota
     return totals
 
 
+@contextmanager
+def watching(
+    lab: Lab, at: Endpoint, via: str = "", without: str = "", words: tuple[str, ...] = ()
+) -> Iterator[list[Frame]]:
+    """The frames of the block's traffic, and a second of silence after it."""
+    frames: list[Frame] = []
+    with Nettop(
+        lab, at, "-p", "stages", "-d", "0.5", *words, env={"NETTOP_VIA": via, "NETTOP_WITHOUT": without}
+    ) as nettop:
+        before = len(nettop.wait_frames(1))
+        yield frames
+        nettop.more_frames(3)
+        frames += nettop.frames[before:]
+
+
+def above(link: Link, *words: str) -> Endpoint:
+    """The address of `link.a` moves to a device that is made of these words, above its own."""
+    run = link.a.ns.run
+    neighbour = run("cat", f"/sys/class/net/{link.a.name}/address").stdout.strip()
+    run("ip", "addr", "flush", "dev", link.a.name)
+    run("ip", "link", "add", "up0", *words)
+    if words == ("type", "bridge"):
+        run("ip", "link", "set", link.a.name, "master", "up0")
+        run("ip", "link", "set", "up0", "address", neighbour)
+    run("ip", "link", "set", "up0", "up")
+    run("ip", "addr", "add", f"{link.a.v4}/24", "dev", "up0")
+    upper = run("cat", "/sys/class/net/up0/address").stdout.strip()
+    link.b.ns.run("ip", "neigh", "replace", link.a.v4, "lladdr", upper, "dev", link.b.name)
+    peer = link.b.ns.run("cat", f"/sys/class/net/{link.b.name}/address").stdout.strip()
+    run("ip", "neigh", "replace", link.b.v4, "lladdr", peer, "dev", "up0")
+    return Endpoint(link.a.ns, "up0", upper, link.a.v4, link.a.v6)
+
+
+def through_ifb(at: Endpoint) -> None:
+    """What this interface receives goes by way of an ifb."""
+    run = at.ns.run
+    run("ip", "link", "add", "ifb0", "type", "ifb")
+    run("ip", "link", "set", "ifb0", "up")
+    run("tc", "qdisc", "add", "dev", at.name, "handle", "ffff:", "ingress")
+    run(
+        "tc", "filter", "add", "dev", at.name, "parent", "ffff:", "protocol", "ip", "u32", "match", "u32", "0", "0",
+        "action", "mirred", "egress", "redirect", "dev", "ifb0",
+    )  # fmt: skip
+
+
 class Driven:
     """nettop's live source beside the traffic, without the screen: `stages_driver.py`."""
 
@@ -156,7 +203,8 @@ def softirqs(frames: Iterable[Frame], vector: str) -> tuple[Total, Total]:
 
 # --- a program that burns time where it is attached ------------------------------------------------------------------
 
-_PROG_LOAD, _RAW_TRACEPOINT_OPEN = 5, 17
+_PROG_LOAD, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 5, 17, 28
+_XDP, _AT_XDP, _XDP_PASS, _XDP_FLAGS_SKB_MODE = 6, 37, 2, 2
 _KTIME = 5
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -174,35 +222,50 @@ def _instruction(code: int, to: int = 0, source: int = 0, offset: int = 0, value
     return struct.pack("<BBhi", code, to | source << 4, offset, value)
 
 
+def _burn(before: bytes, after: bytes, burn_ns: int, skip: Callable[[int], bytes] = lambda _: b"") -> bytes:
+    """A program that takes so long; ``skip`` jumps over so many instructions where it need not."""
+    rounds, calls = 4000, 64  # the verifier walks through every round, and looks at few branches
+    return b"".join(
+        (
+            before,
+            skip(7 + calls),
+            _instruction(0x85, value=_KTIME),
+            _instruction(0xBF, 6, 0),  # r6 = now
+            _instruction(0xB7, 7, value=rounds),
+            *[_instruction(0x85, value=_KTIME)] * calls,
+            _instruction(0x1F, 0, 6),  # r0 -= r6
+            _instruction(0x25, 0, 0, 2, burn_ns),  # if r0 > burn_ns goto end
+            _instruction(0x07, 7, value=-1),
+            _instruction(0x55, 7, 0, -4 - calls, 0),  # if r7 != 0 again
+            after,
+        )
+    )
+
+
+def _loaded(kind: int, program: bytes) -> int:
+    code = ctypes.create_string_buffer(program, len(program))
+    licence = ctypes.create_string_buffer(b"GPL")
+    addresses = ctypes.addressof(code), ctypes.addressof(licence)
+    return _bpf(_PROG_LOAD, struct.pack("<IIQQIIQ", kind, len(program) // 8, *addresses, 0, 0, 0))
+
+
+def _answer(value: int) -> bytes:
+    return _instruction(0xB7, 0, value=value) + _instruction(0x95)
+
+
 @contextmanager
 def burning(tracepoint: str, argument: int, burn_ns: int) -> Iterator[None]:
     """While the block lasts, the raw tracepoint takes ``burn_ns`` where its first argument is ``argument``.
 
     Attached after others, it runs after them: what they timed at this point is over, and what comes later waits.
     """
-    rounds, calls = 4000, 64  # the verifier walks through every round, and looks at few branches
-    program = b"".join(
-        (
-            _instruction(0x79, 1, 1, 0),  # r1 = ctx->args[0]
-            _instruction(0x55, 1, 0, 7 + calls, argument),  # if r1 != argument goto exit
-            _instruction(0x85, value=_KTIME),
-            _instruction(0xBF, 6, 0),  # r6 = now
-            _instruction(0xB7, 7, value=rounds),
-            *[_instruction(0x85, value=_KTIME)] * calls,
-            _instruction(0x1F, 0, 6),  # r0 -= r6
-            _instruction(0x25, 0, 0, 2, burn_ns),  # if r0 > burn_ns goto exit
-            _instruction(0x07, 7, value=-1),
-            _instruction(0x55, 7, 0, -4 - calls, 0),  # if r7 != 0 again
-            _instruction(0xB7, 0),  # exit: r0 = 0
-            _instruction(0x95),
-        )
+    program = _burn(
+        _instruction(0x79, 1, 1, 0),  # r1 = ctx->args[0]
+        _answer(0),
+        burn_ns,
+        lambda to: _instruction(0x55, 1, 0, to, argument),  # if r1 != argument
     )
-    code = ctypes.create_string_buffer(program, len(program))
-    licence = ctypes.create_string_buffer(b"GPL")
-    attribute = struct.pack(
-        "<IIQQIIQ", 17, len(program) // 8, ctypes.addressof(code), ctypes.addressof(licence), 0, 0, 0
-    )
-    loaded = _bpf(_PROG_LOAD, attribute)
+    loaded = _loaded(17, program)
     name = ctypes.create_string_buffer(tracepoint.encode())
     try:
         link = _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(name), loaded))
@@ -212,3 +275,22 @@ def burning(tracepoint: str, argument: int, burn_ns: int) -> Iterator[None]:
             os.close(link)
     finally:
         os.close(loaded)
+
+
+@contextmanager
+def slow_to_receive(end: Endpoint, burn_ns: int) -> Iterator[None]:
+    """While the block lasts, each packet that this interface receives takes its CPU's softirq ``burn_ns`` (XDP)."""
+
+    def attach() -> int:
+        index = socket.if_nametoindex(end.name)
+        loaded = _loaded(_XDP, _burn(b"", _answer(_XDP_PASS), burn_ns))
+        try:
+            return _bpf(_LINK_CREATE, struct.pack("<IIII", loaded, index, _AT_XDP, _XDP_FLAGS_SKB_MODE))
+        finally:
+            os.close(loaded)
+
+    link = end.ns.call(attach)
+    try:
+        yield
+    finally:
+        os.close(link)

@@ -110,9 +110,10 @@ def test_a_device_without_interrupts_says_so_and_its_packets_come_by_the_backlog
     assert frames[-1]["irq"]["hardware"] is False
     assert polls[veth.a.name]["irq_to_poll"] is None
     work = sum(p["work"] for f in frames for p in f["irq"]["poll"] if p["device"] == "backlog")
-    assert work >= 100
-    assert work >= 0.9 * processed
-    assert sum(c["processed"] for f in frames for c in f["irq"]["cpus"]) >= processed
+    counted = sum(c["processed"] for f in frames for c in f["irq"]["cpus"])
+    # Softnet counts what the machine's own NIC receives as well.
+    assert 100 <= work <= counted
+    assert counted >= processed
 
 
 def test_polls_of_the_device_itself(lab: Lab, veth: Link) -> None:

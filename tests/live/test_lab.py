@@ -34,6 +34,7 @@ PING_OVERHEAD_NS = 500_000
 # The wire
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("delay_ms", [1, 5, 20, 50])
 @pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])
 def test_ping_meets_the_delay_that_the_wire_says_it_gave(lab: Lab, delay_ms: float, ipv6: bool) -> None:
@@ -52,6 +53,7 @@ def test_ping_meets_the_delay_that_the_wire_says_it_gave(lab: Lab, delay_ms: flo
     assert median - 1_000_000 <= middle <= 1.02 * median + PING_OVERHEAD_NS
 
 
+@pytest.mark.timing
 def test_the_two_directions_of_a_wire_have_delays_of_their_own(lab: Lab) -> None:
     link = lab.wire(Direction(delay_ms=2), Direction(delay_ms=9))
     assert link.wire
@@ -111,6 +113,7 @@ def test_the_wire_duplicates_and_reorders_what_it_says(lab: Lab) -> None:
     assert there.reordered > 20
 
 
+@pytest.mark.timing
 def test_a_rate_limit_is_kept_and_its_queue_counted(lab: Lab) -> None:
     link = lab.wire(Direction(rate_bits_per_s=50_000_000, queue=100))
     assert link.wire
@@ -123,7 +126,7 @@ def test_a_rate_limit_is_kept_and_its_queue_counted(lab: Lab) -> None:
     assert 15e6 < there.hold_ns.max < 40e6
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 def test_bulk_of_some_hundred_megabits_crosses_a_delayed_wire_unharmed(lab: Lab) -> None:
     link = lab.wire(Direction(delay_ms=5))
     assert link.wire
@@ -135,6 +138,7 @@ def test_bulk_of_some_hundred_megabits_crosses_a_delayed_wire_unharmed(lab: Lab)
     assert witness.sysfs(link.a)["tx_dropped"] == 0
 
 
+@pytest.mark.timing
 def test_both_wires_of_a_router_add_up(lab: Lab) -> None:
     router = lab.wired_router(Direction(delay_ms=5), Direction(delay_ms=20))
     assert router.inner.wire
@@ -225,14 +229,15 @@ def test_churn_makes_exactly_so_many_connections(veth: Link) -> None:
         "requests": 10_007,
         "bytes": 64 * 10_007,
     }
-    assert result.per_second > 1000
 
 
-def test_churn_keeps_its_pace_over_several_ports(veth: Link) -> None:
+@pytest.mark.timing
+def test_the_lab_makes_load_at_the_pace_that_tests_rely_on(lab: Lab, veth: Link) -> None:
     with answering(veth.b, ports=4) as server:
         rates = [churn(veth.a, server, 20_011).per_second for _ in range(3)]
     assert min(rates) > 1000
     assert server.served["connections"] == 3 * 20_011
+    assert packets.syn_flood(lab, veth.b, veth.a, 80, 200_003).per_second > 50_000
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])
@@ -247,6 +252,7 @@ def test_questions_and_answers_agree(veth: Link, ipv6: bool) -> None:
     assert server.served["requests"] == 5003 + 1009
 
 
+@pytest.mark.timing
 def test_paced_questions_keep_their_pace(veth: Link) -> None:
     with answering(veth.b) as server:
         process = asking(veth.a, server, flows=10, interval_s=0.05, seconds=2)
@@ -287,6 +293,7 @@ def test_a_slow_reader_gets_everything_and_holds_the_sender_back(veth: Link) -> 
     assert waited > 50
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])
 def test_dnsmasq_answers_over_a_delayed_wire(lab: Lab, ipv6: bool) -> None:
     link = lab.wire(Direction(delay_ms=5))
@@ -332,6 +339,7 @@ def test_fragments_are_put_together_by_the_kernel(lab: Lab, veth: Link, ipv6: bo
     assert after["Ip6ReasmOKs" if ipv6 else "IpReasmOKs"] == 1
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])
 def test_crafted_segments_are_well_formed_and_nobody_answers(lab: Lab, veth: Link, ipv6: bool) -> None:
     local, remote = packets.stranger(veth.a, ipv6=ipv6), packets.stranger(veth.b, ipv6=ipv6)
@@ -366,7 +374,6 @@ def test_a_syn_flood_comes_from_as_many_places_as_it_says(lab: Lab, veth: Link) 
 
     assert flood.sent == 200_000
     assert received["rx_packets"] >= 200_000
-    assert flood.per_second > 50_000
     with witness.capture(veth.a, "tcp") as lines:
         packets.syn_flood(lab, veth.b, veth.a, 80, 101, per_second=1000)
         assert eventually(lambda: "".join(lines).count("(correct)") == 101)
@@ -441,6 +448,7 @@ def test_the_lab_touches_no_interface_that_it_did_not_make(lab: Lab, veth: Link)
         other.delete_interface(veth.a)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_the_demonstration_says_how_to_watch_it_and_cleans_up(ending: int) -> None:
     demo = Process([sys.executable, str(TESTS.parent / "scripts" / "demo-lab")])
@@ -479,11 +487,11 @@ def test_the_witness_sees_a_clsact_come_and_go(veth: Link) -> None:
 
 def test_the_witness_sees_a_tcx_link_come_and_go(veth: Link) -> None:
     before = witness.attached(veth.a)
-    try:
-        program, link = attach_nothing(veth.a)
-    except LabError:
-        assert kernel_version() < (6, 6), "TCX is there since Linux 6.6"
+    if kernel_version() < (6, 6):  # which brought TCX
+        with pytest.raises(LabError):
+            attach_nothing(veth.a)
         return
+    program, link = attach_nothing(veth.a)
     mine = bpf.held(os.getpid())
     assert mine.programs
     assert mine.links

@@ -71,7 +71,7 @@ def nothing_left(nettop: Nettop) -> Iterator[None]:
 ENDINGS = [
     ("tcx", signal.SIGTERM, 0),
     ("tcx", signal.SIGINT, 130),
-    ("tcx", signal.SIGHUP, 0),
+    ("tcx", signal.SIGHUP, 129),
     ("tcx", signal.SIGKILL, -signal.SIGKILL),
     ("tcx", signal.SIGSEGV, -signal.SIGSEGV),
     ("clsact", signal.SIGTERM, 0),
@@ -368,15 +368,15 @@ def single_process() -> int:
     script = (
         "import os\n"
         "from pathlib import Path\n"
-        "from nettop import live, cli, batch\n"
+        "from nettop import live, cli, batch, paths\n"
         "from nettop.probes.base import all_probes\n"
         "from nettop.loader import compile, headers\n"
         "all_probes()\n"
         "tree = headers.header_tree(Path('/var/cache/nettop'))\n"
         "os.environ['BCC_KERNEL_SOURCE'] = str(tree)\n"
         "for name in ('throughput', 'flows'):\n"
-        f"    source = Path({str(REPOSITORY)!r}, 'bpf_src', name + '.c')\n"
-        "    compile._compile(source, ['-I' + str(source.parent), '-Wno-macro-redefined'], name)\n"
+        "    flags = ['-I' + str(paths.bpf_include()), '-Wno-macro-redefined']\n"
+        "    compile._compile(paths.bpf_source(name), flags, name)\n"
         "print(Path('/proc/self/status').read_text())\n"
     )
     output = run([interpreter(), "-c", script], cwd=REPOSITORY, timeout=60).stdout
@@ -450,7 +450,7 @@ def test_without_the_real_bcc_it_is_4(
     copy = tmp_path / "nettop"
     for name in ("nettop", "bpf_src"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    header = copy / "bpf_src" / "nettop.h"
+    header = copy / "bpf_src" / "include" / "nettop.h"
     header.write_text(header.read_text() + f"/* {tmp_path} */\n")
     venv = tmp_path / "venv"
     run([interpreter(), "-m", "venv", "--without-pip", str(venv)], timeout=60)

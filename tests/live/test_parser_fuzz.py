@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import build, packets
+from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6EchoReply,
@@ -38,6 +39,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.layers.ppp import PPP, PPPoE
 from scapy.layers.sctp import SCTP
 from scapy.packet import Padding
 
@@ -57,7 +59,7 @@ UNSPEC = 0xFFFFFFFF  # TC_ACT_UNSPEC: the next program is asked, and the packet 
 FILTER = "tcp or udp port 53 or (ip6 and not icmp6) or vlan 42"
 MAC = bytes(range(2, 14))
 IN, OUT = 0, 1
-ARP_SLOT, OTHER_SLOT = 256, 257  # of traffic.protocols
+ARP_SLOT, OTHER_SLOT, BROKEN_SLOT = 256, 257, 262  # of traffic.protocols
 
 
 # --- the programs -------------------------------------------------------------------------------------------
@@ -175,16 +177,28 @@ class Shape:
     source: bytes = bytes(16)
     target: bytes = bytes(16)
     padding: int = 0  # bytes behind the packet, as short frames have
+    wrap: str = ""  # "pppoe", "mpls": what lies between the tags and the packet
+    labels: tuple[int, ...] = ()
+
+    def _wrapped(self, packet: bytes) -> bytes:
+        """The packet behind its EtherType, in PPPoE (RFC 2516) or below MPLS labels (RFC 3032)."""
+        if self.wrap == "pppoe":
+            session = struct.pack("!BBHHH", 0x11, 0, 77, 2 + len(packet), 0x57 if self.ipv6 else 0x21)
+            return b"\x88\x64" + session + packet
+        if self.wrap == "mpls":
+            last = len(self.labels) - 1
+            stack = (struct.pack("!I", v << 12 | (n == last) << 8 | 64) for n, v in enumerate(self.labels))
+            return b"\x88\x47" + b"".join(stack) + packet
+        return (b"\x86\xdd" if self.ipv6 else b"\x08\0") + packet
 
     def frames(self) -> list[bytes]:
         """The frames, in order."""
         size = self.fragment or max(len(self.transport), 1)
         pieces = [self.transport[i : i + size] for i in range(0, max(len(self.transport), 1), size)]
         head = MAC + b"".join(struct.pack("!HH", *tag) for tag in self.tags)
-        head += struct.pack("!H", 0x86DD if self.ipv6 else 0x0800)
         make = self._ipv6 if self.ipv6 else self._ipv4
         return [
-            head + make(piece, n * size, n < len(pieces) - 1) + bytes(self.padding)
+            head + self._wrapped(make(piece, n * size, n < len(pieces) - 1)) + bytes(self.padding)
             for n, piece in enumerate(pieces)
         ]
 
@@ -277,6 +291,7 @@ def shape(draw: Any) -> Shape:
     return Shape(
         ipv6, protocol, message, tags, 0 if ipv6 else (0, 0, 1, 10)[draw(0, 3)], chain, fragment,
         draw(0, 2**32 - 1), source, target, (0, 0, 4, 46)[draw(0, 3)],
+        ("", "", "", "pppoe", "mpls")[draw(0, 4)], tuple(draw(16, 2**20 - 1) for _ in range(draw(1, 4))),
     )  # fmt: skip
 
 
@@ -315,6 +330,11 @@ def seen_by_scapy(frame: bytes) -> Seen:
     while isinstance(layer, Dot1Q | Dot1AD):
         vlans.append(layer.vlan)
         layer = layer.payload
+    if isinstance(layer, PPPoE):
+        assert isinstance(layer.payload, PPP)
+        layer = layer.payload.payload
+    while isinstance(layer, MPLS):
+        layer = layer.payload
     source, target = (_packed(layer.src), _packed(layer.dst))
     datagram, later = None, False
     if isinstance(layer, IP):
@@ -351,7 +371,7 @@ def _packed(text: str) -> bytes:
 
 
 def flow_key(seen: Seen, ports: tuple[int, int], direction: int) -> bytes:
-    """struct flow_key (bpf_src/flow.h)."""
+    """struct flow_key (bpf_src/flows/flow.h)."""
     vlans = (*seen.vlans, 0, 0)
     ends = [(seen.source, ports[0]), (seen.target, ports[1])]
     (local, local_port), (remote, remote_port) = ends if direction == OUT else ends[::-1]
@@ -426,7 +446,9 @@ def test_what_is_cut_off_is_not_made_up(plain: dict[str, Program], numbers: rand
     """Within the IP header: no flow, and the bytes are nobody's.  Behind it: a flow, and no ports out of thin air."""
     flows, throughput = plain["flows"], plain["throughput"]
     # Behind a tag, else TEST_RUN itself refuses the shortest ones.
-    drawn = replace(fresh(shape(numbers.randint)), chain=(), fragment=0, padding=0, tags=((0x8100, 42),))
+    drawn = replace(
+        fresh(shape(numbers.randint)), chain=(), fragment=0, padding=0, tags=((0x8100, 42),), wrap=""
+    )
     (frame,) = drawn.frames()
     header = 18 + (40 if drawn.ipv6 else 20 + 4 * drawn.options)
     least = header + {6: 20}.get(drawn.protocol, 8)
@@ -443,7 +465,7 @@ def test_what_is_cut_off_is_not_made_up(plain: dict[str, Program], numbers: rand
     whole = len(cut) >= 18 + (40 if drawn.ipv6 else 20)
     assert counted == ([len(cut), 1] if whole else [0, 0]), cut.hex()
     assert untracked == (not whole)
-    assert protocols[seen.protocol if whole else OTHER_SLOT] == len(cut) == protocols.sum()
+    assert protocols[seen.protocol if whole else BROKEN_SLOT] == len(cut) == protocols.sum()
 
 
 @EXAMPLES
@@ -473,7 +495,7 @@ def test_a_packet_of_many_segments_is_as_many_bytes(
     (frame,) = drawn.frames()
     if numbers.randint(0, 3) == 0:
         frame = frame[: numbers.randint(18, len(frame))]
-        if frame[12:14] in (b"\x08\0", b"\x86\xdd"):
+        if frame[12:14] not in (b"\x81\0", b"\x88\xa8"):
             frame = frame[:12] + b"\x81\0\0\x2a" + frame[12:]
         headers = None
     else:
@@ -495,6 +517,34 @@ def test_a_packet_of_many_segments_is_as_many_bytes(
         many = segments or max(-(-(len(frame) - 14 - headers) // size), 1)
         assert (count, number) == (len(frame) - 14 + max(many - 1, 0) * (headers - 14), max(many, 1))
     assert len(frame) - 14 <= count <= len(frame) - 14 + 65535 * 12400
+
+
+def test_what_is_no_ip_is_named(plain: dict[str, Program]) -> None:
+    """By its EtherType, or by what PPPoE and MPLS carry; it belongs to no flow, and is no loss."""
+    lcp = struct.pack("!BBHHHBBH", 0x11, 0, 77, 6, 0xC021, 9, 1, 4)
+    labels = [struct.pack("!I", 16 << 12 | bottom << 8 | 64) for bottom in (0, 1)]
+    frames = {
+        256: b"\x08\x06" + bytes(28),
+        257: b"\x22\xf0" + bytes(40),  # AVTP
+        258: b"\x88\xcc" + bytes(40),
+        259: b"\0\x26\x42\x42\x03" + bytes(35),  # spanning tree
+        260: b"\x88\x64" + lcp + bytes(40),
+        261: b"\x88\x47" + labels[1] + bytes(4) + bytes(40),  # a pseudowire's control word (RFC 4385)
+        262: b"\x08\0\x35" + bytes(40),
+    }
+    more = {
+        260: b"\x88\x63\x11\x09" + bytes(40),
+        261: b"\x88\x47" + 4 * labels[0] + labels[1] + b"\x45" + bytes(40),
+    }
+    flows, throughput = plain["flows"], plain["throughput"]
+    untracked = flows.total("counters", "untracked")
+    for slot, frame in (*frames.items(), *more.items()):
+        before = throughput.total("traffic", "protocols", IN)
+        run_once(throughput, MAC + frame, IN)
+        run_once(flows, MAC + frame, IN)
+        counted = throughput.total("traffic", "protocols", IN) - before
+        assert {n: counted[n] for n in np.flatnonzero(counted)} == {slot: len(MAC + frame)}
+    assert flows.total("counters", "untracked") - untracked == 1  # the broken one
 
 
 def fuzz(corpus: Path, count: int, fds: Sequence[int], timeout: float) -> dict[str, Any]:
@@ -538,7 +588,8 @@ def test_a_million_malformed_packets_pass_as_if_nobody_looked(cache: Path, corpu
             assert traffic["bytes"] == traffic["protocols"].sum() == found["bytes"]
             assert traffic["packets"] == PACKETS
             # It was a mixture: all kinds of packet, and not only nonsense.
-            assert traffic["protocols"][OTHER_SLOT] > found["bytes"] // 100
+            for slot in (OTHER_SLOT, BROKEN_SLOT):
+                assert traffic["protocols"][slot] > found["bytes"] // 100
             assert sum(traffic["protocols"][n] > 0 for n in range(256)) > 200
             assert traffic["fragments"] > PACKETS // 100
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pwd
 import re
+import shutil
+import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -182,6 +186,7 @@ def test_a_capability_that_is_missing_is_named(lab: Lab, veth: Link, absent: str
 def test_three_capabilities_are_as_good_as_root(lab: Lab, veth: Link) -> None:
     """All probes are live and count; only the programs' own cost is not known, and that is said."""
     lab.check(veth.a.ns, veth.a.name)
+    others = set(Path("/tmp").glob("nettop-cache-*"))  # of runs that were killed, or are beside us
     frames: list[dict] = []
     process = Process(
         as_user(veth, ALL, "-b", "--format", "ndjson", "-d", "0.3"),
@@ -218,17 +223,15 @@ def test_three_capabilities_are_as_good_as_root(lab: Lab, veth: Link) -> None:
     assert compilers  # its cache is its own, and new
     assert any({**held, "CapBnd": 0} == only(mask(BPF), mask(BPF)) for held, _ in compilers)
     assert not bpf.remaining(made)
-    assert not [p for p in Path("/tmp").glob("nettop-cache-*") if p.stat().st_uid == NOBODY.pw_uid]
+    assert set(Path("/tmp").glob("nettop-cache-*")) <= others
 
 
-def test_a_service_s_cache_is_used(lab: Lab, veth: Link, tmp_path: Path) -> None:
+def test_a_service_s_cache_is_used(lab: Lab, veth: Link, walkable: Path) -> None:
     """CACHE_DIRECTORY, as systemd gives it, where nobody else can write to it; another one is left alone."""
     lab.check(veth.a.ns, veth.a.name)
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(0o755)
     found = {}
     for name, mode in (("nettop-service", 0o700), ("open", 0o777)):
-        cache = tmp_path / name
+        cache = walkable / name
         cache.mkdir()
         cache.chmod(mode)
         os.chown(cache, NOBODY.pw_uid, NOBODY.pw_gid)
@@ -295,6 +298,50 @@ def test_this_kernel_is_found_not_to_refuse_maps() -> None:
     assert found in (("True", "False") if privilege.refuses_map_access(os.uname().release) else ("False",))
 
 
+# --- a project that is closed to others ---------------------------------------------------------------------
+
+OWNER = 61_007  # a uid that no user has
+
+
+@pytest.mark.parametrize(
+    ("owner", "behind", "becomes"),
+    [
+        pytest.param(OWNER, OWNER, OWNER, id="home-sudo"),
+        pytest.param(OWNER, 0, OWNER, id="home-su"),
+        pytest.param(OWNER, NOBODY.pw_uid, OWNER, id="home-somebody-else"),
+        pytest.param(0, NOBODY.pw_uid, 0, id="root-sudo-i"),
+        pytest.param(0, 0, 0, id="root"),
+    ],
+)
+def test_from_a_closed_directory_it_runs_as_one_who_can_read_it(
+    lab: Lab, veth: Link, walkable: Path, owner: int, behind: int, becomes: int
+) -> None:
+    """A home directory or /root, by sudo or without: what is imported after privileges are gone must be found."""
+    closed = walkable / "home"
+    for name in ("nettop", "bpf_src"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, closed / "nettop" / name, ignore=ignored)
+    for path in (closed, *closed.rglob("*")):
+        os.chown(path, owner, owner)
+    closed.chmod(0o700)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SUDO_")}
+    env |= {"PYTHONPATH": str(closed / "nettop"), "HOME": str(closed)}
+    if behind:
+        env |= {"SUDO_UID": str(behind), "SUDO_GID": str(behind)}
+    lab.check(veth.a.ns, veth.a.name)
+    for words in (("--demo",), (veth.a.name, "-d", "0.3", "-p", "throughput")):
+        argv = [interpreter(), "-m", "nettop", *words, "-b", "--format", "ndjson"]
+        process = Process(veth.a.ns.argv(argv), env=env, cwd=Path("/"))
+        try:
+            process.wait_lines(1, timeout=30)
+            found = status(process.pid)
+        finally:
+            process.stop(2)
+        assert found["Uid"].split() == [str(becomes)] * 4, process.stderr
+        assert found["Gid"].split() == [str(becomes)] * 4
+        assert int(found["CapEff"], 16) == int(found["CapPrm"], 16) == 0
+
+
 # --- a hostile screen ---------------------------------------------------------------------------------------
 
 
@@ -323,3 +370,60 @@ def test_a_loader_survives_any_screen(lab: Lab, veth: Link) -> None:
     assert sum("a plan" in case["said"] for case in cases) > CASES // 5
     assert last["descriptors"] < 10  # what the loaders were sent is not held by anybody
     assert veth.a.ns.call(lambda: [bpf.query(1, hook) for hook in bpf.TCX_HOOKS.values()]) == [[], []]
+
+
+def refused(argv: list[str], **options: object) -> str:
+    """What nettop says on standard error; the exit code must be 3."""
+    done = subprocess.run(
+        [*argv, interpreter(), "-m", "nettop", "lo", "-b", "-n", "1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert len(done.stderr.splitlines()) == 2
+    return str(done.stderr)
+
+
+def test_in_a_user_namespace_its_root_is_told_that_it_may_not() -> None:
+    """As in a rootless container: every capability is there, and none of them counts."""
+    assert "user namespace" in refused(["unshare", "--user", "--map-root-user", "--net"])
+
+
+def test_behind_a_seccomp_filter_it_is_said() -> None:
+    """As in a container with the usual profile: bpf(2) is refused with EPERM."""
+    numbers = {"x86_64": 321, "aarch64": 280}
+
+    def forbid() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        code = b"".join(
+            (
+                struct.pack("HBBI", 0x20, 0, 0, 0),  # the system call's number
+                struct.pack("HBBI", 0x15, 0, 1, numbers[os.uname().machine]),
+                struct.pack("HBBI", 0x06, 0, 0, 0x00050001),  # SECCOMP_RET_ERRNO, EPERM
+                struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+            )
+        )
+        held = ctypes.create_string_buffer(code, len(code))
+        program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(held))
+        assert libc.prctl(22, 2, ctypes.c_char_p(program), 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+    assert "seccomp" in refused([], preexec_fn=forbid)
+
+
+def test_a_read_only_var_is_no_hindrance(lab: Lab, veth: Link) -> None:
+    """An immutable root: what is compiled lies in memory, and everything works."""
+    var = "mount -t tmpfs none /var/cache && mkdir -m 700 /var/cache/nettop && mount -o remount,ro /var/cache"
+    script = f"mount -t tmpfs none /run && {var} && exec"
+    words = [interpreter(), "-m", "nettop", veth.a.name, "-b", "-n", "1", "-p", "throughput"]
+    done = run(
+        veth.a.ns.argv(["unshare", "--mount", "sh", "-c", f'{script} "$@"', "sh", *words]),
+        timeout=90,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout

@@ -13,7 +13,7 @@ from lab import Lab
 from lab.packets import ACK, FIN, PSH, SYN
 from rtts import MS, Lookups, Pings, Quic, Row, Script, Talk, histogram_sum, play_all, watching
 
-# Between two samples of one direction are at least 16.8 ms by a clock that ticks each 1-10 ms: bpf_src/flows.c.
+# Between two samples of one direction are at least 16.8 ms by a clock that ticks each 1-10 ms: bpf_src/flows/rtt.h.
 APART = 30
 
 
@@ -51,6 +51,33 @@ def tcp(
     begin_out, begin_in = (((0, 1),), ((1, 2),)) if opened else ((), ())
     return Case(name, Talk, script, (*begin_out, *outward), (*begin_in, *inward), method, ipv6)
 
+
+# A connection that was there before: what is seen first may have been sent before, too.
+MIDWAY = [
+    tcp(
+        "the first segment that is seen",
+        lambda t: (
+            t.near(seq=1, ack=1, length=100)
+            .far(7, seq=1, ack=101)
+            .near(APART, seq=101, ack=1, length=100)
+            .far(20, seq=1, ack=201)
+        ),
+        (2, 3),
+        opened=False,
+        stamps=False,
+    ),
+    tcp(
+        "the first TSval that is seen",
+        lambda t: (
+            t.near(seq=1, ack=1, length=100, stamp=5, echo=0)
+            .far(7, seq=1, ack=101, stamp=40, echo=5)
+            .near(APART, seq=101, ack=1, length=100, stamp=45, echo=40)
+            .far(20, seq=1, ack=201, stamp=70, echo=45)
+        ),
+        (2, 3),
+        opened=False,
+    ),
+]
 
 # Options that other stacks lay out otherwise: a timestamp behind a SACK block, and one that is not aligned.
 SACK_FIRST = b"\x01\x01\x05\x0a\x00\x00\x10\x00\x00\x00\x20\x00" + b"\x01\x01\x08\x0aTTTTTTTT"
@@ -234,6 +261,42 @@ TIMESTAMPS = [
 ]
 
 SEQUENCES = [
+    tcp(
+        "timestamps that something takes out of one direction",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=101)
+            .near(APART, seq=101, ack=1, length=100, stamp=80, echo=0)
+            .far(20, seq=1, ack=201, length=10)
+        ),
+        (5, 6),
+        method="sequence",
+    ),
+    tcp(
+        "timestamps that something takes out of the answers from a moment on",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100, stamp=30, echo=0)
+            .far(20, seq=1, ack=101, stamp=50, echo=30)
+            .near(APART, seq=101, ack=1, length=100, stamp=80, echo=50)
+            .far(20, seq=1, ack=201)
+            .near(APART, seq=201, ack=1, length=100, stamp=130, echo=50)
+            .far(20, seq=1, ack=301)
+        ),
+        (3, 4),
+        (7, 8),
+        method="sequence",
+    ),
+    tcp(
+        "an ACK of more than was seen",
+        lambda t: (
+            t.near(APART, seq=1, ack=1, length=100)
+            .far(20, seq=1, ack=501)
+            .near(APART, seq=501, ack=1, length=100)
+            .far(20, seq=1, ack=601)
+        ),
+        (5, 6),
+        stamps=False,
+    ),
     tcp(
         "a segment and the ACK that covers it",
         lambda t: t.near(APART, seq=1, ack=1, length=100).far(20, seq=1, ack=101),
@@ -419,7 +482,7 @@ ECHOES = [
         method="echo",
     ),
     Case("an echo answered twice", Pings, lambda p: p.ask(1).answer(1).answer(1), ((0, 1),)),
-    Case("an echo asked twice", Pings, lambda p: p.ask(1).ask(1, 30).answer(1).answer(1, 5)),
+    Case("an echo asked twice", Pings, lambda p: p.ask(1).ask(1, 30).answer(1).answer(1, 5), ((0, 2),)),
     Case("an answer to nothing", Pings, lambda p: p.ask(1).answer(0).answer(1, 5), ((0, 2),)),
     Case(
         "two lost echoes do not stand in the way",
@@ -442,7 +505,13 @@ ECHOES = [
         inward=((0, 1),),
         method="dns",
     ),
-    Case("a lookup asked twice", Lookups, lambda d: d.ask(7).ask(7, 30).answer(7).answer(7, 5)),
+    Case("a lookup asked twice", Lookups, lambda d: d.ask(7).ask(7, 30).answer(7).answer(7, 5), ((0, 2),)),
+    Case(
+        "two lookups, each asked three times",
+        Lookups,
+        lambda d: d.ask(7).ask(8, 1).ask(7, 999).ask(8, 1).ask(7, 1200).ask(8, 1).answer(7, 300).answer(8, 5),
+        ((0, 6), (1, 7)),
+    ),
     Case(
         "two lookups at once", Lookups, lambda d: d.ask(7).ask(8, 5).answer(8).answer(7, 5), ((1, 2), (0, 3))
     ),
@@ -485,7 +554,7 @@ def overtaken(quic: Quic) -> Quic:
 
 OVERTAKEN = Case("an edge that is overtaken", Quic, overtaken)
 
-CASES = [*TIMESTAMPS, *SEQUENCES, *HANDSHAKES, *ECHOES, *SPINS, CONSTANT, CHANCE, OVERTAKEN]
+CASES = [*TIMESTAMPS, *SEQUENCES, *MIDWAY, *HANDSHAKES, *ECHOES, *SPINS, CONSTANT, CHANCE, OVERTAKEN]
 
 
 @dataclass(frozen=True)
@@ -541,7 +610,9 @@ def agrees(rtt: Row | None, samples: Sequence[float]) -> bool:
     )
 
 
-@pytest.mark.parametrize("case", [*TIMESTAMPS, *SEQUENCES, *HANDSHAKES, *ECHOES], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*TIMESTAMPS, *SEQUENCES, *MIDWAY, *HANDSHAKES, *ECHOES], ids=lambda case: case.name
+)
 def test_what_measures_and_what_does_not(played: dict[str, Played], case: Case) -> None:
     found = played[case.name]
     outward, inward = expected(found.times, case.outward), expected(found.times, case.inward)
@@ -591,3 +662,64 @@ def test_packets_that_overtake_the_turn_of_the_bit_make_no_short_rounds(played: 
     )
     assert found.row["rtt"]["min_ns"] > min(17 * MS, 0.9 * shortest)
     assert max(found.outward) < max(33 * MS, longest * 1.0625 + MS / 2)
+
+
+@pytest.mark.parametrize("case", TIMESTAMPS[:1], ids=lambda case: case.name)
+def test_what_a_bare_ack_answered_is_known_apart(played: dict[str, Played], case: Case) -> None:
+    found = played[case.name]
+    bare = expected(found.times, ((0, 1), (3, 4)))
+    assert abs(found.row["rtt"]["min_bare_ns"] - min(bare)) < MS / 2
+    # The SYN-ACK's is the only one inward, and the kernel answered that, too.
+    assert found.row["internal_rtt"]["min_bare_ns"] == found.row["internal_rtt"]["min_ns"]
+
+
+def test_an_answer_with_data_is_no_bare_ack(played: dict[str, Played]) -> None:
+    found = played["both directions, each its own"]
+    (handshake, *later) = expected(found.times, ((0, 1), (3, 4), (5, 6)))
+    assert found.row["rtt"]["samples_total"] == 3
+    assert abs(found.row["rtt"]["min_bare_ns"] - min(handshake, later[1])) < MS / 2
+    assert played["a lookup"].row["rtt"]["min_bare_ns"] is None
+
+
+# A start in the middle
+
+
+@pytest.mark.parametrize("tick_ms", [1, 4, 10, 100])
+def test_no_start_in_the_middle_makes_a_round_trip_too_short(tick_ms: int) -> None:
+    """Fifty flows that talk without a pause; each is seen from another moment of a tick of its TSval on."""
+    every_ms, delay_ms = 1.3, 4.0
+    count = int((2.3 * tick_ms + 60) / every_ms)
+    with Lab() as lab:
+        link = lab.veth()
+        scripts = []
+        for number in range(50):
+            script = Talk(link, number)
+            begun = tick_ms * number / 50
+            events = [(begun + n * every_ms, True, n) for n in range(count)]
+            events += [(at + delay_ms, False, n) for at, _, n in events]
+            # What was sent before the start is not there, and its answers are.
+            events += [(begun + delay_ms - n * every_ms, False, -n) for n in range(1, 3)]
+            last = begun
+            for at, near, n in sorted(events):
+                wait, last = at - last, at
+                stamp = 1000 + int((begun + n * every_ms) / tick_ms)
+                if near:
+                    script.near(wait, seq=1000 + 100 * n, ack=1, length=100, stamp=stamp, echo=5)
+                else:
+                    script.far(wait, seq=1, ack=1100 + 100 * n, stamp=7 + int(at / tick_ms), echo=stamp)
+            scripts.append((script, [(near, n) for _, near, n in sorted(events)]))
+        with watching(lab, link.a, "--top", "100") as nettop:
+            times = play_all(lab, [script for script, _ in scripts])
+            nettop.more_frames(3)
+    measured = 0
+    for (script, events), sent in zip(scripts, times, strict=True):
+        there = {n: time_ns for (near, n), time_ns in zip(events, sent, strict=True) if near}
+        least = min(
+            time_ns - there[n] for (near, n), time_ns in zip(events, sent, strict=True) if not near and n >= 0
+        )
+        (row,) = (r for r in nettop.frames[-1]["flows"] if r["remote"].startswith(f"{script.far_address}:"))
+        if row["rtt"]:
+            measured += 1
+            # Nothing comes sooner than the wire allows; 0.1 ms for the way from the sender's clock into the kernel.
+            assert row["rtt"]["min_ns"] >= least - MS / 10, (row["rtt"], least)
+    assert measured >= 45

@@ -30,6 +30,7 @@ FLOWS = 50_021
 # --scan-interval
 
 
+@pytest.mark.timing
 def test_between_scans_rows_are_carried_and_rates_stay_right(lab: Lab, veth: Link) -> None:
     rate = 40_000_000
     with Nettop(lab, veth.a, "-d", "0.5", "--scan-interval", "3", "-p", "throughput,flows") as nettop:
@@ -115,7 +116,7 @@ def test_tens_of_thousands_of_flows_are_counted_to_the_packet(lab: Lab, veth: Li
 # --budget
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 def test_a_load_beyond_the_budget_is_shed_and_taken_up_again(lab: Lab, veth: Link) -> None:
     with ExitStack() as stack:
         nettop = stack.enter_context(Nettop(lab, veth.a, "-d", "0.5", "--budget", "8"))
@@ -159,6 +160,7 @@ def cache() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.timing
 def test_fewer_rtt_probes_find_the_same_delays(lab: Lab, cache: Path) -> None:
     """Two copies of the program on the same packets, one with an eighth of the probes: a wire of two delays."""
     slow_share = 0.3
@@ -211,6 +213,7 @@ def _longest(frames: list[Frame]) -> float:
     return max((bucket[0] for latency in (*ways, *waits) for bucket in latency["buckets"]), default=0.0)
 
 
+@pytest.mark.timing
 def test_stages_that_rest_come_back_without_a_memory(lab: Lab, veth: Link) -> None:
     """Attached for one second in eight: what was under way when they were detached makes no delay of seconds.
 

@@ -52,7 +52,7 @@ async def test_a_replay_shows_what_the_screen_showed(
             ping.stop()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "UTF-8")
+    monkeypatch.setattr("nettop.charset._started_with", lambda: {"LANG": "C.UTF-8"})
     again = await replayed(str(path), seen["time_ns"])
     live = "\n".join(row for rows in seen["views"].values() for row in rows)
     for part in ("rx ", veth.b.v4, veth.b.v6, "client", "received", "NET_RX"):

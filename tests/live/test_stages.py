@@ -5,8 +5,6 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -17,7 +15,7 @@ from lab.bpf import held, remaining
 from lab.namespace import Endpoint
 from lab.program import Frame
 from lab.traffic import answering, ask, asking, iperf3, ping, transfer
-from stagelab import MS, Driven, Total, stages
+from stagelab import MS, Driven, Total, stages, watching
 
 RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
 SEND = ("application", "ip", "qdisc", "driver")
@@ -25,19 +23,6 @@ SEND = ("application", "ip", "qdisc", "driver")
 pytestmark = pytest.mark.alone
 # But not those that count a few packets and time nothing: load changes nothing for these.
 beside_others = pytest.mark.alone(False)
-
-
-@contextmanager
-def watching(lab: Lab, at: Endpoint, via: str = "", without: str = "") -> Iterator[list[Frame]]:
-    """The frames of the block's traffic, and a second of silence after it."""
-    frames: list[Frame] = []
-    with Nettop(
-        lab, at, "-p", "stages", "-d", "0.5", env={"NETTOP_VIA": via, "NETTOP_WITHOUT": without}
-    ) as nettop:
-        before = len(nettop.wait_frames(1))
-        yield frames
-        nettop.more_frames(3)
-        frames += nettop.frames[before:]
 
 
 def small(totals: dict[tuple[str, str], Total], *but: tuple[str, str]) -> None:
@@ -517,6 +502,8 @@ def test_a_filter_is_changed_under_traffic(lab: Lab, veth: Link) -> None:
             share = 2 if not text else 1
             per_second = totals["rx", "ip"].count / sum(f["interval_ns"] for f in settled) * 1e9
             assert per_second > 1000 * share, text
+            for key, total in totals.items():
+                assert key[1] in ("whole", "done") or total.count < 100 or total.coverage >= 0.98, (text, key)
         for key, total in stages(nettop.frames[first:]).items():
             assert key[1] in ("whole", "done") or total.count < 100 or total.coverage >= 0.95, key
         new = held(nettop.process.pid)

@@ -1,7 +1,7 @@
-"""What the screen does when a flow is entered, without the screen: verdict_driver.py INTERFACE.
+"""What the screen does when a flow is entered, without the screen: verdict_driver.py INTERFACE [INTERVAL_S].
 
-A line on stdin is an end of a flow: the busiest flow with that end is taken into focus, and when enough intervals were
-seen its explanation is written as a line of JSON.
+A line on stdin is an end of a flow, and the word "keep" where what was seen before is to be known too: the busiest flow
+with that end is taken into focus, and when enough intervals were seen its explanation is written as a line of JSON.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from nettop.probes.flows_layout import key_of
 from nettop.probes.verdict import chosen, explain, focused_of, row_of
 from nettop.settings import Control, Settings
 
-INTERVAL_S = 0.2
 ENOUGH = 6  # intervals with the flow in focus; the first began before
 PATIENCE = 40  # intervals
+KEPT = 300
 
 
 def read(lines: SimpleQueue[str]) -> None:
@@ -27,31 +27,36 @@ def read(lines: SimpleQueue[str]) -> None:
     lines.put("")
 
 
-async def judge(handle: LoaderHandle, interface: str, lines: SimpleQueue[str]) -> None:
-    settings = Settings(interface=interface, delay=INTERVAL_S)
+async def judge(handle: LoaderHandle, interface: str, interval_s: float, lines: SimpleQueue[str]) -> None:
+    settings = Settings(interface=interface, delay=interval_s, budget=0)  # nothing is left out
     control = Control.of(settings)
-    end, seen = "", 0
+    end, seen, begin = "", 0, 0
     history: list[Frame] = []
     stream = frames(handle, settings, control)
     async for frame in stream:
+        if not history:
+            print("ready", flush=True)
+        history = [*history[-KEPT:], frame]
+        begin = max(begin - (len(history) > KEPT), 0)
         if not end:
-            print("ready", flush=True) if not history else None
-            history = [frame]
             try:
-                end = lines.get_nowait()
+                line = lines.get_nowait()
             except Empty:
                 continue
-            if not end:
+            if not line:
                 break
-            control.focus, history, seen = None, [], 0
-        history.append(frame)
+            end, _, how = line.partition(" ")
+            seen = 0
+            if how != "keep":
+                control.focus, begin = None, len(history)
         if control.focus is None and (flow := chosen(frame, end)):
             control.focus = Focus(flow, key_of(row_of(frame, flow)))
         flow = control.focus.id if control.focus else 0
-        seen += focused_of(frame, flow) is not None
-        if seen > ENOUGH or len(history) > PATIENCE:
-            print(json.dumps(explain(history, flow).to_json()), flush=True)
-            end, history = "", [frame]
+        seen += row_of(frame, flow) is not None and focused_of(frame, flow) is not None
+        asked = len(history) - begin
+        if seen > ENOUGH or asked > PATIENCE:
+            print(json.dumps(explain(history[begin:], flow).to_json()), flush=True)
+            end = ""
     await stream.aclose()
 
 
@@ -59,4 +64,4 @@ async def judge(handle: LoaderHandle, interface: str, lines: SimpleQueue[str]) -
 loader = start_loader()
 asked: SimpleQueue[str] = SimpleQueue()
 threading.Thread(target=read, args=(asked,), daemon=True).start()
-asyncio.run(judge(loader, sys.argv[1], asked))
+asyncio.run(judge(loader, sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.2, asked))

@@ -90,7 +90,7 @@ def flow_rows(step: int, extra: int = 24) -> NDArray[np.void]:
         one["pid"], one["process"] = pid, name.encode()
         if method:
             time = now - (30 if i == 6 else 0) * SECOND - 20_000_000
-            one["rtt"] = (rtt * wave, least, rtt * 0.97, rtt / 20, time, 14, 1000, method)
+            one["rtt"] = (rtt * wave, least, least, rtt * 0.97, rtt / 20, time, 14, 1000, method)
     base = len(NAMED)
     if extra:
         rest = rows[base:]

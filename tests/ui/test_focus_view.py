@@ -19,7 +19,7 @@ def page(canvas: Canvas, history=HISTORY, flow=frames.FOCUS) -> list[str]:
     return [text_of(row) for row in flows_view.detail(history, flow, canvas)]
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(
     width=st.integers(1, 200),
     height=st.integers(1, 60),
@@ -126,3 +126,14 @@ def test_a_spin_bit_that_does_not_spin_is_said():
     made = replace(last, sections={**last.sections, "flows": replace(last.sections["flows"], rows=table)})
     rows = page(Canvas(116, 37), [*HISTORY[:-1], made], OTHER + 2)
     assert any("does not spin" in row for row in rows)
+
+
+def test_what_came_late_and_cannot_be_told_is_said_as_that():
+    assert not any("cannot tell" in row or "duplicated" in row for row in page(Canvas(160, 37)))
+    table = flows_view.rows(HISTORY[-1]).copy()
+    ours = table["id"] == frames.FOCUS
+    table["rx_uncertain"][ours], table["tx_duplicates"][ours] = 7, 3
+    last = HISTORY[-1]
+    made = replace(last, sections={**last.sections, "flows": replace(last.sections["flows"], rows=table)})
+    rows = page(Canvas(160, 37), [*HISTORY[:-1], made])
+    assert any("late, cannot tell 7" in row and "duplicated 3" in row for row in rows)

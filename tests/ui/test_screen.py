@@ -15,7 +15,7 @@ from textual.command import CommandPalette
 from textual.theme import BUILTIN_THEMES
 
 from nettop.errors import ExitCode, NettopError
-from nettop.model import Health, ProbeStatus
+from nettop.model import Frame, Health, ProbeStatus
 from nettop.probes import flows_view
 from nettop.probes.view import Pane
 from nettop.ui.app import NettopApp
@@ -438,6 +438,67 @@ async def test_when_its_flow_ends_the_cursor_stays_where_it_was():
         assert flows_of(d).under is not None
 
 
+def silenced(step: int, identity: int) -> Frame:
+    """A frame in which a flow has fallen silent and thirty others have not, so that it is the last of all."""
+    table = frames.flow_rows(step)
+    table["rx_bytes"] += 1000
+    table["rx_bytes"][table["id"] == identity] = 0
+    table["tx_bytes"][table["id"] == identity] = 0
+    made = frames.frame(step)
+    return replace(made, sections={**made.sections, "flows": replace(frames.flows(step), rows=table)})
+
+
+async def test_another_order_shows_its_first_rows_and_the_cursors_row():
+    """`j j`, then another column: the largest is in view, and so is the row that the cursor is on."""
+    async with running(120, 24) as d:
+        await d.press("G")
+        mine, table = remote_under_cursor(d), flows_of(d)
+        assert table.first > 0
+        for _ in range(4):
+            await d.press(">")
+            assert table.first == 0
+            assert table._shown[:3] == [0, 1, 2]
+            assert table.at in table._shown
+            assert remote_under_cursor(d) == mine
+        below = table.at
+        await d.press("k")  # and from there it goes on, with its neighbours in view
+        assert table.at == below - 1
+        assert table._shown == list(range(table._shown[0], table.at + 1))
+
+
+async def test_a_flow_that_falls_silent_does_not_take_the_view_with_it():
+    async with running(120, 24) as d:
+        await d.press("j", "j")
+        table, mine = flows_of(d), remote_under_cursor(d)
+        identity, room = np_id(table), len(flows_of(d)._shown)
+        await d.give(silenced(6, identity), silenced(7, identity))
+        assert table.at == len(table._ids) - 1
+        assert remote_under_cursor(d) == mine
+        assert table._shown == [*range(room - 1), table.at]
+        await d.press("g")
+        assert (table.at, table.first, table.pinned) == (0, 0, None)
+
+
+async def test_when_it_ends_out_of_view_the_cursor_is_on_top_again():
+    async with running(120, 24) as d:
+        await d.press("j", "j")
+        identity = np_id(flows_of(d))
+        await d.give(silenced(6, identity))
+        rows = frames.flow_rows(7)
+        made = frames.frame(7)
+        gone = replace(frames.flows(7), rows=rows[rows["id"] != identity])
+        await d.give(replace(made, sections={**made.sections, "flows": gone}))
+        assert (flows_of(d).at, flows_of(d).pinned) == (0, None)
+
+
+async def test_a_page_that_was_opened_from_the_top_leaves_the_cursor_there():
+    async with running() as d:
+        await d.press("enter", "escape")
+        assert (flows_of(d).at, flows_of(d).pinned) == (0, None)
+        await d.press("j", "enter", "escape")
+        assert flows_of(d).pinned is not None
+
+
 def np_id(table: TablePane) -> int:
     assert table.under is not None
     return table.under
@@ -771,7 +832,7 @@ async def test_an_unknown_theme_is_said():
 
 
 async def test_ascii_terminals_get_ascii(monkeypatch):
-    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ANSI_X3.4-1968")
+    monkeypatch.setattr("nettop.ui.app.draws_unicode", lambda charset: False)
     async with running() as d:
         assert d.text().isascii()
 

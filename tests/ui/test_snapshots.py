@@ -85,6 +85,6 @@ async def test_small():
 async def test_plain(monkeypatch):
     """No colour, no Unicode."""
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale=True: "ANSI_X3.4-1968")
+    monkeypatch.setattr("nettop.ui.app.draws_unicode", lambda charset: False)
     async with running(120, 40, frames=frames.frames(130)) as d:
         compare("plain-120x40", d.text())

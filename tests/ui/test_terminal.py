@@ -69,7 +69,15 @@ def screen(session: bool, **environment: str) -> Iterator[Screen]:
         stdout=follower,
         stderr=follower,
         cwd=ROOT,
-        env={**env, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT), **environment},
+        # Buffered, as it is for users: what is left in a buffer at the end has its own fate.
+        env={
+            **env,
+            "TERM": "xterm-256color",
+            "LC_ALL": "C.UTF-8",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "",
+        }
+        | environment,
         start_new_session=session,
     )
     os.close(follower)

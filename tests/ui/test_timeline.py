@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,10 @@ from nettop.probes.view import text_of
 from nettop.recording import Header, Recording, View, write_snapshot
 from nettop.sources import Replay
 from nettop.ui.keys import rebound
-from nettop.ui.replay import SPEEDS, TimeLine, next_mark, next_speed, time_line
+from nettop.ui.replay import SPEEDS, Past, TimeLine, next_mark, next_speed, time_line
+from nettop.ui.state import FRAMES_KEPT, State
 from nettop.ui.table import TablePane
+from nettop.ui.theme import NETTOP, Palette
 
 FIXTURES = Path(__file__).resolve().parents[1] / "unit" / "recordings"
 
@@ -284,3 +288,34 @@ async def test_the_help_names_them(tmp_path):
         await p.press("?")
         assert "play faster" in p.text()
         assert "a longer interval" not in p.text()
+
+
+def test_a_jump_in_the_recording_of_a_day_is_quick(tmp_path):
+    """86 400 frames: no jump looks at all of them more than once."""
+    path, count = tmp_path / "day.ndjson", 86_400
+    head = json.dumps(Header().to_json())
+    base = {
+        "schema": "nettop/1",
+        "interval_ns": 10**9,
+        "host": "h",
+        "interface": "eth0",
+        "probes": {},
+        "health": {},
+    }
+    lines = (json.dumps({**base, "time_ns": 10**18 + n * 10**9}) for n in range(count))
+    path.write_text("\n".join([head, *lines]) + "\n")
+    with Recording(str(path)) as recording:
+        replay = Replay(recording, hold=True)
+        past = Past(State(Palette(NETTOP.to_color_system().generate(), "none")), replay)
+        longest = 0.0
+        for index in (count - 1, 0, count // 2, 700, count - 700, 43_210):
+            began = time.process_time()
+            replay.seek_time(recording.times_ns[index])
+            assert replay.position == index
+            replay._shown = index
+            missing = past.arrived(recording.frame(index))
+            time_line(replay, 120, True)
+            longest = max(longest, time.process_time() - began)
+            assert len(missing) <= FRAMES_KEPT
+    print(f"longest {longest * 1e3:.1f} ms")
+    assert longest < 0.05

@@ -25,7 +25,7 @@ def drawn(pane: Pane, history, canvas: Canvas):
 
 @pytest.mark.parametrize("history", ["busy", "empty"])
 @pytest.mark.parametrize("pane", DRAWN, ids=lambda p: p.name)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     width=st.integers(1, 200),
     height=st.integers(1, 60),

@@ -255,7 +255,7 @@ def expressions() -> st.SearchStrategy[str]:
 
 # --- filters as native code -------------------------------------------------------------------------------
 
-# What bpf_src/filter.h is in the kernel: the same functions over a piece of memory.
+# What bpf_src/include/filter.h is in the kernel: the same functions over a piece of memory.
 _PRELUDE = """
 #include <stdbool.h>
 #include <stdint.h>

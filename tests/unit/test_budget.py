@@ -114,8 +114,11 @@ def test_a_constant_load_is_shed_at_once_and_then_left_alone(load: float, noise:
     rest = world.run(3600, load, step)
     # The noise may bring it over an edge now and then; without any it rests.
     assert changes(rest) <= (0 if noise == 0 else 20)
-    met = world.cost(load) <= 0.20 * (1 + 3 * noise)
-    assert met or rest[-1] == len(ladder()) - 1
+    least = World(Budget(0.20, ladder()[-1:])).cost(load)  # with all shed that can be
+    if least > 0.20:
+        assert rest[-1] == len(ladder()) - 1
+    else:
+        assert world.cost(load) <= 0.20 * (1 + 3 * noise)
 
 
 def test_a_load_that_sheds_is_taken_up_again_when_it_falls() -> None:
@@ -155,7 +158,7 @@ def test_trying_in_vain_gets_rarer() -> None:
     assert turns(levels[1800:]) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(0.02, 0.5),
     st.lists(st.floats(0.0, 3.0), min_size=1, max_size=5),

@@ -75,7 +75,7 @@ def test_an_endpoint_keeps_its_port(number, port, width):
     text = f"[{IPv6Address(number)}]:{port}"
     short = draw.endpoint(text, width)
     assert len(short) <= width
-    assert short.endswith(f":{port}") or set(short) <= {"…"}
+    assert short.endswith(f":{port}" if width >= len(f":{port}") else "…")
 
 
 @given(st.lists(st.tuples(TEXTS, st.sampled_from(["plain", "dim"])), max_size=6), WIDTHS)

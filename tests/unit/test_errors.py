@@ -13,6 +13,7 @@ def test_the_exit_codes_are_those_of_the_contract():
         "PRIVILEGE": 3,
         "UNSUPPORTED": 4,
         "NO_INTERFACE": 5,
+        "HANGUP": 129,
         "INTERRUPTED": 130,
     }
 

@@ -98,7 +98,7 @@ def test_a_cut_packet_keeps_its_length():
         )
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(st.lists(expressions(), min_size=100, max_size=100))
 def test_generated_expressions_agree_with_libpcap(texts):
     programs = compiled(texts)
@@ -115,7 +115,6 @@ def test_thousands_of_generated_expressions_agree_with_libpcap():
     # No shrinking: the packet and the expression are in the message, and a run takes a minute.
     @settings(
         max_examples=GENERATED * 12 // 1000,  # of a hundred each, of which libpcap refuses some
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
     )
@@ -299,7 +298,7 @@ _any_instruction = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(_any_instruction, max_size=12))
 def test_the_text_of_a_checked_program_has_only_its_own_words(body):
     instructions = (*body, *[ACCEPT] * 7, REJECT)

@@ -13,10 +13,17 @@ from nettop.probes.base import Array, Folded, Reads, Setup
 from nettop.probes.flows import MAX_ROWS, MAX_SAMPLES, OTHERS, Flows, FlowsFold
 from nettop.probes.flows_layout import (
     COUNTERS,
+    DUE,
+    DUE_FLOWS,
     EVENT,
-    EVENT_CLOSE,
-    EVENT_OPEN,
-    EVENT_SAMPLE,
+    FLAG_CLOSED,
+    FLAG_FIN_SENT,
+    FLAG_MIDWAY,
+    FLAG_OPENED_BY_LOCAL,
+    FLAG_REPLIED,
+    FLAG_RESET,
+    FLAG_SYN,
+    FLAG_TCP,
     FLOW,
     FLOW_KEY,
     FOCUSED,
@@ -25,12 +32,11 @@ from nettop.probes.flows_layout import (
     METHODS,
     OUTWARD,
     OWNER,
-    STATE_CLOSED,
-    STATE_OPEN,
-    STATE_SYN,
+    STATES,
     SUBNET,
     SUBNET_KEY,
     spinning,
+    states,
 )
 from nettop.probes.stages import CONFIG
 
@@ -45,6 +51,9 @@ def packed(address: str) -> np.ndarray[Any, Any]:
     return np.frombuffer(raw, np.uint8)
 
 
+OPEN = FLAG_TCP | FLAG_REPLIED
+
+
 class Kernel:
     """The maps of flows.c, as a test fills them."""
 
@@ -57,7 +66,8 @@ class Kernel:
         self.subnet_keys = np.zeros(0, SUBNET_KEY)
         self.subnets = np.zeros(0, SUBNET)
         self.events = np.zeros(0, EVENT)
-        self.fold = FlowsFold(Setup("eth0", CPUS))
+        self.focus = 0  # the flow in focus, by its id
+        self.fold = FlowsFold(Setup("eth0", CPUS, hooks={"expire": "prog_run"}))
 
     def flow(self, number: int, protocol: int = 6, remote_port: int = 80) -> Array:
         """A new flow, open and just used; its id is its number."""
@@ -65,7 +75,7 @@ class Kernel:
         key["local"], key["remote"] = packed("10.0.0.1"), packed(f"10.0.{number >> 8}.{number & 255}")
         key["local_port"], key["remote_port"], key["protocol"] = 40_000, remote_port, protocol
         value["id"], value["first"], value["last"] = number, self.now_ns, self.now_ns
-        value["state"] = STATE_OPEN if protocol == 6 else 0
+        value["flags"] = OPEN if protocol == 6 else 0
         self.keys, self.values = np.concatenate([self.keys, key]), np.concatenate([self.values, value])
         self.counters["created"][0, number % CPUS] += 1
         return self.of(number)
@@ -84,8 +94,10 @@ class Kernel:
         return self.subnets[-1:]
 
     def scan(self, seconds: float = 1.0, without: tuple[str, ...] = ()) -> Folded:
-        """What a reading gives, so long after the one before; what the fold deletes goes from the table."""
+        """What a reading gives, so long after the one before; what the fold has expire goes from the table."""
         self.now_ns += int(seconds * S)
+        config = np.zeros(1, CONFIG)
+        config["focus"] = self.focus
         maps = {
             "counters": self.counters,
             "flows": (self.keys, self.values),
@@ -93,16 +105,26 @@ class Kernel:
             "rtts": self.rtts,
             "subnets": (self.subnet_keys, self.subnets),
             "events": self.events,
-            "config": np.zeros(1, CONFIG),
+            "config": config,
             "focused": np.zeros(1, FOCUSED),
         }
         maps = {name: value for name, value in maps.items() if name not in without}
         folded = self.fold(Reads(self.now_ns, int(seconds * S), maps, {}))
-        if (gone := folded.delete.get("flows")) is not None:
-            kept = np.array([key.tobytes() not in {g.tobytes() for g in gone} for key in self.keys], bool)
-            self.keys, self.values = self.keys[kept], self.values[kept]
+        for value in folded.run.get("expire", ()):
+            self.expire(np.frombuffer(value, DUE)[0])
         self.events = np.zeros(0, EVENT)
         return folded
+
+    def expire(self, due: Array) -> None:
+        """What flows_expire does, where none has come back."""
+        assert int(due["read_at"]) == self.now_ns
+        listed = due["of"][: int(due["count"])]
+        kept = ~np.isin(self.values["id"], listed["id"])
+        assert listed["key"].tobytes() == self.keys[~kept].tobytes()
+        gone = self.values[~kept]
+        self.counters["expired"][0, 0] += len(gone)
+        self.counters["idle"][0, 0] += np.count_nonzero(gone["flags"] & np.uint64(FLAG_CLOSED) == 0)
+        self.keys, self.values = self.keys[kept], self.values[kept]
 
     def section(self, seconds: float = 1.0) -> Flows:
         section = self.scan(seconds).section
@@ -185,16 +207,14 @@ def test_counters_histograms_and_samples_go_on_between_two_scans(kernel: Kernel)
     assert kernel.between().opened == 0
 
 
-def test_nothing_expires_twice_between_two_scans(kernel: Kernel) -> None:
+def test_what_the_kernel_has_expired_is_told_once(kernel: Kernel) -> None:
     kernel.flow(7, protocol=17)
     kernel.section()
-    expiring = kernel.scan(200)
-    assert isinstance(expiring.section, Flows)
-    assert expiring.section.expired == 1
-    assert "flows" in expiring.delete
+    assert list(kernel.scan(200).run) == ["expire"]
     between = kernel.scan(1, ("flows", "owners"))
     assert isinstance(between.section, Flows)
-    assert (between.section.expired, dict(between.delete)) == (0, {})
+    assert (between.section.expired, between.run) == (1, {})
+    assert (kernel.section().expired, kernel.section().evicted) == (0, 0)
 
 
 def test_joining_a_hundred_thousand_flows_agrees_with_a_dictionary(kernel: Kernel) -> None:
@@ -250,7 +270,7 @@ def test_the_order_in_which_the_kernel_lists_flows_does_not_matter(kernel: Kerne
 def test_both_sides_of_a_flow_have_their_own_rtt(kernel: Kernel) -> None:
     value = kernel.flow(7)
     for side, base in ((OUTWARD, 20 * MS), (INWARD, 3 * MS)):
-        names = ("last", "min", "smoothed", "variance", "time", "samples", "method")
+        names = ("last", "min", "srtt", "rttvar", "time", "samples", "method")
         for name, number in zip(
             names, (base, base - 5, base + 7, base // 8, kernel.now_ns, 4, 1 + side), strict=True
         ):
@@ -263,6 +283,7 @@ def test_both_sides_of_a_flow_have_their_own_rtt(kernel: Kernel) -> None:
     assert found["rtt"] == {
         "last_ns": 20 * MS,
         "min_ns": 20 * MS - 5,
+        "min_bare_ns": None,
         "smoothed_ns": 20 * MS + 7,
         "jitter_ns": 20 * MS // 8,
         "samples": 3,
@@ -348,10 +369,10 @@ def test_what_finds_no_room_among_the_subnets_is_shown_as_others(kernel: Kernel)
 
 def test_samples_are_those_of_the_focused_flow_the_newest_if_there_are_too_many(kernel: Kernel) -> None:
     events = np.zeros(MAX_SAMPLES + 30, EVENT)
-    events["kind"], events["time"], events["rtt"] = EVENT_SAMPLE, np.arange(len(events)), 5 * MS
+    events["time"], events["rtt"] = np.arange(len(events)), 5 * MS
     events["method"], events["side"] = METHODS.index("spin"), OUTWARD
-    events["kind"][[3, 700]] = EVENT_OPEN, EVENT_CLOSE
     events["side"][-1] = INWARD
+    events["id"] = kernel.focus = 8193
     kernel.events = events
     samples = kernel.section().samples
 
@@ -360,6 +381,14 @@ def test_samples_are_those_of_the_focused_flow_the_newest_if_there_are_too_many(
     assert (samples[-1].inward, samples[-2].inward) == (True, False)
     assert {(s.rtt_ns, s.method) for s in samples} == {(5 * MS, "spin")}
     assert kernel.section().samples == ()
+
+
+def test_a_sample_of_the_flow_that_was_in_focus_before_is_nobodys(kernel: Kernel) -> None:
+    """It was on its way when the focus changed."""
+    events = np.zeros(3, EVENT)
+    events["id"], events["rtt"] = (8192, 8193, 8192), (MS // 50, 40 * MS, MS // 50)
+    kernel.focus, kernel.events = 8193, events
+    assert [s.rtt_ns for s in kernel.section().samples] == [40 * MS]
 
 
 # The spin bit
@@ -385,9 +414,9 @@ def test_a_bit_spins_unless_chance_would_do_the_same(
     kernel: Kernel, packets: int, edges: int, singles: int, verdict: bool | None
 ) -> None:
     value = kernel.flow(7, protocol=17, remote_port=443)
-    value["dir"]["sent"]["value"][:, 1, 1] = packets
-    value["dir"]["sent"]["method"][:, 1, 1] = edges
-    value["dir"]["stamp"][:, 1] = singles
+    value["dir"]["rtt_probes"]["value"][:, 1, 1] = packets
+    value["dir"]["rtt_probes"]["method"][:, 1, 1] = edges
+    value["dir"]["tsval"][:, 1] = singles
     section = kernel.section()
 
     assert spinning(row(section, 7)) is verdict
@@ -398,8 +427,8 @@ def test_a_bit_spins_unless_chance_would_do_the_same(
 @pytest.mark.parametrize(("protocol", "port"), [(6, 443), (17, 53), (17, 4433), (1, 443)])
 def test_only_quic_spins(kernel: Kernel, protocol: int, port: int) -> None:
     value = kernel.flow(7, protocol=protocol, remote_port=port)
-    value["dir"]["sent"]["value"][:, 1, 1] = 4711  # the id of a query, say
-    value["dir"]["sent"]["method"][:, 1, 1] = 5
+    value["dir"]["rtt_probes"]["value"][:, 1, 1] = 4711  # the id of a query, say
+    value["dir"]["rtt_probes"]["method"][:, 1, 1] = 5
     assert spinning(row(kernel.section(), 7)) is None
 
 
@@ -413,8 +442,8 @@ def test_evictions_are_what_was_created_and_is_neither_there_nor_deleted(kernel:
     kernel.keys, kernel.values = kernel.keys[4:], kernel.values[4:]
     # As many as there are CPUs are believed when they are not there the next time either.
     assert [kernel.section().evicted for _ in range(3)] == [4 - CPUS, CPUS, 0]
-    kernel.of(9)["state"] = STATE_CLOSED
-    assert len(kernel.scan(6.0).delete["flows"]) == 1
+    kernel.of(9)["flags"] = OPEN | FLAG_CLOSED
+    assert list(kernel.scan(6.0).run) == ["expire"]
     assert kernel.section().evicted == 0
     kernel.keys, kernel.values = kernel.keys[1:], kernel.values[1:]
     assert [kernel.section().evicted for _ in range(2)] == [0, 1]
@@ -432,25 +461,101 @@ def test_a_flow_that_is_just_being_put_back_is_not_evicted(kernel: Kernel) -> No
 
 
 @pytest.mark.parametrize(
-    ("state", "protocol", "seconds"),
+    ("bits", "protocol", "seconds"),
     [
-        (STATE_CLOSED, 6, flows.LINGER_CLOSED),
-        (STATE_SYN, 6, flows.LINGER_SYN),
+        (OPEN | FLAG_CLOSED, 6, flows.LINGER_CLOSED),
+        (FLAG_TCP | FLAG_SYN, 6, flows.LINGER_UNREPLIED),
+        (FLAG_TCP | FLAG_MIDWAY, 6, flows.LINGER_UNREPLIED),
         (0, 17, flows.LINGER_OTHER),
-        (STATE_OPEN, 6, flows.LINGER_TCP),
+        (OPEN | FLAG_FIN_SENT, 6, flows.LINGER_CLOSING),
+        (OPEN, 6, flows.LINGER_TCP),
     ],
 )
-def test_a_quiet_flow_is_deleted_when_its_time_is_over(
-    kernel: Kernel, state: int, protocol: int, seconds: int
-) -> None:
-    kernel.flow(7, protocol=protocol)["state"] = state
-    assert "flows" not in kernel.scan(seconds - 0.5).delete
-    folded = kernel.scan(1.0)
-    section = folded.section
+def test_a_quiet_flow_expires_when_its_time_is_over(bits: int, protocol: int, seconds: int) -> None:
+    kernel = Kernel()
+    kernel.flow(7, protocol=protocol)["flags"] = bits
+    assert kernel.scan(seconds - 0.5).run == {}
+    (value,) = kernel.scan(1.0).run["expire"]
+    due = np.frombuffer(value, DUE)[0]
+    assert (due["count"], due["of"]["id"][0], due["of"]["key"][0].tobytes()) == (
+        1,
+        7,
+        kernel_key(7, protocol),
+    )
+    assert len(kernel.values) == 0
+    section = kernel.section()
+    assert (section.expired, section.evicted) == (0 if bits & FLAG_CLOSED else 1, 0)
 
-    assert isinstance(section, Flows)
-    assert [key.tobytes() for key in folded.delete["flows"]] == [kernel_key(7, protocol)]
-    assert section.expired == (0 if state == STATE_CLOSED else 1)
+
+def test_more_flows_are_due_than_one_run_takes(kernel: Kernel) -> None:
+    for number in range(1, 2 * DUE_FLOWS + 8):
+        kernel.flow(number)["flags"] = OPEN | FLAG_CLOSED
+    runs = kernel.scan(6.0).run["expire"]
+    assert [int(np.frombuffer(value, DUE)[0]["count"]) for value in runs] == [DUE_FLOWS, DUE_FLOWS, 7]
+    assert len(kernel.values) == 0
+    assert kernel.section().evicted == 0
+
+
+@pytest.mark.parametrize(
+    ("bits", "state"),
+    [
+        (0, ""),
+        (FLAG_TCP | FLAG_SYN | FLAG_OPENED_BY_LOCAL, "syn"),
+        (FLAG_TCP | FLAG_MIDWAY, "unreplied"),
+        (FLAG_TCP | FLAG_OPENED_BY_LOCAL, "unreplied"),  # a lone SYN-ACK, or a SYN and more of the same end
+        (OPEN | FLAG_MIDWAY, "open"),
+        (OPEN | FLAG_FIN_SENT, "closing"),
+        (FLAG_TCP | FLAG_MIDWAY | FLAG_FIN_SENT, "unreplied"),
+        (OPEN | 3 | FLAG_CLOSED, "closed"),
+        (FLAG_TCP | FLAG_SYN | FLAG_CLOSED | FLAG_RESET, "reset"),
+        (OPEN | FLAG_CLOSED | FLAG_RESET | 2048 | 4096, "reset"),
+    ],
+)
+def test_the_state_follows_from_what_both_ends_have_said(bits: int, state: str) -> None:
+    assert STATES[int(states(np.array([bits], np.uint64))[0])] == state
+
+
+def test_a_reset_that_is_taken_back_is_not_told_as_closed_twice(kernel: Kernel) -> None:
+    kernel.counters["closed"] = [[4, 1]]
+    first = kernel.section()
+    kernel.counters["revived"] = [[0, 2]]
+    second = kernel.section()
+    kernel.counters["closed"] = [[6, 2]]
+    third = kernel.section()
+
+    assert [(s.closed, s.closed_total) for s in (first, second, third)] == [(5, 5), (0, 3), (1, 6)]
+
+
+def test_what_came_late_is_told_by_what_it_was(kernel: Kernel) -> None:
+    value = kernel.flow(7)
+    names = ("retransmits", "out_of_order", "duplicates", "tcp_probes", "dsacks", "uncertain")
+    for number, name in enumerate(names, 1):
+        value["dir"][name] = [[number, 10 * number]]
+    kernel.section()
+    kernel.of(7)["dir"]["dsacks"] += np.array([[3, 4]], np.uint32)
+    found = kernel.section().to_json(10, "rate")["flows"][0]
+
+    assert (found["rx_retransmits_total"], found["tx_retransmits_total"], found["retransmits_total"]) == (
+        1,
+        10,
+        11,
+    )
+    assert (found["rx_duplicates_total"], found["tx_duplicates_total"]) == (3, 30)
+    assert (found["rx_probes_total"], found["tx_probes_total"]) == (4, 40)
+    assert (found["rx_unneeded_total"], found["tx_unneeded_total"]) == (8, 54)
+    assert (found["rx_uncertain_total"], found["tx_uncertain_total"]) == (6, 60)
+    assert found["loss"] == {
+        "duplicate": 0,
+        "duplicate_total": 33,
+        "probe": 0,
+        "probe_total": 44,
+        "unneeded": 7,
+        "unneeded_total": 62,
+        "uncertain": 0,
+        "uncertain_total": 66,
+    }
+    again = Flows.from_json(kernel.section().to_json(10, "rate"))
+    assert again.to_json(10, "rate")["flows"][0]["loss"]["unneeded_total"] == 62
 
 
 def kernel_key(number: int, protocol: int) -> bytes:
@@ -478,11 +583,12 @@ def test_a_table_too_large_for_a_frame_keeps_the_extremes_of_every_measure(kerne
     count = MAX_ROWS + 5000
     kernel.keys, kernel.values = np.zeros(count, FLOW_KEY), np.zeros(count, FLOW)
     kernel.values["id"] = np.arange(1, count + 1)
-    kernel.values["state"], kernel.values["last"] = STATE_OPEN, kernel.now_ns
+    kernel.values["flags"], kernel.values["last"] = OPEN, kernel.now_ns
     kernel.values["first"] = kernel.now_ns - 1
     kernel.counters["created"][0, 0] = count
     kernel.section()
-    kernel.values["rtt"]["smoothed"][17, OUTWARD] = 900 * MS
+    kernel.values["rtt"]["last"][17, OUTWARD] = 900 * MS
+    kernel.values["rtt"]["samples"][17, OUTWARD] = 1
     kernel.values["dir"]["bytes"][18, 1] = 10_000
     kernel.values["dir"]["retransmits"][19, 0] = 3
     section = kernel.section()

@@ -146,7 +146,7 @@ def drawn(function: Callable[[], Any]) -> None:
 
 
 @FILES
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(changes=spoilt)
 def test_a_spoilt_frame_is_refused_or_can_be_drawn(name, changes):
     with warnings.catch_warnings():
@@ -161,7 +161,7 @@ def test_a_spoilt_frame_is_refused_or_can_be_drawn(name, changes):
 
 
 @FILES
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(changes=spoilt)
 def test_what_was_read_can_be_written_and_read_again(name, changes):
     frame = read(spoil(name, changes))

@@ -1,15 +1,16 @@
 """The fold of the interrupt path, its parsers and its pane."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nettop.kernel.interrupts import Softnet, device_lines, parse_interrupts, parse_softnet
-from nettop.model import Frame
+from nettop.kernel.interrupts import Softnet, device_lines, parse_interrupts, parse_softnet, room
+from nettop.model import Frame, Health, Histogram, Shed
 from nettop.probes import draw, irq_view
 from nettop.probes.base import Reads, Setup
-from nettop.probes.irq import LINE, POLLER, PROBE, SOFTIRQ, VECTORS, Irq, IrqFold
+from nettop.probes.irq import LINE, POLLER, PROBE, SOFTIRQ, VECTORS, WAIT, Irq, IrqFold
 from nettop.probes.view import Canvas, text_of
 from nettop.stats import bucket_of
 
@@ -26,6 +27,7 @@ class Kernel:
         self.pollers = np.zeros((2, CPUS), POLLER)
         self.keys = np.zeros(0, "u4")
         self.lines = np.zeros(0, LINE)
+        self.waits = np.zeros(0, WAIT)
         self.softnet: tuple[Softnet, ...] | None = (Softnet(0, 0, 0, 0), Softnet(1, 0, 0, 0))
         self.own: frozenset[int] | None = frozenset({38})
 
@@ -33,12 +35,14 @@ class Kernel:
         if irq not in self.keys:
             self.keys = np.append(self.keys, np.uint32(irq))
             self.lines = np.append(self.lines, np.zeros(1, LINE))
+            self.waits = np.append(self.waits, np.zeros(1, WAIT))
         line = self.lines[list(self.keys).index(irq)]
         line["name"] = name
         line["run"]["sum"] += ns * count
         line["run"]["slots"][bucket_of(ns)] += count
-        line["to_poll"]["slots"][bucket_of(2 * ns)] += count
-        line["to_poll"]["sum"] += 2 * ns * count
+        wait = self.waits[list(self.keys).index(irq)]
+        wait["to_poll"]["slots"][bucket_of(2 * ns)] += count
+        wait["to_poll"]["sum"] += 2 * ns * count
 
     def softirq(self, vector: int, cpu: int, wait: int, run: int, count: int = 1) -> None:
         for name, ns in (("wait", wait), ("run", run)):
@@ -46,7 +50,12 @@ class Kernel:
             self.softirqs[vector, cpu][name]["slots"][bucket_of(ns)] += count
 
     def reads(self) -> Reads:
-        maps = {"softirqs": self.softirqs, "pollers": self.pollers, "lines": (self.keys, self.lines)}
+        maps = {
+            "softirqs": self.softirqs,
+            "pollers": self.pollers,
+            "lines": (self.keys, self.lines),
+            "waits": (self.keys, self.waits),
+        }
         return Reads(0, SECOND, maps, {"softnet": self.softnet, "irq_lines": self.own})
 
 
@@ -87,6 +96,25 @@ def test_the_devices_own_lines_come_first(fold):
     poll = section.poll[0].irq_to_poll
     assert poll is not None
     assert poll.count == 2  # not the disk's
+
+
+def test_what_was_missed_is_of_the_interval_and_of_the_own_lines(fold):
+    kernel = Kernel()
+    kernel.interrupt(38, b"eth0-rx-0", 1_000, 2)
+    kernel.interrupt(40, b"eth1-rx-0", 1_000, 2)
+    kernel.waits["missed"] = (3, 5)
+    folded(fold, kernel)
+    kernel.waits["missed"] = (7, 10)
+    section = folded(fold, kernel)
+    assert [p.irq_missed for p in section.poll] == [4, None]
+    assert [p.irq_missed for p in Irq.from_json(section.to_json(0, "")).poll] == [4, None]
+
+
+def test_there_is_room_for_every_line_of_the_machine():
+    """A server with a line for each queue of each disk and NIC has thousands."""
+    text = "      CPU0 CPU1\n" + "".join(f"{n:5}: 1 2 PCI-MSI {n}-edge x{n}\n" for n in range(3000))
+    assert room(text) >= 3000
+    assert room("") == 256
 
 
 def test_what_is_not_known_is_none(fold):
@@ -151,32 +179,27 @@ def test_interrupts_of_any_column_layout():
 
 
 def test_a_device_and_its_lines(tmp_path: Path):
-    """As sysfs has them: virtio below PCI, a pin, a virtual device."""
+    """As sysfs has them: virtio below PCI, a pin, a device without either."""
     pci = tmp_path / "devices/pci0000:00/0000:00:03.0"
     virtio = pci / "virtio2"
-    (virtio / "net/eth0").mkdir(parents=True)
-    (virtio / "net/eth0/device").symlink_to(virtio)
+    virtio.mkdir(parents=True)
     (pci / "msi_irqs").mkdir()
     for number in (37, 38, 39):
         (pci / "msi_irqs" / str(number)).write_text("msix\n")
     pin = tmp_path / "devices/pci0000:00/0000:00:04.0"
-    (pin / "net/eth1").mkdir(parents=True)
-    (pin / "net/eth1/device").symlink_to(pin)
+    pin.mkdir(parents=True)
     (pin / "irq").write_text("11\n")
-    (tmp_path / "devices/virtual/net/lo").mkdir(parents=True)
-    names = tmp_path / "class/net"
-    names.mkdir(parents=True)
-    for name, place in (
-        ("eth0", virtio / "net/eth0"),
-        ("eth1", pin / "net/eth1"),
-        ("lo", tmp_path / "devices/virtual/net/lo"),
-    ):
-        (names / name).symlink_to(place)
-    assert device_lines("eth0", tmp_path) == {37, 38, 39}
-    assert device_lines("eth1", tmp_path) == {11}
-    assert device_lines("lo", tmp_path) == frozenset()
+    bare = tmp_path / "devices/platform/eth.0"
+    bare.mkdir(parents=True)
+    for bus, place in (("virtio", virtio), ("pci", pin), ("platform", bare)):
+        devices = tmp_path / "bus" / bus / "devices"
+        devices.mkdir(parents=True)
+        (devices / place.name).symlink_to(place)
+    assert device_lines("virtio", "virtio2", tmp_path) == {37, 38, 39}
+    assert device_lines("pci", "0000:00:04.0", tmp_path) == {11}
+    assert device_lines("platform", "eth.0", tmp_path) == frozenset()
     with pytest.raises(FileNotFoundError):
-        device_lines("gone0", tmp_path)
+        device_lines("pci", "gone0", tmp_path)
 
 
 def history(hardware: bool) -> list[Frame]:
@@ -212,6 +235,38 @@ def test_the_pane_of_a_card():
     zoomed = "\n".join(text_of(row) for row in irq_view.pane(history(True), Canvas(100, 40, zoomed=True)))
     assert "virtio1-req.0" in zoomed
     assert "RCU run" in zoomed
+
+
+def resting(one_in: int, silent: int) -> list[Frame]:
+    """Frames a second apart, the last ones of which are from while the hooks were not attached."""
+    frames = history(True)
+    health = Health(shed=Shed(seconds_one_in=one_in))
+    stretched = [replace(f, time_ns=(n + 1) * SECOND, health=health) for n, f in enumerate(frames)]
+    return stretched + [
+        replace(stretched[-1], time_ns=(len(frames) + n + 1) * SECOND, sections={"irq": nothing(frames[-1])})
+        for n in range(silent)
+    ]
+
+
+def nothing(frame: Frame) -> Irq:
+    """The same lines and softirqs, without a sample."""
+    section = frame.sections["irq"]
+    assert isinstance(section, Irq)
+    empty = Histogram.empty()
+    return replace(
+        section,
+        hard=tuple(replace(line, latency=empty) for line in section.hard),
+        soft=tuple(replace(s, wait=empty, run=empty) for s in section.soft),
+    )
+
+
+@pytest.mark.parametrize(("one_in", "silent", "held"), [(8, 3, True), (1, 3, False), (4, 20, False)])
+def test_while_the_budget_lets_it_rest_the_last_values_stay_with_their_age(one_in, silent, held):
+    """No holes in six of eight frames; but nothing is carried on where nothing is what was measured, nor for ever."""
+    lines = [text_of(row) for row in irq_view.pane(resting(one_in, silent), Canvas(100, 12))]
+    waited = next(row for row in lines if "NET_RX wait" in row)
+    assert ("NET_RX wait 3 s" in waited) is held
+    assert ("µs" in waited or "ms" in waited) is held
 
 
 def test_the_pane_of_a_device_without_interrupts_says_so():

@@ -19,25 +19,30 @@ import pytest
 
 from nettop import bpf, model, stats
 from nettop.control import Config, Counting, Flag
-from nettop.loader.compile import Object, compile_source
+from nettop.loader.compile import Object, compile_source, whole_text
+from nettop.paths import bpf_source, bpf_sources
 from nettop.probes import flows_layout as flows
 from nettop.probes import stages, throughput
 from nettop.probes.flows import PROBE as FLOWS
 
 pytestmark = pytest.mark.live
 
-SOURCES = Path(__file__).resolve().parents[2] / "bpf_src"
+SOURCES = bpf_sources()
 
 Structs = Mapping[str, np.dtype[Any]]
 
+DUE_FLOW = flows.DUE["of"].subdtype
+assert DUE_FLOW is not None
 FLOW_STRUCTS: Structs = {
     "flow_key": flows.FLOW_KEY,
-    "outstanding": flows.OUTSTANDING,
+    "rtt_probe": flows.RTT_PROBE,
     "flow_dir": flows.FLOW_DIR,
     "rtt": flows.RTT,
     "flow": flows.FLOW,
     "event": flows.EVENT,
     "counters": flows.COUNTERS,
+    "due_flow": DUE_FLOW[0],
+    "due": flows.DUE,
     "subnet_key": flows.SUBNET_KEY,
     "subnet": flows.SUBNET,
     "owner": flows.OWNER,
@@ -45,7 +50,7 @@ FLOW_STRUCTS: Structs = {
     "hist": flows.HIST,
 }
 # Of no concern to the Python side.
-KERNEL_ONLY = {"socket_slot"}
+KERNEL_ONLY = {"socket_slot", "fragment_slot", "gap", "resent", "gap_key", "gaps"}
 BIN = throughput.BURSTS["bins"].subdtype
 assert BIN is not None
 THROUGHPUT_STRUCTS: Structs = {
@@ -55,14 +60,22 @@ THROUGHPUT_STRUCTS: Structs = {
 }
 
 CONSTANTS = {
-    **{f"STATE_{name or 'none'}".upper(): number for number, name in enumerate(flows.STATES)},
     **{f"METHOD_{name or 'none'}".upper(): number for number, name in enumerate(flows.METHODS)},
-    "EVENT_OPEN": flows.EVENT_OPEN,
-    "EVENT_CLOSE": flows.EVENT_CLOSE,
-    "EVENT_SAMPLE": flows.EVENT_SAMPLE,
+    "FLOW_FIN(IN)": flows.FLAG_FIN_RECEIVED,
+    "FLOW_FIN(OUT)": flows.FLAG_FIN_SENT,
     "FLOW_OPENED_BY(IN)": flows.FLAG_OPENED_BY_REMOTE,
     "FLOW_OPENED_BY(OUT)": flows.FLAG_OPENED_BY_LOCAL,
     "FLOW_MIDWAY": flows.FLAG_MIDWAY,
+    "FLOW_TCP": flows.FLAG_TCP,
+    "FLOW_SYN": flows.FLAG_SYN,
+    "FLOW_REPLIED": flows.FLAG_REPLIED,
+    "FLOW_CLOSED": flows.FLAG_CLOSED,
+    "FLOW_RESET": flows.FLAG_RESET,
+    "LINGER_CLOSED": flows.LINGER_CLOSED,
+    "LINGER_UNREPLIED": flows.LINGER_UNREPLIED,
+    "LINGER_OTHER": flows.LINGER_OTHER,
+    "LINGER_CLOSING": flows.LINGER_CLOSING,
+    "LINGER_TCP": flows.LINGER_TCP,
     "OUTWARD": flows.OUTWARD,
     "INWARD": flows.INWARD,
     "IN": 0,
@@ -77,7 +90,10 @@ CONSTANTS = {
 }
 THROUGHPUT_CONSTANTS = {
     "PROTO_ARP": throughput.PROTO_ARP,
-    "PROTO_OTHER": throughput.PROTO_OTHER,
+    **{
+        f"PROTO_{name}": getattr(throughput, f"PROTO_{name}")
+        for name in ("OTHER", "LLDP", "LLC", "PPPOE", "MPLS", "BROKEN")
+    },
     "PROTO_SLOTS": throughput.PROTO_SLOTS,
     "SIZE_CLASSES": len(throughput.SIZES),
     "BIN_SHIFT": throughput.BIN_SHIFT,
@@ -129,13 +145,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(cache: Path, name: str, expressions: list[str], more: str) -> tuple[dict[str, int], Object]:
-    """The values of C expressions where this file of bpf_src has been included, and what it was compiled to."""
-    text = (SOURCES / name).read_text() + more
+    """The values of C expressions behind this probe's C text, and what it was compiled to."""
+    text = whole_text(bpf_source(name)) + more
     for index, expression in enumerate(expressions):
         text += f"\nint value_{index}(struct __sk_buff *skb)\n{{\n\treturn {expression};\n}}\n"
-    source = cache / f"layout_{name}"
+    source = cache / f"layout_{name}.c"
     source.write_text(text)
-    found = compile_source(source, cache, (f"-I{SOURCES}",))
+    found = compile_source(source, cache)
     return {e: constant(found.programs[f"value_{i}"]) for i, e in enumerate(expressions)}, found
 
 
@@ -176,18 +192,18 @@ def config_places() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def flow_object(cache: Path) -> tuple[dict[str, int], Object]:
-    return compiled(cache, "flows.c", [*places(FLOW_STRUCTS), *config_places(), *CONSTANTS], RUN)
+    return compiled(cache, "flows", [*places(FLOW_STRUCTS), *config_places(), *CONSTANTS], RUN)
 
 
 @pytest.fixture(scope="module")
 def throughput_object(cache: Path) -> tuple[dict[str, int], Object]:
     expressions = [*places(THROUGHPUT_STRUCTS), *THROUGHPUT_CONSTANTS]
-    return compiled(cache, "throughput.c", expressions, RUN_SIZE)
+    return compiled(cache, "throughput", expressions, RUN_SIZE)
 
 
 @pytest.fixture(scope="module")
 def stages_object(cache: Path) -> tuple[dict[str, int], Object]:
-    return compiled(cache, "stages.c", [*stages_places(), *STAGES_CONSTANTS], "")
+    return compiled(cache, "stages", [*stages_places(), *STAGES_CONSTANTS], "")
 
 
 def stages_places() -> dict[str, int]:
@@ -215,14 +231,14 @@ def test_throughput_structs_and_constants(throughput_object: tuple[dict[str, int
 
 def test_nothing_of_the_headers_is_left_out() -> None:
     """A struct or constant that is added to the C text must be compared above."""
-    text = (SOURCES / "flow.h").read_text()
+    text = (SOURCES / "flows" / "flow.h").read_text()
     assert (
         set(re.findall(r"^struct (\w+) \{", text, re.M))
         == {*FLOW_STRUCTS} - {"hist", "flow_key"} | KERNEL_ONLY
     )
-    named = set(re.findall(r"^#define ((?:STATE|METHOD|EVENT)_\w+)", text, re.M))
-    assert named == {name for name in CONSTANTS if name.startswith(("STATE_", "METHOD_", "EVENT_"))}
-    text = (SOURCES / "nettop.h").read_text()
+    named = set(re.findall(r"^#define (METHOD_\w+)", text, re.M))
+    assert named == {name for name in CONSTANTS if name.startswith("METHOD_")}
+    text = (SOURCES / "include" / "nettop.h").read_text()
     assert set(re.findall(r"^#define (COUNT_\w+)", text, re.M)) <= {*CONSTANTS}
     found = re.search(r"^struct config \{(.*?)^\}", text, re.M | re.S)
     assert found

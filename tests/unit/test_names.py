@@ -40,6 +40,7 @@ def test_a_name_is_there_some_time_after_it_was_asked_for():
     assert made.changed == 2
 
 
+@pytest.mark.timing
 def test_nobody_waits_for_a_resolver_that_hangs():
     """And the interpreter ends without it: its threads are daemons."""
     go = threading.Event()

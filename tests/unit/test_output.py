@@ -5,20 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from standins import Numbers, frame, traffic
 
+from nettop.cli import DEMO
 from nettop.model import Frame, ProbeStatus
 from nettop.output import WRITERS, Style
 from nettop.output import text as text_module
-from nettop.output.csv import COLUMNS
-from nettop.output.text import fitted, table_lines
+from nettop.output.csv import COLUMNS, FLOW_COLUMNS
+from nettop.output.text import fitted, plain_lines, table_lines
+from nettop.probes import flows_view
 from nettop.probes.base import Probe
+from nettop.probes.rows import order
 from nettop.probes.view import Canvas, Column, Pane, Span, Table, line
+from nettop.recording import Recording
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "frame.schema.json").read_text(encoding="utf-8"))
 
 
 class Collected:
@@ -106,6 +114,39 @@ def test_a_frame_without_flows_has_a_header_and_no_rows():
 
 def test_columns_are_unique():
     assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of a schema's values."""
+    if "$ref" in node:
+        node = SCHEMA["$defs"][node["$ref"].rpartition("/")[2]]
+    for part in node.get("anyOf", ()):
+        yield from leaves(part, path)
+    if "properties" in node:
+        for name, part in node["properties"].items():
+            yield from leaves(part, (*path, name))
+    elif "anyOf" not in node and node.get("type") != "null":
+        yield path
+
+
+def test_csv_has_every_field_of_a_flow():
+    fields = set(leaves(SCHEMA["properties"]["flows"]["items"]))
+    assert len(fields) > 40
+    assert fields - set(FLOW_COLUMNS.values()) == set()
+
+
+def test_columns_that_readers_know_by_place_keep_it():
+    assert COLUMNS[:8] == (
+        "time",
+        "time_ns",
+        "interval_ns",
+        "host",
+        "interface",
+        "protocol",
+        "local",
+        "remote",
+    )
+    assert COLUMNS[COLUMNS.index("age_ns") - 1] == "kernel_rtt_ns"
 
 
 # --- text ---------------------------------------------------------------------------------------------------
@@ -236,6 +277,72 @@ def test_lines_fit_and_columns_of_high_priority_number_leave_first(width):
 def test_a_cell_that_is_too_long_does_not_push_the_others():
     lines = table(frame(0, 5, 10**12), 60)
     assert len({len(t) for t in lines}) == 1
+
+
+def test_a_table_for_awk_is_whole_and_each_cell_is_one_word():
+    """Where the output is no terminal: no column left out, nothing cut, and an empty cell is a dash."""
+    table = replace(
+        TABLE,
+        columns=(
+            *TABLE.columns[:3],
+            Column(
+                "rate",
+                "rate",
+                3,
+                lambda r, c, f: Span(f"{r['size']} Mb/s".rjust(c.width)),
+                lambda r: r["size"],
+            ),
+            Column("none", "none", 3, lambda r, c, f: Span(" " * c.width), lambda r: r["size"], priority=9),
+            Column("last", "the last", 3, lambda r, c, f: Span("x" * 70), lambda r: r["size"], priority=9),
+        ),
+    )
+    header, *lines = plain_lines(table, frame(0, 5, 70, 6), Canvas(40, 10), 2, "")
+    assert header.split() == ["name", "size", "share", "rate", "none", "last"]
+    assert [line.split() for line in lines[:-1]] == [
+        ["flow_1", "70", "70%", "70Mb/s", "-", "x" * 70],
+        ["flow_2", "6", "6%", "6Mb/s", "-", "x" * 70],
+    ]
+    assert lines[-1] == "and 1 more"
+    assert len({len(line) for line in lines[:-1]}) == 1
+
+
+def test_the_flows_of_the_demo_into_awk(monkeypatch):
+    """Addresses of 39 characters, names of two words, a figure and its unit."""
+    monkeypatch.undo()
+    with Recording(str(DEMO)) as recording:
+        shown = recording.frame(20)
+    text = Collected("text", plain=True, width=80).write(shown)
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("protocol "))
+    titles = lines[start].split()
+    rows = [line.split() for line in lines[start + 1 : start + 9]]
+    assert {len(row) for row in rows} == {len(titles)} == {15}
+    at = {name: titles.index(name) for name in ("local", "remote", "process")}
+    flows = json.loads(Collected("ndjson").write(shown))["flows"][:8]
+    for row, flow in zip(rows, flows, strict=True):
+        assert (row[at["local"]], row[at["remote"]]) == (flow["local"], flow["remote"])
+        owner = flow["process"]
+        assert row[at["process"]] == (f"{owner['name']}_{owner['pid']}" if owner else "-")
+
+
+@pytest.mark.parametrize("column", [c.key for c in flows_view.COLUMNS])
+def test_every_output_has_the_order_of_the_screen(monkeypatch, column):
+    """--sort means one thing: the same flows first on the screen, in text, ndjson and csv."""
+    monkeypatch.undo()
+    with Recording(str(DEMO)) as recording:
+        shown = recording.frame(20)
+    rows = np.sort(flows_view.rows(shown), order="id")  # as they tie
+    sort = next(c for c in flows_view.COLUMNS if c.key == column)
+    expected = rows[order(flows_view.TABLE, rows, sort, False, np.zeros(0, np.uint64))]["id"].tolist()
+    assert len(expected) > 8
+    found = json.loads(Collected("ndjson", sort=column).write(shown))["flows"]
+    assert [flow["id"] for flow in found] == expected
+    assert [int(r["id"]) for r in rows_of(Collected("csv", sort=column).write(shown))] == expected
+    text = Collected("text", plain=True, sort=column).write(shown).splitlines()
+    start = next(i for i, line in enumerate(text) if line.startswith("protocol ")) + 1
+    assert [line.split()[1:3] for line in text[start : start + len(found)]] == [
+        [flow["local"], flow["remote"]] for flow in found
+    ]
 
 
 def test_the_real_throughput_pane_prints(monkeypatch):

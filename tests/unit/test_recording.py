@@ -56,7 +56,7 @@ def test_what_was_recorded_is_read(tmp_path, name):
 
 
 @SUFFIXES
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(made=st.lists(standins.frames, min_size=1, max_size=4))
 def test_any_frames_survive(tmp_path, name, made):
     path = tmp_path / name
@@ -66,7 +66,7 @@ def test_any_frames_survive(tmp_path, name, made):
 
 
 @SUFFIXES
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(made=st.lists(standins.frames, min_size=1, max_size=4))
 def test_any_snapshot_survives(tmp_path, name, made):
     path = tmp_path / name
@@ -197,7 +197,7 @@ def test_a_cut_gzip_gives_what_is_whole(tmp_path, cut):
         assert len(recording) >= 18
         assert recording.frame(17) == frame(17, *range(17 * 50))
         assert recording.problem is not None
-        assert "gzip" in recording.problem.message or "early" in recording.problem.message
+        assert "the gzip file ends too early" in recording.problem.message
 
 
 def test_damage_in_the_middle_is_named_and_what_is_before_is_shown(tmp_path):
@@ -357,6 +357,6 @@ def test_what_is_recorded_is_the_top(tmp_path):
 
 
 def test_names_of_new_files():
-    assert file_name(frame(1), "snapshot") == "nettop-db-3-eth0-20250101-000001.snapshot.json"
+    assert file_name(frame(1), "snapshot") == "nettop-db-3-eth0-20250101-000001.snapshot.json.gz"
     hostile = frame(1, host="../../etc/\x1b", interface="")
     assert file_name(hostile, "recording") == "nettop-etc-20250101-000001.ndjson.gz"

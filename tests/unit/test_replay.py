@@ -58,6 +58,7 @@ async def test_all_frames_in_order(recording):
     assert await collect(Replay(recording, float("inf")).frames()) == list(range(10))
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(("speed", "seconds"), [(1.0, 0.18), (4.0, 0.045)])
 async def test_the_time_between_frames_is_that_of_the_recording(recording, speed, seconds):
     start = time.monotonic()
@@ -67,6 +68,7 @@ async def test_the_time_between_frames_is_that_of_the_recording(recording, speed
     assert took < seconds + 0.5  # a busy machine is late, never early
 
 
+@pytest.mark.timing
 async def test_infinite_speed_does_not_wait(tmp_path):
     start = time.monotonic()
     await collect(Replay(made(tmp_path, 20, 10**10), float("inf")).frames())

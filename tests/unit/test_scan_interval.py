@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def scans(clock: list[int], scan_s: float, frames_s: list[float]) -> list[bool]:
     """Whether each frame, so long after the one before, had the table in it."""
     readers = {"large": Reader(), "small": Reader()}
-    worker = Worker(PROBE, _fold, readers, {}, ProbeStatus("live"), round(scan_s * S))  # type: ignore[arg-type]
+    worker = Worker(PROBE, lambda: _fold, readers, {}, ProbeStatus("live"), round(scan_s * S))  # type: ignore[arg-type]
     result = []
     for seconds in frames_s:
         clock[0] += round(seconds * S)

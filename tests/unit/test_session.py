@@ -80,7 +80,7 @@ async def test_a_second_file_in_the_same_second_gets_a_number(tmp_path):
     session, frames = Session(Settings(), folder=tmp_path), Frames(1).made
     names = [Path(await session.snapshot(frames)).name for _ in range(3)]
     assert len(set(names)) == 3
-    assert names[1].endswith("-2.snapshot.json")
+    assert names[1].endswith("-2.snapshot.json.gz")
 
 
 async def test_after_a_reset_totals_start_anew_on_the_screen_and_not_in_the_recording(tmp_path):

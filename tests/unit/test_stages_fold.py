@@ -97,7 +97,9 @@ def test_an_interval_is_what_was_added_on_all_cpus():
     ip = row(section, "ip")
     assert (ip.matched, ip.missed, ip.latency.sum_ns) == (11, 2, 33_000)
     assert ip.coverage == pytest.approx(11 / 13)
-    assert section.health() == {"untracked_packets": 2, "lost_events": 0}
+    assert section.health() == {
+        "lost_events": 0
+    }  # a miss is in its own stage's figures, not among packets without a flow
     assert row(folded(fold, kernel), "ip").matched == 0
 
 
@@ -110,6 +112,16 @@ def test_rows_stand_in_the_packets_order():
     for rows in (section.rx[:-1], section.tx[:-1]):
         for before, after in itertools.pairwise(rows):
             assert before.end == after.begin
+
+
+def test_pacing_is_said_of_the_qdisc_alone():
+    kernel, fold = Kernel(), StagesFold(setup())
+    folded(fold, kernel)
+    kernel.stages[10, 1]["paced"] = 7_000  # TX_QDISC
+    section = folded(fold, kernel)
+    assert row(section, "qdisc", "tx").paced_ns == 7_000
+    assert {s.paced_ns for s in (*section.rx, *section.tx) if s.stage != "qdisc"} == {None}
+    assert row(Stages.from_json(section.to_json(50, "")), "qdisc", "tx").paced_ns == 7_000
 
 
 @pytest.mark.parametrize(
@@ -262,6 +274,31 @@ def test_the_last_line_says_where_a_mean_microsecond_goes():
     text = text_of(stages_view.where(frames(*[USUAL] * 3), Canvas(120, 1)))
     assert "100 µs" in text
     assert "95 % waiting for its reader" in text
+
+
+@pytest.mark.parametrize(("part", "said"), [(0.9, "paced: not to leave"), (0.1, "in the qdisc")])
+def test_pacing_is_not_called_a_queue(part, said):
+    kernel, fold = Kernel(), StagesFold(setup())
+    kernel.record(10, 0, 1_000_000, 100)
+    kernel.record(13, 0, 1_000_000, 100, path=False)  # TX_WHOLE
+    kernel.stages[10, 1]["paced"] = int(part * 100_000_000)
+    history = [Frame(SECOND, SECOND, "h", "eth0", sections={"stages": folded(fold, kernel)})]
+    assert said in text_of(stages_view.where(history, Canvas(120, 1)))
+    page = [text_of(row) for row in stages_view.pane(history, Canvas(160, 20, selected="tx qdisc"))]
+    assert any(f"{part * 100:.0f} % of its time is pacing" in text for text in page)
+
+
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("unicode", [False, True])
+def test_what_is_seen_at_the_device_below_is_said_in_words(below, unicode):
+    kernel, fold = Kernel(), StagesFold(setup())
+    kernel.config["flags"] = Flag.NO_STACK if below else 0
+    kernel.record(RX["local"], 0, 1_000)
+    history = [Frame(SECOND, SECOND, "h", "bond0", sections={"stages": folded(fold, kernel)})]
+    lines = [text_of(row) for row in stages_view.pane(history, Canvas(120, 24, unicode=unicode))]
+    assert any("seen at the device below" in text for text in lines) == below
+    assert any("driver" in text for text in lines)
+    assert unicode or not any("→" in text for text in lines)
 
 
 def test_what_changed_most_in_the_last_minute():

@@ -20,7 +20,15 @@ from nettop.output.text import TextWriter
 from nettop.probes import verdict
 from nettop.probes.flows import Flows, Sample
 from nettop.probes.flows_focus import Focused, FocusedFold, Socket
-from nettop.probes.flows_layout import FLAG_OPENED_BY_LOCAL, FLAG_OPENED_BY_REMOTE, FOCUSED, METHODS, ROW
+from nettop.probes.flows_layout import (
+    FLAG_MIDWAY,
+    FLAG_OPENED_BY_LOCAL,
+    FLAG_OPENED_BY_REMOTE,
+    FLAG_STAMPED_BY_REMOTE,
+    FOCUSED,
+    METHODS,
+    ROW,
+)
 from nettop.probes.irq import Irq, Poll, SoftIrq
 from nettop.probes.stages import FocusedStages, Stage, Stages
 from nettop.probes.throughput import Direction, Throughput
@@ -63,6 +71,8 @@ class Facts:
     reader: float | None = 40 * US
     tx: dict[str, float | None] = field(default_factory=lambda: {"ip": 2e3, "driver": 3e3})
     qdisc: float | None = 1 * US
+    paced: float = 0  # of that
+    queued: int = 100  # packets timed in it
     buffer: float | None = 4 * US
     softirq: float = 3 * US
     hardware: bool = True
@@ -83,46 +93,68 @@ class Facts:
     focus: bool = True
     stages: bool = True
     socket: bool = True
+    payload: int | None = None  # of what ends a round trip
+    trips: int = 3  # samples
+    unasked: tuple[int, int] | None = (0, 0)
+    kernel_min: float | None = None
+    receiver: float | None = None  # the kernel's round trip as a receiver
+    kernel_again: tuple[int, int] | None = None  # retransmitted, and of these had already
+    send_window: int = 65_536
+    state: int = 2
+    since: tuple[int, int] = (0, 0)  # packets since the start, where they are not those of the intervals
+    dropped: int = 0
 
 
 def row(step: int, facts: Facts) -> Any:
     one = np.zeros(1, ROW)
-    one["id"], one["protocol"], one["flags"], one["state"] = FLOW, facts.protocol, facts.flags, 2
+    one["id"], one["protocol"], one["flags"], one["state"] = FLOW, facts.protocol, facts.flags, facts.state
     one["local"], one["remote"] = (np.frombuffer(packed(a), "u1") for a in ("10.0.0.1", "10.0.0.2"))
     one["local_port"], one["remote_port"] = 40_000, 443
     one["pid"], one["process"] = 7, b"curl"
     for way, index in (("rx", 0), ("tx", 1)):
         one[f"{way}_packets"], one[f"{way}_bytes"] = facts.packets[index], facts.size[index]
         one[f"{way}_bytes_total"] = facts.size[index] * (step + 1)
+        one[f"{way}_packets_total"] = facts.since[index] or facts.packets[index] * (step + 1)
         one[f"{way}_retransmits"] = facts.again[index] * (step + 1)
         one[f"{way}_out_of_order"] = facts.late[index] * (step + 1)
     if facts.rtt is not None:
         how = METHODS.index("timestamp")
-        one["rtt"] = (facts.rtt, facts.least, facts.rtt, facts.rtt / 9, step * S, 20, 20 * (step + 1), how)
+        one["rtt"] = (facts.rtt, facts.least, 0, facts.rtt, facts.rtt / 9, step * S, 20, 20 * (step + 1), how)
     return one
 
 
 def frame(step: int, facts: Facts) -> Frame:
     socket = Socket(
-        time_ns=step * S, cwnd=facts.cwnd, ssthresh=None, mss=1448, send_window=65_536, receive_window=65_536,
-        in_flight=1448, unsent=facts.unsent, unread=facts.unread, span_ns=S, busy_ns=round(facts.busy * S),
+        time_ns=step * S, cwnd=facts.cwnd, ssthresh=None, mss=1448, send_window=facts.send_window,
+        receive_window=65_536, in_flight=1448, unsent=facts.unsent, unread=facts.unread, span_ns=S,
+        busy_ns=round(facts.busy * S),
         window_ns=round(facts.window * S),
+        rtt_min_ns=None if facts.kernel_min is None else round(facts.kernel_min),
+        rcv_rtt_ns=None if facts.receiver is None else round(facts.receiver),
+        retransmits=None if facts.kernel_again is None else facts.kernel_again[0],
+        dsack_dups=None if facts.kernel_again is None else facts.kernel_again[1],
     )  # fmt: skip
     focused = Focused(
         FLOW, facts.data, facts.zero, facts.answers,
         (round(facts.answers[0] * facts.answer_ns[0]), round(facts.answers[1] * facts.answer_ns[1])),
-        socket if facts.socket else None,
+        socket if facts.socket else None, facts.unasked,
     )  # fmt: skip
     own = FocusedStages(
-        rx=(*(stage(n, ns) for n, ns in facts.rx.items()), stage("application", facts.reader)),
+        rx=(
+            *(replace(stage(n, ns), dropped=facts.dropped * (n == "socket")) for n, ns in facts.rx.items()),
+            stage("application", facts.reader),
+        ),
         tx=(
             stage("application", facts.buffer),
             *(stage(n, ns) for n, ns in facts.tx.items()),
-            stage("qdisc", facts.qdisc),
+            replace(stage("qdisc", facts.qdisc, facts.queued), paced_ns=round(facts.paced) * facts.queued),
         ),
         flow=FLOW,
     )  # fmt: skip
-    samples = () if facts.rtt is None else (Sample(step * S, round(facts.rtt), False, "timestamp"),)
+    samples: tuple[Sample, ...] = ()
+    if facts.rtt is not None:
+        one = Sample(step * S, round(facts.rtt), False, "timestamp", facts.payload)
+        samples = (one,) * facts.trips
     sections: dict[str, Any] = {
         "throughput": Throughput(
             rx=Direction(bytes=facts.size[0]), tx=Direction(bytes=facts.size[1] + facts.others),
@@ -170,32 +202,68 @@ IDLE = {
     "reader": None,
 }
 SERVED = {"flags": FLAG_OPENED_BY_REMOTE, "packets": (40, 40), "answers": (9, 9), "data": (10, 10)}
+DOWNLOAD = {
+    "answers": (0, 0),
+    "data": (300, 0),
+    "packets": (900, 400),
+    "size": (1_200_000, 30_000),
+    "rtt": None,
+    "flags": FLAG_OPENED_BY_LOCAL | FLAG_STAMPED_BY_REMOTE,
+    "kernel_min": 2 * MS,
+}
+LATE = {"answers": (30, 30), "answer_ns": (30 * MS, 60 * US), "packets": (30, 30), "size": (3000, 3000)}
+SYN = {"state": 1, "packets": (0, 1), "size": (0, 74), "since": (0, 3), "rtt": None, "focus": False}
 CASES = {
+    "no connection": [
+        SYN,
+        {**SYN, "state": 5, "since": (1, 1), "packets": (1, 1), "size": (54, 74)},
+        # A SYN flood: nobody completes the handshake.
+        {**SYN, "flags": FLAG_OPENED_BY_REMOTE, "again": (0, 3), "since": (1, 4), "packets": (1, 3), "size": (7, 7)},
+        # A SYN-ACK again and again: no loss.
+        {**SYN, "state": 2, "again": (3, 0), "since": (4, 2), "packets": (3, 1), "size": (7, 74), "focus": True},
+    ],
     "far end": [
-        {**BULK, "window": 0.3, "unsent": 90_000},
+        {**BULK, "window": 0.3, "unsent": 90_000, "zero": (1, 0)},
+        {**BULK, "window": 0.3, "unsent": 90_000, "send_window": 1000},
+        # It never closes its window, and the way is long for it.
+        {**BULK, "window": 0.9, "rtt": 20 * MS, "least": 20 * MS, "send_window": 20_000},
         {**BULK, "socket": False, "zero": (1, 0)},
         {"answers": (5, 5), "answer_ns": (50 * MS, 60 * US)},
+        # An older connection: its ACKs come with the answers, and the kernel has seen shorter round trips.
+        {**LATE, "flags": FLAG_MIDWAY, "rtt": 30 * MS, "least": 29 * MS, "payload": 64, "kernel_min": 11 * US},
     ],
     "application reads late": [
         {"reader": 6 * MS},
         {"reader": 25 * MS, "rtt": 2 * MS, "softirq": 1 * MS},
         {"reader": None, "zero": (0, 2), "unread": 60_000},
         {"stages": False, "zero": (0, 2), "unread": 60_000},
+        {"protocol": 17, "socket": False, "dropped": 60},
     ],
     "queue": [
-        {"rtt": 3 * MS, "qdisc": 2.5 * MS},
+        {"rtt": 3 * MS, "qdisc": 2.5 * MS, "packets": (500, 100)},
         {"rtt": 40 * MS, "backlog": 16_000, "qdisc_drops": 3, "again": (0, 9)},
         {"rtt": 40 * MS, "backlog": 16_000, "stages": False},
     ],
     "interrupts": [
         {"rtt": 2 * MS, "softirq": 1 * MS, "reader": 15 * MS},
         {"rtt": 2 * MS, "softirq": 1 * MS},
-        {"rtt": 2 * MS, "softirq": 1 * MS, "hardware": False},
+        # A device without interrupts calls netif_rx: it is the flow's own packets that waited.
+        {"rtt": 2 * MS, "softirq": 1 * MS, "hardware": False, "rx": {"stack": 1 * MS}},
     ],
-    "loss": [{"again": (0, 6)}, {"again": (6, 0)}, {"again": (0, 6), "rtt": 60 * MS, "least": 20 * MS}],
+    "loss": [
+        {"again": (0, 6)},
+        {"again": (6, 0)},
+        {"again": (0, 6), "rtt": 60 * MS, "least": 20 * MS},
+        {"again": (0, 0), "kernel_again": (9, 1)},
+    ],
     "stack": [{"rx": {"local": 0.6 * MS}}, {"tx": {"ip": 0.3 * MS, "driver": 0.3 * MS}}],
     "application writes little": [IDLE, {**SERVED, "answer_ns": (1 * MS, 30 * MS)}],
-    "network": [{"rtt": 40 * MS, "least": 39 * MS}, {"rtt": 30 * MS, "least": 10 * MS}],
+    "network": [
+        {"rtt": 40 * MS, "least": 39 * MS},
+        {"rtt": 30 * MS, "least": 10 * MS},
+        {**DOWNLOAD, "kernel_min": 40 * MS},
+        {**DOWNLOAD, "receiver": 30 * MS},
+    ],
     "healthy": [
         {},
         BULK,
@@ -205,16 +273,41 @@ CASES = {
         {"rtt": 2 * MS, "softirq": 0.4 * MS},
         {"rtt": 20 * MS, "least": 18 * MS, "softirq": 1 * MS},
         {"again": (0, 4)},
-        {**BULK, "window": 0.2},
+        # The kernel knows better than what is seen: none was sent again, or all of it was there already.
+        {"again": (0, 60), "kernel_again": (0, 0)},
+        {"again": (0, 60), "kernel_again": (60, 58)},
+        {**BULK, "window": 0.2, "zero": (1, 0)},
+        # A small window by choice, that never closes, over a short way.
+        {**BULK, "window": 0.9, "send_window": 8000},
         {"rx": {"local": 0.2 * MS}},
-        {"rtt": None},
-        {"protocol": 17, "socket": False, "again": (0, 50)},
+        {**DOWNLOAD, "receiver": 3 * MS},
+        # Little sends much: the pauses of the sender are in it.
+        {**DOWNLOAD, "receiver": 21 * MS},
         # What waits behind a gap in the stream waits in TCP, and not for it.
         {"rx": {"socket": 5 * MS}, "late": (2, 0)},
         # Nobody asks: the server has nothing to say, and that is not its fault.
         {**SERVED, "answer_ns": (900 * MS, 1 * MS)},
+        # The far end speaks unasked: what comes after our data is no answer to it.
+        {"answers": (5, 5), "answer_ns": (50 * MS, 60 * US), "unasked": (30, 0)},
         # The far end delays its ACKs, and nothing waits for them.
-        {"rtt": 40.4 * MS, "size": (33_000, 60_000)},
+        {"rtt": 40.4 * MS, "size": (33_000, 60_000), "payload": 0},
+    ],
+    "nothing found": [
+        {"rtt": None},
+        {"focus": False},
+        {"stages": False},
+        {"socket": False},
+        DOWNLOAD,
+        {**DOWNLOAD, "receiver": 30 * MS, "unasked": (9, 0)},
+        {**DOWNLOAD, "receiver": 30 * MS, "flags": FLAG_OPENED_BY_LOCAL},
+        {"packets": (0, 500)},
+        {"protocol": 17, "socket": False, "again": (0, 50)},
+        # Answers that come late, and nothing says why: not the far end, which nobody has seen to be quicker.
+        {**LATE, "flags": FLAG_MIDWAY, "rtt": 30 * MS, "least": 29 * MS, "payload": 64},
+        # A connection that was reset after its handshake: not refused.
+        {"state": 5, "since": (1, 2), "focus": False},
+        # A few packets: nothing to judge loss by.
+        {"packets": (4, 4), "again": (0, 1), "focus": False},
     ],
 }  # fmt: skip
 
@@ -245,6 +338,104 @@ def test_the_reasons_have_the_figures() -> None:
     assert "120 times" in text  # twelve in each of ten seconds
     assert "420 kB" in text
     assert "280 µs" in text
+
+
+def test_what_was_not_seen_is_said() -> None:
+    found = explained(stages=False, rtt=None)
+    assert found.verdict == "nothing found"
+    for words in ("round trip", "qdisc", "receive stack", "wait for reader"):
+        assert any(text.startswith(words) for text in found.unseen), words
+        assert any(words in reason for reason in found.reasons), words
+    assert explained().unseen == ()
+
+
+def test_one_stall_is_no_trouble() -> None:
+    """One interval of ten in which data waited for a second, so that the mean of all is long."""
+    frames = [frame(step, Facts(reader=1000 * MS if step == 4 else 40 * US)) for step in range(10)]
+    found = verdict.explain(frames, FLOW)
+    assert part(found, "reader").ns == pytest.approx(100 * MS, rel=0.01)
+    assert found.verdict == "healthy"
+
+
+# --- round trips ---------------------------------------------------------------------------------------------------
+
+TICK = 1 * MS  # of a TSval
+NEAR = 4 * MS
+
+
+def echoes(trips: list[float], back: float, payload: int = 64, size: int = 130) -> verdict.Explanation:
+    """Answers with data, ten in each second, whose way back has ``back`` of what they are longer than the least."""
+    frames = []
+    for step, trip in enumerate(trips):
+        made = frame(
+            step,
+            Facts(rtt=trip, least=NEAR, answers=(10, 10), answer_ns=(trip, 60 * US), size=(9, 500 * size)),
+        )
+        samples = []
+        for n in range(10):
+            arrives = step * S + n * S // 10
+            sent = arrives - NEAR / 2 - back * (trip - NEAR)
+            stamp = 4_294_960_000 + int(sent // TICK) & 0xFFFFFFFF  # it wraps after seven seconds
+            wobble = n * 20 * US
+            samples.append(
+                Sample(
+                    arrives + wobble,
+                    round(trip) + wobble,
+                    False,
+                    "timestamp",
+                    payload,
+                    stamp,
+                )
+            )
+        flows = replace(made.sections["flows"], samples=tuple(samples))  # type: ignore[type-var]
+        frames.append(replace(made, sections={**made.sections, "flows": flows}))
+    return verdict.explain(frames, FLOW)
+
+
+GROWN = [NEAR] * 6 + [44 * MS] * 10
+
+
+def test_a_way_that_became_longer_is_the_networks() -> None:
+    """By the far end's clock half of it is on the way back: no application can do that."""
+    found = echoes(GROWN, 0.5)
+    assert (found.verdict, found.term) == ("network", "queueing (bufferbloat)")
+    assert part(found, "beyond").ns == pytest.approx(40 * MS, rel=0.02)
+    assert any("way back alone is 20" in reason for reason in found.reasons)
+
+
+def test_answers_that_became_late_are_the_far_ends() -> None:
+    """The same times, and the way back is what it was."""
+    found = echoes(GROWN, 0.0)
+    assert (found.verdict, found.term) == ("far end", "server latency")
+    assert "takes 40" in found.headline
+
+
+def test_bare_acks_of_small_segments() -> None:
+    """All of them 40 ms late are a receiver's timer; not where the way back has become longer by its clock."""
+    assert echoes(GROWN, 0.5, payload=0, size=60).verdict == "network"
+    held = echoes(GROWN, 0.0, payload=0, size=60)
+    assert part(held, "beyond").ns == 0
+    assert "delayed ACK" in held.reasons[-1]
+    # Of full segments none is held back.
+    assert echoes(GROWN, 0.0, payload=0, size=1400).verdict == "network"
+
+
+def test_jitter_is_no_queue() -> None:
+    """A short round trip among any ten: no queue stands there, whatever the mean is."""
+    made = frame(0, Facts())
+    samples = tuple(
+        Sample(n * S // 10, round(NEAR + (n % 5) * 6 * MS), False, "timestamp", 0) for n in range(30)
+    )
+    rows = made.sections["flows"].rows.copy()  # type: ignore[attr-defined]
+    rows["rtt"]["min"] = NEAR
+    flows = replace(made.sections["flows"], samples=samples, rows=rows)  # type: ignore[type-var]
+    frames = [
+        replace(made, time_ns=made.time_ns + n * S, sections={**made.sections, "flows": flows})
+        for n in range(9)
+    ]
+    found = verdict.explain(frames, FLOW)
+    assert part(found, "beyond").ns == pytest.approx(12 * MS, rel=0.01)
+    assert found.verdict == "healthy"
 
 
 def test_what_holds_besides_is_named() -> None:
@@ -324,6 +515,31 @@ def test_a_queue_that_cuts_packets_is_known_by_what_waits_in_it() -> None:
     assert always.verdict == "queue"
 
 
+def test_a_queue_that_is_this_flows_is_known_by_what_waits_in_it_also_where_packets_were_timed() -> None:
+    """Many at once find it short and are most of the packets; it is long for most of the time, and so are RTTs."""
+    found = explained(rtt=45 * MS, backlog=16_000, qdisc=10 * MS, queued=490)
+    assert part(found, "qdisc").ns == pytest.approx(40 * MS)
+    assert (found.verdict, found.also) == ("queue", ())
+
+
+def test_samples_that_are_newer_than_the_row_are_enough() -> None:
+    """With --scan-interval the table is read more rarely than they come."""
+    history = [frame(step, Facts()) for step in range(10)]
+    for each in history:
+        verdict.row_of(each, FLOW)["rtt"]["samples_total"] = 0
+    assert verdict.explain(history, FLOW).verdict == "healthy"
+
+
+def test_what_fq_holds_until_its_time_has_come_is_no_queue() -> None:
+    """It is in the round trip, which begins before the qdisc, and is nobody's trouble."""
+    fq = {"qdisc": 9.1 * MS, "paced": 9 * MS, "queued": 490, "backlog": 16_000}
+    found = explained(**BULK, rtt=9.4 * MS, least=280 * US, **fq)
+    assert part(found, "qdisc").ns == pytest.approx(0.1 * MS)
+    assert part(found, "beyond").ns == pytest.approx(20 * US, abs=10 * US)
+    assert part(found, "buffer").ns == pytest.approx(9 * MS + 4 * US)
+    assert found.verdict == "healthy"
+
+
 def test_a_flow_that_passes_the_queue_by_does_not_wait_in_it() -> None:
     """Most of what the interface sends is others': only what its round trips are longer can be the queue."""
     small = {"size": (4000, 40_000), "others": 360_000, "backlog": 16_000}
@@ -336,7 +552,8 @@ def test_a_flow_that_passes_the_queue_by_does_not_wait_in_it() -> None:
     [
         ({"stages": False}, "reader", "stages is off"),
         ({"focus": False}, "qdisc", "not in focus"),
-        ({"rtt": None}, "wire", "nothing seen"),
+        ({"rtt": None}, "wire", "no round trip"),
+        (DOWNLOAD, "beyond", "no data is sent"),
         ({}, "softirq", "host-wide"),
         ({}, "wire", "timestamp"),
     ],
@@ -391,7 +608,7 @@ def test_another_flow_starts_anew_and_no_flow_is_none() -> None:
     other = fold(reading(3 * S, id=FLOW + 1, data=(2, 3)), FLOW + 1)
     assert again is not None
     assert other is not None
-    assert waiting == Focused(FLOW + 1)
+    assert waiting == Focused(FLOW + 1, unasked=(0, 0))
     assert (again.data, other.data, other.flow) == ((4, 0), (2, 3), FLOW + 1)
     assert fold(reading(4 * S, id=FLOW + 1), 0) is None
 

@@ -54,6 +54,7 @@ def station(request: pytest.FixtureRequest) -> Iterator[Station]:
             yield Station(lab, link, watch)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_rtt_is_what_netem_makes_it(station: Station, fault: Fault, request: pytest.FixtureRequest) -> None:
     near, far = station.link.a, station.link.b

@@ -72,6 +72,7 @@ def test_nothing_is_left_of_one_that_is_killed(lab: Lab, veth: Link) -> None:
     assert not bpf.remaining(during, timeout=30)
 
 
+@pytest.mark.timing
 def test_start_up_is_quick_the_second_time() -> None:
     """What was compiled is kept: nothing but Python's start and the verifier is left of it."""
     started = time.monotonic()

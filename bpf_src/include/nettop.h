@@ -6,11 +6,17 @@
 #ifndef NETTOP_H
 #define NETTOP_H
 
-/* How an interface's own counters count a packet. */
-#define COUNT_SKB 0 /* a GSO or GRO packet as the one skb that the driver was given */
-#define COUNT_WIRE 1 /* as the segments that it stands for, headers and all */
-#define COUNT_BARE 2 /* without the link header: loopback, and veth where NAPI receives */
-#define COUNT_NAPI 4 /* the above holds for what came by NAPI; the rest as the skb: veth with GRO */
+/* How an interface's own counters count a packet; docs/probes/throughput.md has what counts how. */
+#define COUNT_SKB \
+	0 /* as the one skb that is seen here, with its link header, without a tag beside the frame */
+#define COUNT_WIRE 1 /* as the segments that it stands for: the hardware cuts it up */
+#define COUNT_BARE 2 /* without the link header */
+#define COUNT_NAPI 4 /* veth: BARE and MERGED hold for what the receiving end takes by NAPI alone */
+#define COUNT_STACK 8 /* sent: as segments where the stack cuts it up for want of an offload */
+#define COUNT_TAG 16 /* with the tag */
+#define COUNT_MERGED 32 /* received: before GRO merged what is one here */
+#define COUNT_CELLS 64 /* tunnels: the above, but for what was merged below them */
+#define COUNT_SENT 128 /* ifb: as received what it is given to send, and nothing else */
 
 #define ETH_HLEN 14
 
@@ -51,9 +57,10 @@ struct config {
 	u64 focus; /* id of the flow in focus, 0: none */
 	struct flow_key focus_key; /* of that flow */
 	u32 generation; /* of the filter: programs that were compiled for another do nothing */
-	u32 trace_rate; /* packets a second that each CPU may trace */
-	u32 flags; /* what stages.c is to know, see there */
-	u32 spare;
+	u32 trace_rate; /* packets a second that may be traced */
+	u32 flags; /* what stages/ is to know, see slot.h */
+	u32 epoch; /* counted up whenever packets may have passed unseen */
+	u32 cut_above; /* the queue cuts up GSO packets that make more bytes than this; 0: none */
 };
 
 /* BCC's rewriter takes map functions in the main file only, and not inside macros: look it up by hand. */

@@ -11,6 +11,16 @@
 #define ETH_P_8021Q 0x8100
 #define ETH_P_8021AD 0x88a8
 #define ETH_P_IPV6 0x86dd
+#define ETH_P_PPP_DISC 0x8863
+#define ETH_P_PPP_SES 0x8864
+#define ETH_P_MPLS_UC 0x8847
+#define ETH_P_MPLS_MC 0x8848
+#define ETH_P_LLDP 0x88cc
+#define ETH_P_802_3_MIN 0x0600 /* below: a length, and 802.2 LLC behind it (spanning tree, among others) */
+
+#define PPP_IP 0x0021
+#define PPP_IPV6 0x0057
+#define PPPOE_HLEN 8 /* with PPP's protocol (RFC 2516, 4) */
 
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_ICMP 1
@@ -24,19 +34,28 @@
 
 /* Protocols beyond the 256 of IP. */
 #define PROTO_ARP 256
-#define PROTO_OTHER 257 /* no IP, or an IP header that makes no sense */
-#define PROTO_SLOTS 258
+#define PROTO_OTHER 257 /* another EtherType */
+#define PROTO_LLDP 258
+#define PROTO_LLC 259 /* spanning tree and whatever else has no EtherType */
+#define PROTO_PPPOE 260 /* its discovery, and what of PPP is no IP */
+#define PROTO_MPLS 261 /* no IP below the labels: a pseudowire, or too many of them */
+#define PROTO_BROKEN 262 /* an IP header that makes no sense, or is not there */
+#define PROTO_SLOTS 263
+
+/* What an IP packet was wrapped in at the link layer. */
+#define WRAP_NONE 0
+#define WRAP_PPPOE 1
+#define WRAP_MPLS 2
 
 #define FRAGMENT_NONE 0
 #define FRAGMENT_FIRST 1
 #define FRAGMENT_LATER 2 /* has no transport header */
 
 #define VLAN_TAGS 2
+#define MPLS_LABELS 4
 #define EXTENSION_HEADERS 6
 /* Far beyond any real header chain; lets the verifier bound packet pointers. */
 #define MAX_OFFSET 1024
-
-#define GSO_MAX_SIZE 65536
 
 #define TC_ACT_UNSPEC -1 /* "next": the packet goes on as if we were not there */
 
@@ -51,10 +70,22 @@ struct packet {
 	u16 protocol; /* IPPROTO_* or PROTO_* */
 	u8 version; /* 4, 6, or 0 */
 	u8 fragment;
+	u8 wrap; /* WRAP_* */
 	u32 fragment_id;
 	u32 source[4]; /* IPv4 as v4-mapped IPv6, network order */
 	u32 destination[4];
 };
+
+/*
+ * A field of the context, by a load of its own each time. clang would otherwise keep a pointer to a field that it reads
+ * twice, and the verifier refuses to read through such a one.
+ */
+#define SKB_FIELD(skb, field)                   \
+	({                                      \
+		struct __sk_buff *_skb = (skb); \
+		asm volatile("" : "+r"(_skb));  \
+		_skb->field;                    \
+	})
 
 /*
  * Bytes of the packet: where they lie if they are in the linear part, else copied
@@ -63,9 +94,12 @@ struct packet {
  */
 static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, void *buffer, u32 size)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
+	void *data, *end;
 
+	/* or the compiler uses another copy of the offset than the one that was compared */
+	asm volatile("" : "+r"(offset));
+	data = (void *)(long)SKB_FIELD(skb, data);
+	end = (void *)(long)SKB_FIELD(skb, data_end);
 	if (offset > MAX_OFFSET)
 		return NULL;
 	if (data + offset + size <= end)
@@ -86,8 +120,8 @@ static __always_inline void map_v4(u32 *to, u32 address)
 /* A length of 0 is a packet larger than its field can say (BIG TCP, RFC 2675). */
 static __always_inline void set_end(struct __sk_buff *skb, struct packet *p, u32 length)
 {
-	p->end = skb->len;
-	if (length && p->l3 + length < skb->len)
+	p->end = SKB_FIELD(skb, len);
+	if (length && p->l3 + length < p->end)
 		p->end = p->l3 + length;
 }
 
@@ -170,6 +204,69 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
  */
 #define BLUR(number, mask) asm volatile("%0 = -%0; %0 = -%0; %0 &= %1" : "+r"(number) : "i"(mask))
 
+/* What a packet is that is no IP, by its EtherType. */
+static __always_inline u16 not_ip(u16 ethertype)
+{
+	switch (swap16(ethertype)) {
+	case ETH_P_IP:
+	case ETH_P_IPV6:
+		return PROTO_BROKEN;
+	case ETH_P_ARP:
+		return PROTO_ARP;
+	case ETH_P_LLDP:
+		return PROTO_LLDP;
+	case ETH_P_PPP_DISC:
+	case ETH_P_PPP_SES:
+		return PROTO_PPPOE;
+	case ETH_P_MPLS_UC:
+	case ETH_P_MPLS_MC:
+		return PROTO_MPLS;
+	}
+	return swap16(ethertype) < ETH_P_802_3_MIN ? PROTO_LLC : PROTO_OTHER;
+}
+
+/* Behind PPPoE's header, RFC 2516: the EtherType of what it carries, or its own where that is no IP. */
+static __always_inline u16 pass_pppoe(struct __sk_buff *skb, struct packet *p, u32 *offset)
+{
+	u16 copy[4], *header = packet_bytes(skb, *offset, copy, PPPOE_HLEN);
+
+	if (!header || header[0] != swap16(0x1100) || /* version 1, type 1, code 0: a session's data */
+	    (header[3] != swap16(PPP_IP) && header[3] != swap16(PPP_IPV6)))
+		return swap16(ETH_P_PPP_SES);
+	*offset += PPPOE_HLEN;
+	p->wrap = WRAP_PPPOE;
+	return header[3] == swap16(PPP_IP) ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
+}
+
+/*
+ * Behind the label stack, RFC 3032: the EtherType of the IP below it, by its version (RFC 4928), or MPLS's own.
+ */
+static __always_inline u16 pass_mpls(struct __sk_buff *skb, struct packet *p, u32 *offset)
+{
+	u8 copy[4], *label = copy;
+	u32 place = *offset;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < MPLS_LABELS; i++) {
+		label = packet_bytes(skb, place, copy, 4);
+		if (!label)
+			return swap16(ETH_P_MPLS_UC);
+		place += 4;
+		if (label[2] & 1) /* the bottom of the stack */
+			break;
+	}
+	if (i == MPLS_LABELS)
+		return swap16(ETH_P_MPLS_UC);
+	BLUR(place, 0xff);
+	label = packet_bytes(skb, place, copy, 1);
+	if (!label || (label[0] >> 4 != 4 && label[0] >> 4 != 6))
+		return swap16(ETH_P_MPLS_UC);
+	*offset = place;
+	p->wrap = WRAP_MPLS;
+	return label[0] >> 4 == 4 ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
+}
+
 static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)
 {
 	u16 type_copy, *type, ethertype = skb->protocol;
@@ -177,9 +274,9 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 	int i;
 
 	__builtin_memset(p, 0, sizeof(*p));
-	p->protocol = PROTO_OTHER;
-	if (skb->vlan_present)
-		p->vlans = skb->vlan_tci & 0xfff;
+	p->protocol = PROTO_BROKEN;
+	if (SKB_FIELD(skb, vlan_present))
+		p->vlans = SKB_FIELD(skb, vlan_tci) & 0xfff;
 	if (l2_len >= 2) {
 		/* what the frame says, which a raw socket's skb->protocol need not */
 		type = packet_bytes(skb, l2_len - 2, &type_copy, 2);
@@ -200,13 +297,17 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 		ethertype = tag[1];
 		offset += 4;
 	}
+	if (ethertype == swap16(ETH_P_PPP_SES))
+		ethertype = pass_pppoe(skb, p, &offset);
+	else if (ethertype == swap16(ETH_P_MPLS_UC) || ethertype == swap16(ETH_P_MPLS_MC))
+		ethertype = pass_mpls(skb, p, &offset);
+	BLUR(offset, 0xff);
 	p->l3 = offset;
+	p->protocol = not_ip(ethertype);
 	if (ethertype == swap16(ETH_P_IP))
 		parse_ipv4(skb, p);
 	else if (ethertype == swap16(ETH_P_IPV6))
 		parse_ipv6(skb, p);
-	else if (ethertype == swap16(ETH_P_ARP))
-		p->protocol = PROTO_ARP;
 	/* by its own length too short for the header: what follows in the frame is padding */
 	if (p->fragment == FRAGMENT_LATER || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
 		p->l4 = 0;
@@ -216,59 +317,9 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 	BLUR(p->protocol, 0x1ff);
 	BLUR(p->version, 7);
 	BLUR(p->fragment, 3);
+	BLUR(p->wrap, 3);
 }
 
-/* Bytes of the transport header; 0 where there is none of a kind that segments. */
-static __always_inline u32 transport_header_len(struct __sk_buff *skb, const struct packet *p)
-{
-	u8 copy, *byte;
-
-	if (!p->l4)
-		return 0;
-	if (p->protocol == IPPROTO_UDP)
-		return 8;
-	if (p->protocol != IPPROTO_TCP)
-		return 0;
-	byte = packet_bytes(skb, p->l4 + 12, &copy, 1);
-	return byte ? (*byte >> 4) * 4 : 0;
-}
-
-/* A packet's size as its interface counts it, and the packets on the wire that it stands for. */
-struct size {
-	u32 bytes;
-	u32 packets; /* as the interface counts */
-	u32 segments; /* as the wire does */
-	u32 segment_bytes; /* of a full segment with its headers */
-};
-
-static __always_inline void packet_size(struct __sk_buff *skb, const struct packet *p, u8 counting,
-					struct size *s)
-{
-	u32 segments = skb->gso_segs, gso_size = skb->gso_size, headers, bare;
-
-	if (counting & COUNT_NAPI && !skb->napi_id)
-		counting = COUNT_SKB;
-	bare = counting & COUNT_BARE ? ETH_HLEN : 0;
-	/* a tag that was lifted out of the frame has crossed the interface all the same */
-	s->segment_bytes = skb->len + (skb->vlan_present ? 4 : 0);
-	s->bytes = s->segment_bytes - bare;
-	s->packets = 1;
-	s->segments = 1;
-	/* a guest may say that anything is made of segments; without headers to repeat it is not */
-	if (!gso_size || !p->l4)
-		return;
-	headers = p->l4 + transport_header_len(skb, p);
-	if (!segments) /* a guest's or a tap's skb comes without the count */
-		segments = s->bytes > headers ? (s->bytes - headers + gso_size - 1) / gso_size : 1;
-	if (segments <= 1)
-		return;
-	s->segments = segments;
-	s->segment_bytes = headers + gso_size;
-	/* the stack cuts up what is longer than the device says (netif_get_gso_max_size); only loopback sees it */
-	if (counting & COUNT_WIRE || (bare && skb->len >= GSO_MAX_SIZE)) {
-		s->bytes += (segments - 1) * (headers - bare);
-		s->packets = segments;
-	}
-}
+#include "size.h"
 
 #endif

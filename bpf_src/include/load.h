@@ -80,4 +80,14 @@ static __always_inline bool watched(const struct config *c, const void *dev, int
 	return inode == c->netns;
 }
 
+#ifndef AS_NUMBER
+/* A pointer as a number: with a typed one the verifier allows no arithmetic until it has been negated. */
+#define AS_NUMBER(pointer)                                          \
+	({                                                          \
+		u64 _number = (u64)(pointer);                       \
+		asm volatile("%0 = -%0; %0 = -%0" : "+r"(_number)); \
+		_number;                                            \
+	})
+#endif
+
 #endif

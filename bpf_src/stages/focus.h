@@ -2,7 +2,7 @@
 /*
  * Is this packet one of the flow in focus?  Asked once a packet, where it is first seen, and only while there is one.
  *
- * The key is that of the flow table (flows.c).  One read has the IP header and the ports; inner VLAN tags are not
+ * The key is that of the flow table (flows/flows.c).  One read has the IP header and the ports; inner VLAN tags are not
  * told apart, and neither a later fragment nor what comes behind IPv6 extension headers is recognised.
  */
 #ifndef FOCUS_H
@@ -15,10 +15,13 @@
 #define FOCUS_UDP 17
 #define FOCUS_ICMPV6 58
 
-/* What a slot remembers of it: whose flow's it was.  Marks of an earlier focus are nobody's. */
+/*
+ * What a slot remembers of it: whose flow's it was.  Made of all of the flow's id, whose lower bits are the CPU's number.
+ * Marks of an earlier focus are ignored.
+ */
 static __always_inline u32 focus_mark(const struct config *c)
 {
-	return (u32)c->focus | FOCUSED;
+	return (u32)((c->focus * 0x9E3779B97F4A7C15ULL) >> 32) | FOCUSED;
 }
 
 /* Protocol numbers in network order. */

@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Data that does not come in order: was it overtaken on the way, copied by the network,
+ * or sent again?  The evidence, strongest first:
+ *
+ * - TSval (RFC 7323). Older than that of the segment that overtook it: sent before it.
+ *   Newer: sent after it, so sent again. Equal says nothing.
+ * - Who sends it. A local socket's data has crossed no network that might have reordered
+ *   or copied it.
+ * - The IPv4 ID, where this direction's have been seen to increase: Linux counts them for
+ *   each connection, with DF too, others for each host.
+ * - Time. What makes a sender repeat itself is ACKs, a round trip later, or a timer, of
+ *   which the shortest in use is 30 ms.
+ *
+ * What none of these can tell is counted as uncertain, and judged by nobody.
+ */
+#ifndef ORDER_H
+#define ORDER_H
+
+#define IP_ID_TRUSTED 4 /* increases in a row: by chance once in 16 million */
+#define IP_ID_STEP 1024 /* of which none is larger: other connections of that host may count too */
+#define TIMER_LEAST_NS (20 * NSEC_PER_MSEC) /* no retransmission timer is as short */
+#define SYN_TIMER_NS (100 * NSEC_PER_MSEC) /* nor as that one before an RTT is known (1 s, RFC 6298) */
+#define KEEPALIVE_IDLE_NS (900 * NSEC_PER_MSEC) /* nobody keeps alive what spoke a moment ago */
+#define DATA_TIME_SHIFT 20
+#define TICK_LONGEST_NS (12 * NSEC_PER_MSEC) /* of the coarse clock, and of what is kept of it */
+
+BPF_TABLE("lru_hash", struct gap_key, struct gaps, gaps, 4096);
+BPF_PERCPU_ARRAY(no_gaps, struct gaps, 1); /* zeros */
+
+/* What a segment that did not come in order is. */
+#define LATE_REORDERED 1
+#define LATE_DUPLICATE 2
+#define LATE_RETRANSMIT 3
+#define LATE_UNCERTAIN 4
+
+static __always_inline u32 data_time(u64 coarse)
+{
+	return coarse >> DATA_TIME_SHIFT;
+}
+
+/* How long ago this direction's last data was, at least so long and a tick at most. */
+static __always_inline u64 data_age(const struct flow_dir *dir, u64 coarse)
+{
+	return (u64)(data_time(coarse) - dir->data_time) << DATA_TIME_SHIFT;
+}
+
+/* IPv4 IDs of data in order: do they increase?  A GSO packet takes one for each of its segments. */
+static __always_inline void track_ip_id(struct flow_dir *dir, const struct work *w)
+{
+	u16 step = w->s.ip_id - dir->ip_id;
+
+	if (step && step < IP_ID_STEP)
+		dir->ip_id_score += dir->ip_id_score < IP_ID_TRUSTED;
+	else
+		dir->ip_id_score = 0;
+	dir->ip_id = w->s.ip_id + w->size.segments - 1;
+}
+
+#define SENDER_ELSEWHERE 0 /* a network, or nobody knows */
+#define SENDER_LOCAL 1 /* a packet socket here: a stack in user space mostly */
+#define SENDER_TCP 2 /* a TCP socket here */
+
+/* What sends this. */
+static __always_inline int local_sender(struct __sk_buff *skb, int hook)
+{
+	struct bpf_sock *sk;
+
+	if (hook != OUT)
+		return SENDER_ELSEWHERE;
+	sk = skb->sk;
+	if (!sk)
+		return SENDER_ELSEWHERE;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return SENDER_ELSEWHERE;
+	if (sk->protocol == IPPROTO_TCP)
+		return SENDER_TCP;
+	return sk->family == AF_PACKET ? SENDER_LOCAL : SENDER_ELSEWHERE;
+}
+
+/* What is kept of this direction's gaps; NULL where there are none. */
+static __always_inline struct gaps *gaps_of(const struct flow *flow, const struct work *w)
+{
+	struct gap_key key = {.flow = flow->id, .direction = w->direction};
+
+	return gaps.lookup(&key);
+}
+
+/* [start, end) was jumped over by this segment. */
+static __always_inline void gap_open(struct flow *flow, struct flow_dir *dir, u32 start, u32 end,
+				     struct work *w)
+{
+	struct gap_key key = {.flow = flow->id, .direction = w->direction};
+	struct gaps *all = gaps.lookup(&key);
+	u64 oldest = ~0ULL;
+	struct gap *gap;
+	int i, zero = 0;
+
+	if (!all) {
+		struct gaps *none = no_gaps.lookup(&zero);
+
+		if (none)
+			gaps.insert(&key, none);
+		all = gaps.lookup(&key);
+		if (!all)
+			return;
+	}
+	/* too many: the one that has been open for longest has been given up by its sender, or will be */
+#pragma unroll
+	for (i = 0; i < GAPS; i++) {
+		u64 time = all->gap[i].start == all->gap[i].end ? 0 : all->gap[i].time;
+
+		if (time < oldest) {
+			oldest = time;
+			w->index = i;
+		}
+	}
+	gap = &all->gap[w->index & (GAPS - 1)];
+	gap->start = start;
+	gap->end = end;
+	gap->tsval = w->s.tsval;
+	gap->stamped = w->s.stamped;
+	gap->ip_id = w->s.ip_id;
+	gap->time = bpf_ktime_get_ns();
+	dir->gaps = 1;
+}
+
+/* The gap that [start, end) lies in, at least in part, copied; what is filled of it is taken off. */
+static __always_inline bool gap_fill(struct flow *flow, u32 start, u32 end, struct work *w)
+{
+	struct gaps *all = gaps_of(flow, w);
+	struct gap *gap;
+	int i;
+
+	if (!all)
+		return false;
+	w->index = GAPS;
+#pragma unroll
+	for (i = 0; i < GAPS; i++) {
+		gap = &all->gap[i];
+		if (gap->start != gap->end && before(start, gap->end) && before(gap->start, end))
+			w->index = i;
+	}
+	if (w->index >= GAPS)
+		return false;
+	gap = &all->gap[w->index & (GAPS - 1)];
+	w->gap = *gap;
+	/* from the middle: the lower part is kept, since what is sent again mostly goes on upwards */
+	if (!before(gap->start, start))
+		gap->start = before(end, gap->end) ? end : gap->end;
+	else
+		gap->end = start;
+	return true;
+}
+
+/* [start, end) was sent again, and came first: what had been sent there before may come yet. */
+static __always_inline void resent_note(struct flow *flow, u32 start, u32 end, struct work *w)
+{
+	struct gaps *all = gaps_of(flow, w);
+	struct resent *r;
+
+	if (!all)
+		return;
+	w->index = all->next++;
+	r = &all->resent[w->index & (GAPS - 1)];
+	r->start = start;
+	r->end = end;
+	r->tsval = w->s.tsval;
+	r->stamped = w->s.stamped;
+	r->ip_id = w->s.ip_id;
+}
+
+/* Whether this was sent before what was sent again in its place: no copy, but the one that was late. */
+static __always_inline bool resent_before(struct flow *flow, const struct flow_dir *dir, u32 start, u32 end,
+					  struct work *w)
+{
+	struct gaps *all = gaps_of(flow, w);
+	const struct segment *s = &w->s;
+	struct resent *r;
+	int i;
+
+	if (!all)
+		return false;
+	w->index = GAPS;
+#pragma unroll
+	for (i = 0; i < GAPS; i++) {
+		r = &all->resent[i];
+		if (r->start != r->end && !before(start, r->start) && !before(r->end, end))
+			w->index = i;
+	}
+	if (w->index >= GAPS)
+		return false;
+	r = &all->resent[w->index & (GAPS - 1)];
+	if (s->stamped && r->stamped && s->tsval != r->tsval) {
+		if (!before(s->tsval, r->tsval))
+			return false;
+	} else if (!s->has_ip_id || dir->ip_id_score < IP_ID_TRUSTED || (s16)(s->ip_id - r->ip_id) >= 0) {
+		return false;
+	}
+	/* once: another one is a copy of it */
+	if (start == r->start)
+		r->start = end;
+	else
+		r->end = start;
+	return true;
+}
+
+/* Half of the least round trip that was seen from end to end: the path's own may be shorter. 0: not known. */
+static __always_inline u64 half_rtt(const struct flow *flow)
+{
+	if (!flow->rtt[OUTWARD].samples || !flow->rtt[INWARD].samples)
+		return 0;
+	return (flow->rtt[OUTWARD].min + flow->rtt[INWARD].min) / 2;
+}
+
+/* Whether nothing can have made the sender repeat what is missing yet: neither ACKs nor a timer. */
+static __always_inline bool too_soon(const struct flow *flow, const struct flow_dir *dir,
+				     const struct gap *gap, u64 coarse)
+{
+	u64 half = half_rtt(flow), age = data_age(dir, coarse);
+
+	return half && bpf_ktime_get_ns() - gap->time < half && (age < half || age < TIMER_LEAST_NS);
+}
+
+/* Of data that fills a gap. */
+static __always_inline int judge_filling(const struct flow *flow, const struct flow_dir *dir,
+					 const struct work *w, int sender)
+{
+	const struct gap *gap = &w->gap;
+	const struct segment *s = &w->s;
+
+	if (s->stamped && gap->stamped && s->tsval != gap->tsval)
+		return before(s->tsval, gap->tsval) ? LATE_REORDERED : LATE_RETRANSMIT;
+	if (sender == SENDER_TCP)
+		return LATE_RETRANSMIT;
+	if (s->has_ip_id && dir->ip_id_score >= IP_ID_TRUSTED)
+		return (s16)(s->ip_id - gap->ip_id) < 0 ? LATE_REORDERED : LATE_RETRANSMIT;
+	if (sender == SENDER_LOCAL)
+		return LATE_RETRANSMIT;
+	return too_soon(flow, dir, gap, w->coarse) ? LATE_REORDERED : LATE_UNCERTAIN;
+}
+
+/* Of data that was seen before. */
+static __always_inline int judge_seen(const struct flow *flow, const struct flow_dir *dir, u32 end,
+				      const struct work *w, int sender)
+{
+	const struct segment *s = &w->s;
+
+	if (sender == SENDER_TCP)
+		return LATE_RETRANSMIT;
+	if (s->flags & TCPHDR_SYN && data_age(dir, w->coarse) > SYN_TIMER_NS)
+		return LATE_RETRANSMIT;
+	if (s->stamped && dir->known & DIR_TSVAL && s->tsval != w->newest)
+		return before(s->tsval, w->newest) ? LATE_DUPLICATE : LATE_RETRANSMIT;
+	if (s->has_ip_id && dir->ip_id_score >= IP_ID_TRUSTED)
+		return (s16)(s->ip_id - dir->ip_id) <= 0 ? LATE_DUPLICATE : LATE_RETRANSMIT;
+	if (sender == SENDER_LOCAL)
+		return LATE_RETRANSMIT;
+	/* a copy of the newest data, of which the time is known */
+	if (end == dir->seq && data_age(dir, w->coarse) + TICK_LONGEST_NS < half_rtt(flow))
+		return LATE_DUPLICATE;
+	return LATE_UNCERTAIN;
+}
+
+/* How many segments of this packet carry so many bytes of it. */
+static __always_inline u32 segments_of(u32 bytes, u32 each, u32 segments)
+{
+	u32 count;
+
+	if (segments <= 1 || !each)
+		return segments;
+	count = (bytes + each - 1) / each;
+	return count < segments ? count : segments;
+}
+
+/* A segment of which a part lies below what was seen already. */
+static __always_inline void count_late(struct __sk_buff *skb, int hook, struct flow *flow,
+				       struct flow_dir *dir, u32 end, struct work *w)
+{
+	u32 below = before(dir->seq, end) ? dir->seq : end;
+	u32 count = segments_of(below - w->s.seq, skb->gso_size, w->size.segments);
+	u16 last = w->s.ip_id + w->size.segments - 1;
+	int judged, sender = local_sender(skb, hook);
+
+	if (dir->gaps && gap_fill(flow, w->s.seq, below, w)) {
+		judged = judge_filling(flow, dir, w, sender);
+		if (judged == LATE_RETRANSMIT)
+			resent_note(flow, w->s.seq, below, w);
+	} else {
+		judged = judge_seen(flow, dir, end, w, sender);
+		if (judged == LATE_DUPLICATE && dir->gaps && resent_before(flow, dir, w->s.seq, below, w))
+			judged = LATE_REORDERED;
+	}
+	/* the newest of all: what is copied from it has the same */
+	if (w->s.has_ip_id && (s16)(last - dir->ip_id) > 0)
+		dir->ip_id = last;
+	if (judged == LATE_RETRANSMIT)
+		ADD(dir->retransmits, count);
+	else if (judged == LATE_REORDERED)
+		ADD(dir->out_of_order, count);
+	else if (judged == LATE_DUPLICATE)
+		ADD(dir->duplicates, count);
+	else
+		ADD(dir->uncertain, count);
+}
+
+/*
+ * A segment that asks whether the other end is still there, or takes data again: RFC 9293, 3.8.4 and 3.8.6.1.
+ * Linux sends nothing below what is acknowledged, others a byte that is acknowledged already, or the next one.
+ */
+static __always_inline bool is_tcp_probe(const struct flow_dir *dir, const struct flow_dir *other,
+					 const struct segment *s, u64 coarse)
+{
+	if (s->flags & (TCPHDR_SYN | TCPHDR_FIN) || !(other->known & DIR_ACK) || !(dir->known & DIR_SEQ))
+		return false;
+	if (!s->payload)
+		return s->seq + 1 == other->ack;
+	if (s->payload != 1)
+		return false;
+	if (!other->window && s->seq == other->ack)
+		return true;
+	return s->seq + 1 == other->ack && other->ack == dir->seq &&
+	       data_age(dir, coarse) > KEEPALIVE_IDLE_NS;
+}
+
+#endif

@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * RTT needs no table of packets. A flow needs a few samples a round trip, so what is
+ * outstanding is kept in the flow's own entry: two probes for each direction.
+ *
+ * A probe is started by the CPU that has its direction and taken by the one that has the
+ * other: `time` is published last, by an exchange, and taken by one. So neither sees the
+ * time of one probe beside the value of another, on any machine, and none is used twice.
+ */
+#ifndef RTT_H
+#define RTT_H
+
+#ifndef RTT
+#define RTT 1 /* 0 for bench/, which measures what it adds */
+#endif
+#define RTT_EXPIRY_NS (10 * 1000 * NSEC_PER_MSEC) /* an answer that takes longer is not waited for */
+#define QUESTION_LOST_NS (2 * 1000 * NSEC_PER_MSEC) /* no answer came: room for another question */
+#define PROBE_SLOT_SHIFT \
+	24 /* at most one probe in 16.8 ms: sixty samples a second and direction are plenty */
+
+BPF_PERCPU_ARRAY(rtts, struct hist, 3); /* outward, inward, subnets beyond the table */
+BPF_TABLE("hash", struct subnet_key, struct subnet, subnets, 512);
+BPF_PERCPU_ARRAY(no_subnet, struct subnet, 1); /* zeros to begin with */
+BPF_RINGBUF_OUTPUT(events, 16); /* pages: 1400 samples, of at most 120 a second */
+
+static __always_inline void rtt_probes_cancel(struct flow_dir *dir)
+{
+	dir->rtt_probes[0].time = 0;
+	dir->rtt_probes[1].time = 0;
+}
+
+/*
+ * Whether this packet answers something that the other direction has outstanding. What
+ * it makes obsolete is cancelled:
+ *
+ * - a TSval when a newer one is echoed, and when all data is acknowledged. The echo of
+ *   data that is acknowledged already can only come with some later packet, at any time:
+ *   a receiver that delays its ACKs echoes the first of two (RFC 7323, 4.3). And when
+ *   there is no echo: something on the way has taken the option out.
+ * - a segment when more is acknowledged than was seen: what was missed may have caused it.
+ * - a SYN-ACK when data comes: its ACK was lost, and the data waited for the sender.
+ * - an echo request when a later one is answered. Else two lost ones stand in the way.
+ */
+static __always_inline void rtt_match(struct flow_dir *other, const struct segment *s,
+				      struct rtt_sample *sample)
+{
+	int i;
+
+	if (!RTT)
+		return;
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		struct rtt_probe *probe = &other->rtt_probes[i];
+		u32 value = probe->value, method = probe->method;
+		bool match, obsolete = false;
+		u64 time;
+
+		if (!probe->time)
+			continue;
+		if (method == METHOD_TIMESTAMP) {
+			match = s->stamped && s->tsecr && s->tsecr == value;
+			obsolete =
+				!s->stamped || (s->tsecr && before(value, s->tsecr)) || s->ack == other->seq;
+		} else if (method == METHOD_SEQUENCE) {
+			/* cumulative: of two that are covered, the later one caused the ACK */
+			obsolete = before(other->seq, s->ack);
+			match = !obsolete && !before(s->ack, value);
+		} else if (method == METHOD_HANDSHAKE) {
+			obsolete = s->payload && !(s->flags & TCPHDR_SYN);
+			match = !obsolete && !before(s->ack, value);
+		} else {
+			match = s->seq == value;
+			obsolete = method == METHOD_ECHO && (short)(swap16(value) - swap16(s->seq)) < 0;
+		}
+		if (!match) {
+			if (obsolete)
+				probe->time = 0;
+			continue;
+		}
+		time = __sync_lock_test_and_set(&probe->time, 0);
+		if (time > sample->sent && probe->value == value) {
+			sample->sent = time;
+			sample->method = method;
+		}
+	}
+	sample->bare = sample->method == METHOD_HANDSHAKE || sample->method == METHOD_ECHO ||
+		       (sample->method != METHOD_DNS && !s->payload && !(s->flags & TCPHDR_FIN));
+}
+
+/* Remember that this was sent, if there is room. */
+static __always_inline void rtt_probe_start(struct flow_dir *dir, u32 value, u32 method, u64 coarse)
+{
+	struct rtt_probe *probe = &dir->rtt_probes[0];
+
+	if (!RTT)
+		return;
+	if (probe->time && coarse < probe->time + RTT_EXPIRY_NS) {
+		probe = &dir->rtt_probes[1];
+		if (probe->time && coarse < probe->time + RTT_EXPIRY_NS)
+			return;
+	}
+	probe->time = 0;
+	probe->value = value;
+	probe->method = method;
+	__sync_lock_test_and_set(&probe->time, bpf_ktime_get_ns());
+}
+
+/*
+ * The same for a question with an id. Asked again, it is timed from the first asking,
+ * since that is how long the answer took. One that has had no answer makes room for others.
+ */
+static __always_inline void rtt_probe_start_id(struct flow_dir *dir, u32 id, u32 method, u64 coarse)
+{
+	bool waiting = false;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 2; i++) {
+		struct rtt_probe *probe = &dir->rtt_probes[i];
+
+		if (!probe->time)
+			continue;
+		if (probe->value == id && coarse < probe->time + RTT_EXPIRY_NS)
+			waiting = true;
+	}
+	if (waiting)
+		return;
+#pragma unroll
+	for (i = 0; i < 2; i++)
+		if (dir->rtt_probes[i].time && coarse > dir->rtt_probes[i].time + QUESTION_LOST_NS)
+			dir->rtt_probes[i].time = 0;
+	rtt_probe_start(dir, id, method, coarse);
+}
+
+/* Whether `count` of `total` is what tossing a coin gives, within four standard deviations. */
+static __always_inline bool by_chance(u32 count, u32 total)
+{
+	s64 difference = 2 * (s64)count - total;
+
+	return difference * difference <= 16 * (s64)total;
+}
+
+/*
+ * QUIC's spin bit: an edge passes once a round trip. There are no sequence numbers
+ * and no echoes here, so a direction's fields hold instead: rtt_probes[0] the last edge
+ * and its bit, and in `method` the last packet's bit; rtt_probes[1] counts packets and
+ * edges; `seq` is the packet of the last edge, `tsval` counts runs of one packet.
+ *
+ * Endpoints that do not take part send a constant, or a random bit in each packet
+ * (RFC 9000, 17.4). Then half of the packets are edges, and half of the runs have
+ * one packet; a bit that spins has never both. No sample while that may be so.
+ */
+static __always_inline u64 spin_edge(struct flow_dir *dir, const struct rtt *rtt, const struct segment *s)
+{
+	struct rtt_probe *edge = &dir->rtt_probes[0], *counts = &dir->rtt_probes[1];
+	u32 bit = s->seq + 1, packets = ++counts->value;
+	u64 last = edge->time, now;
+
+	if (edge->method != bit && edge->method) {
+		if (counts->method++ && packets - dir->seq == 1)
+			dir->tsval++;
+		dir->seq = packets;
+	}
+	edge->method = bit;
+	if (edge->value == bit)
+		return 0;
+	now = bpf_ktime_get_ns();
+	/* too soon for a round trip: a packet that was overtaken by the edge */
+	if (last && now - last < rtt->min / 4)
+		return 0;
+	if (edge->value)
+		edge->time = now;
+	edge->value = bit;
+	if (!last || (by_chance(counts->method, packets) && by_chance(dir->tsval, counts->method)))
+		return 0;
+	return now - last < RTT_EXPIRY_NS ? last : 0;
+}
+
+static __always_inline void update_rtt(struct rtt *rtt, u64 rtt_ns, u64 now, const struct rtt_sample *sample)
+{
+	if (!rtt->samples) {
+		rtt->srtt = rtt_ns;
+		rtt->rttvar = rtt_ns / 2;
+		rtt->min = rtt_ns;
+	} else {
+		u64 difference = rtt->srtt > rtt_ns ? rtt->srtt - rtt_ns : rtt_ns - rtt->srtt;
+
+		rtt->rttvar = rtt->rttvar - rtt->rttvar / 4 + difference / 4;
+		rtt->srtt = rtt->srtt - rtt->srtt / 8 + rtt_ns / 8;
+		if (rtt_ns < rtt->min)
+			rtt->min = rtt_ns;
+	}
+	if (sample->bare && (!rtt->min_bare || rtt_ns < rtt->min_bare))
+		rtt->min_bare = rtt_ns;
+	rtt->last = rtt_ns;
+	rtt->time = now;
+	rtt->method = sample->method;
+	rtt->samples++;
+}
+
+/* The remote end's subnet: prefix lengths of the configuration. */
+static __always_inline void subnet_of(const struct flow_key *key, u8 version, const struct config *c,
+				      struct subnet_key *subnet)
+{
+	u32 bits = version == 4 ? 96 + c->subnet4 : c->subnet6;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		u32 word = bits >= 32 * (i + 1) ? ~0U : bits <= 32 * i ? 0 : ~0U << (32 - (bits & 31));
+
+		subnet->prefix[i] = key->remote[i] & swap32(word);
+	}
+	subnet->length = version == 4 ? c->subnet4 : c->subnet6;
+	subnet->version = version;
+	/* with short prefixes these would drown in their neighbours: kept apart */
+	if (version == 6 && subnet->length < 10 &&
+	    (key->remote[0] & swap32(0xffc00000)) == swap32(0xfe800000))
+		subnet->length = 10, subnet->prefix[0] = swap32(0xfe800000);
+	if (version == 6 && subnet->length < 7 && (key->remote[0] & swap32(0xfe000000)) == swap32(0xfc000000))
+		subnet->length = 7, subnet->prefix[0] = swap32(0xfc000000);
+	if (version == 4 && subnet->length < 8 && (key->remote[3] & swap32(0xff000000)) == swap32(0x0a000000))
+		subnet->length = 8, subnet->prefix[3] = swap32(0x0a000000);
+	if (version == 4 && subnet->length < 12 &&
+	    (key->remote[3] & swap32(0xfff00000)) == swap32(0xac100000))
+		subnet->length = 12, subnet->prefix[3] = swap32(0xac100000);
+	if (version == 4 && subnet->length < 16 &&
+	    (key->remote[3] & swap32(0xffff0000)) == swap32(0xc0a80000))
+		subnet->length = 16, subnet->prefix[3] = swap32(0xc0a80000);
+	if (version == 4 && subnet->length < 16 &&
+	    (key->remote[3] & swap32(0xffff0000)) == swap32(0xa9fe0000))
+		subnet->length = 16, subnet->prefix[3] = swap32(0xa9fe0000);
+}
+
+static __always_inline void subnet_add(const struct flow_key *key, u8 version, const struct config *c,
+				       struct counters *n, u64 rtt_ns)
+{
+	struct subnet_key subnet_key = {};
+	struct subnet *subnet;
+	int zero = 0, beyond = 2;
+
+	subnet_of(key, version, c, &subnet_key);
+	subnet = subnets.lookup(&subnet_key);
+	if (!subnet) {
+		struct subnet *none = no_subnet.lookup(&zero);
+
+		if (none)
+			subnets.insert(&subnet_key, none);
+		subnet = subnets.lookup(&subnet_key);
+	}
+	if (subnet) {
+		ADD(subnet->sum, rtt_ns);
+		ADD(subnet->slots[hist_slot(rtt_ns) & (HIST_SLOTS - 1)], 1);
+		if (!subnet->min || rtt_ns < subnet->min)
+			subnet->min = rtt_ns;
+	} else {
+		struct hist *h = rtts.lookup(&beyond);
+
+		n->subnet_overflow++;
+		if (h)
+			hist_add(h, rtt_ns);
+	}
+}
+
+/* A round trip into the flow, the histograms, and to whoever looks at this flow. */
+static __always_inline void rtt_record(struct flow *flow, const struct work *w, const struct config *c,
+				       struct counters *n)
+{
+	/* answered by what came in: the round trip was outside */
+	int side = w->direction == IN || w->sample.method == METHOD_SPIN ? OUTWARD : INWARD;
+	u64 now = bpf_ktime_get_ns(), rtt_ns = now - w->sample.sent;
+	struct hist *h;
+
+	if (rtt_ns > RTT_EXPIRY_NS)
+		return;
+	update_rtt(&flow->rtt[side & 1], rtt_ns, now, &w->sample);
+	n->samples++;
+	h = rtts.lookup(&side);
+	if (h)
+		hist_add(h, rtt_ns);
+	if (side == OUTWARD)
+		subnet_add(&w->key, w->packet.version, c, n, rtt_ns);
+	if (c->focus && c->focus == flow->id) {
+		struct event e = {.time = now,
+				  .id = flow->id,
+				  .rtt = rtt_ns,
+				  .side = side,
+				  .method = w->sample.method,
+				  .payload = w->s.payload,
+				  .tsval = w->s.stamped ? w->s.tsval : 0};
+
+		if (events.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
+			n->lost_events++;
+	}
+}
+
+#endif

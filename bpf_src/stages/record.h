@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What is counted: each stage's delays, what was missed and dropped, the sums over whole paths, and with --trace an
+ * event for each boundary that a packet passes.
+ */
+#ifndef RECORD_H
+#define RECORD_H
+
+/* One stage on one CPU. */
+struct stage {
+	struct hist delay;
+	u64 missed; /* packets at the stage's end whose beginning was not seen */
+	u64 dropped; /* packets that ended in the stage: kfree_skb */
+	u64 paced; /* ns of the delays before which the packets were not to leave: pacing, not a queue */
+};
+
+struct path {
+	u64 ns;
+	u64 packets;
+};
+
+/*
+ * The stages of packets that go the whole way from a known start: these sums add up to the whole path's, which the
+ * histograms' do not, as not every packet goes all the way.  By stage, close together.
+ */
+struct paths {
+	struct path of[STAGES];
+};
+
+/* One boundary that one packet has passed. */
+struct traced_event {
+	u64 time;
+	u64 flow; /* its id, 0: not the one in focus */
+	u64 delay; /* ns of the stage that ends there */
+	u32 packet; /* a number for it: addresses are the kernel's own business */
+	u16 stage;
+	u16 cpu;
+};
+
+#define CPU_BITS 10 /* of a packet's number: as of a flow's id */
+
+/* What of the trace is not there, on one CPU. */
+struct tracing {
+	u64 left_out; /* packets beyond the budget */
+	u64 lost; /* events that the ring had no room for */
+	u64 number; /* of the packet that this CPU traced last */
+};
+
+/* The budget of traced packets, of all CPUs together: what is traced is seldom enough for an atomic. */
+struct trace_budget {
+	u64 second;
+	u64 packets;
+};
+
+BPF_PERCPU_ARRAY(stages, struct stage, 2 * STAGES); /* of all packets, then of the flow in focus */
+BPF_PERCPU_ARRAY(paths, struct paths, 2);
+BPF_PERCPU_ARRAY(tracing, struct tracing, 1);
+BPF_ARRAY(trace_budget, struct trace_budget, 1);
+BPF_RINGBUF_OUTPUT(trace, 64);
+
+static __always_inline struct stage *stage_of(int index)
+{
+	return stages.lookup(&index);
+}
+
+/* ---- one packet's way, as events ----------------------------------------------------------------------------- */
+
+/* With TRACING alone: it makes every program half as long again. */
+static __always_inline void emit(u32 stage, u64 ns, u64 mark, u64 at)
+{
+#ifdef TRACING
+	struct config *c = settings();
+	struct traced_event e = {};
+	struct tracing *t;
+	int zero = 0;
+
+	if (!c || !(c->flags & TRACE))
+		return;
+	e.time = at;
+	e.flow = c->focus && focus_mark(c) == (u32)mark ? c->focus : 0;
+	e.delay = ns;
+	e.packet = mark >> 32;
+	e.stage = stage;
+	e.cpu = bpf_get_smp_processor_id();
+	if (!trace.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
+		return;
+	t = tracing.lookup(&zero);
+	if (t)
+		t->lost++;
+#endif
+}
+
+/* Whether a packet is traced is decided where it is first seen; whole ways or nothing, so many a second. */
+static __always_inline u64 traced(const struct config *c, u64 mark, u32 begin, u64 now, u64 begun)
+{
+#ifdef TRACING
+	struct trace_budget *budget;
+	struct tracing *t;
+	int zero = 0;
+	u32 number;
+
+	if (!(c->flags & TRACE) || !(c->flags & TRACE_ALL || (u32)mark & FOCUSED))
+		return mark;
+	t = tracing.lookup(&zero);
+	budget = trace_budget.lookup(&zero);
+	if (!t || !budget)
+		return mark;
+	if (budget->second != now >> 30) {
+		budget->second = now >> 30;
+		budget->packets = 0;
+	}
+	if (budget->packets >= c->trace_rate) {
+		t->left_out++;
+		return mark;
+	}
+	__sync_fetch_and_add(&budget->packets, 1);
+	number = ++t->number << CPU_BITS | bpf_get_smp_processor_id();
+	mark |= (u64)number << 32;
+	emit(begin, 0, mark, begun);
+#endif
+	return mark;
+}
+
+/* ---- what is counted ----------------------------------------------------------------------------------------- */
+
+static __always_inline void add_stage(struct stage *s, u64 ns, u32 packets)
+{
+	if (s)
+		hist_add_many(&s->delay, ns, packets);
+}
+
+/* `focused` of the packets have this mark. */
+static __always_inline void record_many(int index, u64 ns, u32 packets, u64 mark, u32 focused)
+{
+	add_stage(stage_of(index), ns, packets);
+	if (!mark)
+		return;
+	if (in_focus(mark))
+		add_stage(stage_of(STAGES + index), ns, focused);
+	if (mark >> 32 && index != RX_WHOLE && index != TX_WHOLE)
+		emit(index, ns, mark, bpf_ktime_get_ns());
+}
+
+static __always_inline void record(int index, u64 ns, u64 mark)
+{
+	record_many(index, ns, 1, mark, 1);
+}
+
+static __always_inline struct paths *paths_of(int which)
+{
+	return paths.lookup(&which);
+}
+
+static __always_inline void add_path(struct paths *p, int index, u64 ns, u32 packets)
+{
+	p->of[index].ns += ns * packets;
+	p->of[index].packets += packets;
+}
+
+/* As record(), for packets whose path began at `start`; 0: not known, and none of a path. */
+static __always_inline void record_path(int index, u64 ns, u32 packets, u64 start, u64 mark, u32 focused)
+{
+	u32 known = -(u32)hist_any(start);
+	struct paths *p = paths_of(0);
+
+	add_stage(stage_of(index), ns, packets);
+	if (p)
+		add_path(p, index, ns, packets & known);
+	if (!mark)
+		return;
+	if (in_focus(mark)) {
+		add_stage(stage_of(STAGES + index), ns, focused);
+		p = paths_of(1);
+		if (p)
+			add_path(p, index, ns, focused & known);
+	}
+	if (mark >> 32)
+		emit(index, ns, mark, bpf_ktime_get_ns());
+}
+
+static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets, u64 mark, u32 focused)
+{
+	u32 known = -(u32)hist_any(start);
+
+	record_many(index, since(start, now), packets & known, mark, focused & known);
+}
+
+static __always_inline void count_miss(struct stage *s, u32 packets)
+{
+	if (s)
+		s->missed += packets;
+}
+
+static __always_inline void miss(int index, u64 mark)
+{
+	count_miss(stage_of(index), 1);
+	if (mark && in_focus(mark))
+		count_miss(stage_of(STAGES + index), 1);
+}
+
+static __always_inline void drop(int index, u64 mark)
+{
+	struct stage *s = stage_of(index);
+
+	if (s)
+		s->dropped++;
+	if (!mark)
+		return;
+	if (mark >> 32)
+		emit(TRACE_DROP | index, 0, mark, bpf_ktime_get_ns());
+	if (!in_focus(mark))
+		return;
+	s = stage_of(STAGES + index);
+	if (s)
+		s->dropped++;
+}
+
+static __always_inline void record_paced(u32 ns, u64 mark)
+{
+	struct stage *s = stage_of(TX_QDISC);
+
+	if (s)
+		s->paced += ns;
+	if (!mark || !in_focus(mark))
+		return;
+	s = stage_of(STAGES + TX_QDISC);
+	if (s)
+		s->paced += ns;
+}
+
+static __always_inline u32 short_ns(u64 ns)
+{
+	return ns > 0xffffffff ? 0xffffffff : ns;
+}
+
+/*
+ * A packet is first seen here, though the boundary before is watched or cannot be: whose is it?  False where nobody
+ * asked for it.
+ */
+static __always_inline bool slot_open(const struct config *c, struct slot *s, u64 key, const void *skb,
+				      int typed, int direction, int where, u64 now)
+{
+	u64 mark = classify_final(c, skb, typed, direction, where);
+
+	if (mark == REFUSED) {
+		slot_exclude(c, s, key);
+		return false;
+	}
+	s->mark = traced(c, mark, direction == IN ? RX_BEGIN : TX_BEGIN, now, now);
+	s->skb = key;
+	s->start = 0;
+	return true;
+}
+
+#endif

@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What a socket that receives has in its entry: the packets that its reader has been told of (fifo.h), and what waits
+ * behind a gap as runs, each of which is released when its own gap closes.
+ */
+#ifndef RX_QUEUE_H
+#define RX_QUEUE_H
+
+#define RUNS 64 /* behind gaps, of one socket */
+#define CONSUME_STEPS 96 /* portions of groups that one call records; with few left a whole group is one */
+#define RELEASE_STEPS 64 /* the same of runs */
+#define PAUSE_NS (1 * NSEC_PER_MSEC) /* between segments of a run */
+#define RUNS_FOR_PAUSES (RUNS / 2) /* with so many, a run has pauses in it: the rest is for gaps */
+
+/* Segments without a gap between them that TCP holds back. */
+struct run {
+	struct group group;
+	u32 first; /* where it begins */
+	u32 lacking; /* bytes in it that have not come: two runs made one, see rx_join_runs() */
+};
+
+/* The mask that the verifier wants to see; the compiler would leave it out where it knows better. */
+static __always_inline u32 run_index(u32 number)
+{
+	asm volatile("" : "+r"(number));
+	return number & (RUNS - 1);
+}
+
+/* A segment that is about to come to a socket whose TCP tells us nothing of it, see rx_early(). */
+struct early {
+	u64 at;
+	u64 mark;
+	u32 lag;
+	u32 first;
+	u32 end;
+	u32 spare;
+};
+
+#define EARLY 16
+
+/* What the reader is told of at once. */
+struct batch {
+	u64 lags; /* from the beginning of their paths until now, the sum */
+	u32 packets;
+	u32 focused;
+	u32 end;
+	u32 trace;
+	u32 unknown; /* one of the beginnings is not known */
+	u32 spare;
+};
+
+/* A socket that receives; what each packet needs is in one cache line, beside the queue's. */
+struct rx_sock {
+	struct fifo queue;
+	u64 used;
+	u64 pending; /* when the packet in hand reached TCP, 0: none */
+	u64 pending_mark;
+	u32 pending_lag;
+	u32 pending_packets; /* it is so many, joined in the backlog */
+	u32 pending_first;
+	u32 pending_end; /* of it, or the one before: where the next one in order begins */
+	u32 mark; /* of the focused packets in the queue; those of an earlier focus count for nobody */
+	u32 runs; /* out of order, or below SO_RCVLOWAT */
+	u32 in; /* UDP: datagrams queued */
+	u32 out; /* UDP: datagrams read */
+	u32 early_in; /* written where packets come in, by nobody else: the socket's user may be busy with the rest */
+	u32 early_out;
+	/* Where the runs are looked through: in memory, where the verifier takes what there is for any number. */
+	struct batch released;
+	u32 next;
+	u32 kept;
+	u32 early_seen; /* there was one */
+	u32 partly; /* the number of a run that is in order up to its middle, plus one */
+	u64 spare_more[2];
+	struct run held[RUNS];
+	struct early early[EARLY];
+};
+
+_Static_assert(!(sizeof(struct rx_sock) % 64), "cache lines");
+
+BPF_F_TABLE("array", int, struct rx_sock, rx_socks, SOCKETS, WHOLE_PAGES);
+
+/* The entry of a socket that is in the table already. */
+static __always_inline struct rx_sock *rx_sock_of(const void *sock, int typed)
+{
+	u64 id = address(sock, typed);
+	int index = hash(id, SOCKET_BITS);
+	struct rx_sock *r = rx_socks.lookup(&index);
+
+	return r && r->queue.owner == id && r->queue.cookie == sock_cookie(sock, typed) ? r : 0;
+}
+
+/*
+ * The same, taken from a socket that is gone or has nothing to wait for; nobody's if that is still busy.  `position`:
+ * where the stream goes on.
+ */
+static __always_inline struct rx_sock *rx_sock_for(void *sock, int typed, u32 position, u64 now, bool *fresh)
+{
+	u64 id = address(sock, typed);
+	int index = hash(id, SOCKET_BITS);
+	struct rx_sock *r = rx_socks.lookup(&index);
+	u32 unread;
+
+	if (!r)
+		return 0;
+	if (r->queue.owner != id || r->queue.cookie != sock_cookie(sock, typed)) {
+		unread = r->queue.head - r->queue.tail;
+		if (r->queue.owner && r->queue.owner != id && (unread || r->runs)) {
+			if (since(r->used, now) < SOCK_IDLE_NS)
+				return 0;
+			count_miss(stage_of(RX_APPLICATION), unread);
+		}
+		r->queue.owner = id;
+		r->queue.cookie = sock_cookie_made(sock, typed);
+		r->pending = 0;
+		r->runs = 0;
+		r->early_in = 0;
+		r->early_out = 0;
+		r->early_seen = 0;
+		r->in = 0;
+		r->out = 0;
+		fifo_clear(&r->queue, position);
+		*fresh = true;
+	}
+	r->used = now;
+	return r;
+}
+
+static __always_inline void miss_many(int index, u32 packets, u64 mark, u32 focused)
+{
+	count_miss(stage_of(index), packets);
+	if (mark && in_focus(mark))
+		count_miss(stage_of(STAGES + index), focused);
+}
+
+/* Everything up to this position has been read. */
+static __always_inline void rx_consume_upto(struct rx_sock *r, u32 position)
+{
+	struct portion p;
+	struct group *g;
+	u64 mark, start, now;
+	u32 due;
+	int i;
+
+	g = fifo_oldest(&r->queue);
+	if (fifo_empty(&r->queue) || (before(position, g->position) && g->packets == 1))
+		return;
+	now = bpf_ktime_get_ns();
+	for (i = 0; i < CONSUME_STEPS; i++) {
+		if (fifo_empty(&r->queue))
+			break;
+		g = fifo_oldest(&r->queue);
+		due = g->packets;
+		if (before(position, g->position)) {
+			if (due == 1)
+				break;
+			due = fifo_part(&r->queue, g, position);
+		}
+		if (due <= g->taken)
+			break;
+		group_portion(g, due, r->queue.head - r->queue.tail + i >= CONSUME_STEPS, now, &p);
+		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)g->trace << 32;
+		start = (p.at - g->lag) & -hist_any(g->lag);
+		record_path(RX_APPLICATION, since(p.at, now), p.packets, start, mark, p.focused);
+		record_whole(RX_WHOLE, start, now, p.packets, mark, p.focused);
+		due = g->taken + p.packets;
+		if (due >= g->packets)
+			r->queue.tail++;
+		else
+			g->taken = due;
+	}
+}
+
+/* Does a segment that came now go on where the newest run ended, at about its pace?  A pause begins another run. */
+static __always_inline bool run_goes_on(const struct run *run, u32 runs, u64 at, u32 first)
+{
+	u64 span = (u64)run->group.span << SPAN_SHIFT, pause = since(run->group.at + span, at);
+
+	if (first != run->group.position || run->group.packets >= GROUP_MAX)
+		return false;
+	return runs >= RUNS_FOR_PAUSES || pause <= PAUSE_NS || pause * run->group.packets <= span << 2;
+}
+
+/* Keep what the reader was not told of, of which TCP has nothing yet.  False where there is no room: it is missed. */
+static __always_inline bool rx_append(struct rx_sock *r, u64 at, u32 lag, u32 first, u32 end, u32 packets,
+				      u64 mark)
+{
+	struct run *run = &r->held[run_index(r->runs - 1)];
+	u32 focused = packets & -(u32)hist_any((u32)mark);
+
+	if (r->runs && run_goes_on(run, r->runs, at, first)) {
+		group_extend(&run->group, at, lag, end, packets, focused, mark >> 32);
+		return true;
+	}
+	if (r->runs >= RUNS) {
+		miss_many(RX_SOCKET, packets, mark, focused);
+		miss_many(RX_APPLICATION, packets, mark, focused);
+		return false;
+	}
+	run = &r->held[run_index(r->runs)];
+	group_begin(&run->group, at, lag, end, packets, focused, mark >> 32);
+	run->first = first;
+	run->lacking = 0;
+	r->runs++;
+	return true;
+}
+
+/*
+ * All places are taken: make one of two runs each with a small gap between them, gap and all.  Such a one is released bit by
+ * bit, see rx_release_part().
+ */
+static __always_inline void rx_join_runs(struct rx_sock *r)
+{
+	volatile u32 *kept = &r->kept;
+	struct run *to, *from;
+	u32 all, gap, width;
+	u64 end;
+	int i;
+
+	*kept = 0;
+	for (i = 0; i < RUNS; i += 2) {
+		from = &r->held[run_index(i)];
+		to = &r->held[run_index(*kept)];
+		*to = *from;
+		*kept = *kept + 1;
+		from = &r->held[run_index(i + 1)];
+		all = to->group.packets + from->group.packets;
+		gap = from->first - to->group.position;
+		width = (to->group.position - to->first) + (from->group.position - from->first);
+		if (gap > 2 * width || all > GROUP_MAX || from->group.taken) {
+			to = &r->held[run_index(*kept)];
+			*to = *from;
+			*kept = *kept + 1;
+			continue;
+		}
+		end = from->group.at + ((u64)from->group.span << SPAN_SHIFT);
+		to->lacking += from->lacking + gap;
+		group_extend(&to->group, end, from->group.lag, from->group.position, from->group.packets,
+			     from->group.focused, from->group.trace);
+	}
+	r->runs = *kept;
+}
+
+/* The same of what came before its turn, or is less than SO_RCVLOWAT.  False where TCP has it already, too. */
+static __always_inline bool rx_hold(struct rx_sock *r, u64 at, u32 lag, u32 first, u32 end, u32 packets,
+				    u64 mark)
+{
+	struct run *run;
+	int i;
+
+	for (i = 0; i < RUNS; i++) {
+		if (i >= r->runs)
+			break;
+		run = &r->held[run_index(i)];
+		if (before(first, run->first) || before(run->group.position, end))
+			continue;
+		if (!run->lacking)
+			return false;
+		run->lacking -= end - first < run->lacking ? end - first : run->lacking;
+	}
+	if (r->runs >= RUNS)
+		rx_join_runs(r);
+	return rx_append(r, at, lag, first, end, packets, mark);
+}
+
+/* The reader is told of these packets, which came at `at` in the mean. */
+static __always_inline void batch_add(struct batch *b, u64 at, u32 lag, u64 now, u32 packets, u32 focused,
+				      u32 end)
+{
+	b->lags += (since(at, now) + lag) * packets;
+	b->unknown |= !lag;
+	b->packets += packets;
+	b->focused += focused;
+	if (b->packets == packets || before(b->end, end))
+		b->end = end;
+}
+
+/*
+ * Bring those runs together at the end of the list that are in order now, behind `kept` others.  That number is in memory
+ * all the time: at hand, the compiler's copy would be another one for the verifier in each round.
+ */
+static __always_inline void rx_part(struct rx_sock *r, u32 received)
+{
+	volatile u32 *kept = &r->kept;
+	struct run *from, *to, run;
+	u32 place;
+	int i;
+
+	*kept = 0;
+	r->partly = 0;
+	for (i = 0; i < RUNS; i++) {
+		if (i >= r->runs)
+			break;
+		from = &r->held[run_index(i)];
+		if (!before(received, from->group.position))
+			continue;
+		place = *kept;
+		if (from->lacking && before(from->first, received))
+			r->partly = place + 1;
+		to = &r->held[run_index(place)];
+		run = *to;
+		*to = *from;
+		*from = run;
+		*kept = place + 1;
+	}
+}
+
+/* What rx_release() and rx_take_early() have told of, in memory, for what comes after them. */
+static __always_inline void batch_told(const struct batch *told, struct batch *b)
+{
+	if (told->packets && (!b->packets || before(b->end, told->end)))
+		b->end = told->end;
+	b->lags += told->lags;
+	b->packets += told->packets;
+	b->focused += told->focused;
+	b->unknown |= told->unknown;
+}
+
+/* Of several runs made one, the first gaps have closed: let go of as many packets as lie before the next, by bytes. */
+static __always_inline void rx_release_part(struct rx_sock *r, u32 received, u64 now, struct batch *told)
+{
+	struct run *run = &r->held[run_index(r->partly - 1)];
+	u32 width = run->group.position - run->first, due;
+	struct portion p;
+	u64 mark;
+
+	due = width ? (u64)run->group.packets * (received - run->first) / width : 0;
+	if (due <= run->group.taken || due >= run->group.packets)
+		return;
+	group_portion(&run->group, due, true, now, &p);
+	mark = r->mark & -(u32)hist_any(p.focused);
+	record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
+	batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, received);
+	run->group.taken += p.packets;
+}
+
+/* Let go of the runs that are in order now. */
+static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now, struct batch *b)
+{
+	struct batch *told = &r->released;
+	struct portion p;
+	struct run *run;
+	u32 next;
+	u64 mark;
+	int i;
+
+	*told = (struct batch){};
+	rx_part(r, received);
+	r->next = *(volatile u32 *)&r->kept;
+	for (i = 0; i < RELEASE_STEPS; i++) {
+		next = *(volatile u32 *)&r
+				->next; /* the compiler would keep it at hand, for the verifier to see */
+		if (next >= r->runs)
+			break;
+		run = &r->held[run_index(next)];
+		group_portion(&run->group, run->group.packets, r->runs - next + i >= RELEASE_STEPS, now, &p);
+		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)run->group.trace << 32;
+		record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
+		batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, run->group.position);
+		run->group.taken += p.packets;
+		r->next = next + (run->group.taken >= run->group.packets);
+	}
+	r->runs = r->kept;
+	if (r->partly)
+		rx_release_part(r, received, now, told);
+	batch_told(told, b);
+}
+
+/* The mask that the verifier wants to see. */
+static __always_inline struct early *rx_early_at(struct rx_sock *r, u32 number)
+{
+	asm volatile("" : "+r"(number));
+	return &r->early[number & (EARLY - 1)];
+}
+
+/* What came while the socket was in use: its reader is told of it now, or it waits behind a gap. */
+static __always_inline void rx_take_early(struct rx_sock *r, u32 received, u64 now, struct batch *b)
+{
+	struct batch *told = &r->released;
+	struct early *e;
+	u32 focused;
+	int i;
+
+	*told = (struct batch){};
+	for (i = 0; i < EARLY; i++) {
+		if (r->early_out == *(volatile u32 *)&r->early_in)
+			break;
+		e = rx_early_at(r, r->early_out);
+		if (before(received, e->end)) {
+			rx_append(r, e->at, e->lag, e->first, e->end, 1, e->mark);
+		} else {
+			focused = hist_any((u32)e->mark);
+			record_path(RX_SOCKET, since(e->at, now), 1, e->lag, e->mark, focused);
+			batch_add(told, e->at, e->lag, now, 1, focused, e->end);
+		}
+		r->early_out++;
+	}
+	batch_told(told, b);
+}
+
+#endif

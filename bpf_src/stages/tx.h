@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Sent packets, by skb: from IP to the driver, and where a packet ends.
+ */
+#ifndef TX_H
+#define TX_H
+
+/* Another packet takes the slot of one that waits in the queue. */
+static __always_inline void slot_evict(const struct config *c, const struct slot *s, u64 key, u64 now)
+{
+	if (partial_tracking(c) && s->skb && s->skb != key && s->passed == PASSED_QUEUE &&
+	    since(s->at, now) < SLOT_MAX_AGE_NS)
+		miss(TX_QDISC, s->mark);
+}
+
+/* A packet of ours begins its way out here; whose it is, NAT may still change. */
+static __always_inline void tx_begin(const struct config *c, struct slot *s, u64 key, u64 now)
+{
+	slot_evict(c, s, key, now);
+	s->skb = key;
+	s->mark = FILTERING || c->focus ? UNREAD : traced(c, 0, TX_BEGIN, now, now);
+	s->at = now;
+	s->start = 0;
+	s->stage_ns[0] = 0;
+	s->written = 0;
+	s->passed = PASSED_IP;
+}
+
+/* Routed on: a packet of ours ends its way here, and one that is to leave by our interface begins it. */
+static __always_inline int forward(u64 key, bool ours, bool leaving)
+{
+	struct config *c = settings_here();
+	struct slot *s = rx_slot(key), *out = tx_slot(key);
+	struct rx_current *d;
+	bool known = false;
+	int zero = 0;
+
+	if (!c || !s || !out)
+		return 0;
+	if (s->skb == key && !(s->passed & (PASSED_LOCAL | EXCLUDED))) {
+		known = true;
+		record(RX_FORWARD, since(s->at, bpf_ktime_get_ns()), s->mark);
+	} else if (s->skb != key && ours && !partial_tracking(c)) {
+		miss(RX_FORWARD, 0);
+	}
+	slot_clear(s, key);
+	if (c->flags & NO_LOCAL) {
+		d = rx_currents.lookup(&zero);
+		if (d)
+			d->skb = 0;
+	}
+	if (!leaving)
+		return 0;
+	if (ours ? c->sample_shift && !known : !sampled(c)) {
+		slot_clear(out, key);
+		return 0;
+	}
+	tx_begin(c, out, key, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* What is recorded of it before the queue. */
+static __always_inline void tx_record_written(const struct slot *s)
+{
+	if (s->written == WRITE_SEEN)
+		record(TX_APPLICATION, s->stage_ns[0], s->mark);
+	else if (s->written == WRITE_MISSED)
+		miss(TX_APPLICATION, s->mark);
+}
+
+/* ip_local_out: IP has a packet to send. */
+static __always_inline int tx_ip(const void *skb, u64 key, int typed)
+{
+	struct config *c = settings_here();
+	struct slot *s = tx_slot(key);
+	u64 now, then;
+
+	if (!c || !s)
+		return 0;
+	if (!sampled(c)) {
+		slot_clear(s, key);
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	then = written(c, skb, now, typed);
+	slot_evict(c, s, key, now);
+	s->skb = key;
+	s->mark = FILTERING || c->focus ? UNREAD
+					: traced(c, 0, TX_BEGIN, now, then > WRITTEN_NOTHING ? then : now);
+	s->at = now;
+	s->start = now;
+	s->passed = PASSED_IP;
+	s->stage_ns[0] = 0;
+	s->written = 0;
+	if (then > WRITTEN_NOTHING) {
+		s->start = then;
+		s->stage_ns[0] = short_ns(since(then, now));
+		s->written = WRITE_SEEN;
+	} else if (then == WRITTEN_UNKNOWN) {
+		s->written = WRITE_MISSED;
+	}
+	if (s->mark != UNREAD)
+		tx_record_written(s);
+	return 0;
+}
+
+/* Its addresses are final, and its link header is written: false where nobody asked for it. */
+static __always_inline bool tx_classify(const struct config *c, struct slot *s, u64 key, const void *skb,
+					int typed)
+{
+	u64 mark = classify_final(c, skb, typed, OUT, AT_LINK);
+
+	sock_wanted(skb, typed, mark != REFUSED);
+	if (mark == REFUSED) {
+		slot_exclude(c, s, key);
+		return false;
+	}
+	s->mark = traced(c, mark, TX_BEGIN, s->at, s->start ? s->start : s->at);
+	tx_record_written(s);
+	return true;
+}
+
+/* ns for which a packet is not to leave the queue yet: fq and etf hold it until then. */
+static __always_inline u32 paced(const void *skb, int typed, u64 now)
+{
+	u64 departure = 0;
+
+	LOAD(typed, departure, skb, struct sk_buff, tstamp);
+	/* What is further ahead is no time of this clock; fq does not look further either (its horizon). */
+	return departure > now && departure - now < PACING_HORIZON_NS ? short_ns(departure - now) : 0;
+}
+
+/* dev_queue_xmit. */
+static __always_inline int tx_queue(const void *skb, int typed)
+{
+	u64 key = address(skb, typed), now, ns;
+	struct config *c = settings_here();
+	struct slot *s = tx_slot(key);
+	void *dev = 0;
+
+	if (!c || !s || (c->sample_shift ? s->skb != key : slot_excluded(s, key)))
+		return 0;
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	if (!watched(c, dev, typed)) {
+		/* It was routed anew, to another device, or it is another packet at this address. */
+		if (s->skb == key && s->passed == PASSED_IP)
+			s->skb = 0;
+		return 0;
+	}
+	now = bpf_ktime_get_ns();
+	if (s->skb == key && s->passed == PASSED_IP && since(s->at, now) < SLOT_MAX_AGE_NS) {
+		if (s->mark == UNREAD && !tx_classify(c, s, key, skb, typed))
+			return 0;
+		ns = since(s->at, now);
+		s->stage_ns[1] = short_ns(ns);
+		record(TX_IP, ns, s->mark);
+	} else if (c->sample_shift) {
+		s->skb = 0;
+		return 0;
+	} else {
+		if (!slot_open(c, s, key, skb, typed, OUT, AT_LINK, now))
+			return 0;
+		if (internet(skb, typed))
+			miss(TX_IP, s->mark);
+	}
+	s->at = now;
+	s->paced = paced(skb, typed, now);
+	s->passed = PASSED_QUEUE;
+	return 0;
+}
+
+/* Segments of a packet that was segmented are still to come. */
+static __always_inline bool gso_segments_left(void)
+{
+	int zero = 0;
+	struct gso_parent *parent = gso_parents.lookup(&zero);
+
+	return parent && parent->segments;
+}
+
+/* The packet in hand is a segment of the one that was segmented last. */
+static __always_inline struct gso_parent *gso_parent_of(const void *skb, u64 now, int typed)
+{
+	int zero = 0;
+	struct gso_parent *parent = gso_parents.lookup(&zero);
+	u32 flow = 0;
+
+	if (!parent || !parent->segments || since(parent->segmented_at, now) > GSO_SEG_WINDOW_NS)
+		return 0;
+	LOAD(typed, flow, skb, struct sk_buff, hash);
+	if (flow != parent->flow)
+		return 0;
+	parent->segments--;
+	return parent;
+}
+
+/* The driver is given the packet. */
+static __always_inline int tx_driver(const void *skb, const void *dev, int typed)
+{
+	u64 key = address(skb, typed), now, ns;
+	struct config *c = settings();
+	struct slot *s = tx_slot(key);
+	struct gso_parent *parent;
+
+	if (!c || !s || slot_excluded(s, key) ||
+	    (partial_tracking(c) && s->skb != key && !gso_segments_left()) || !watched(c, dev, typed))
+		return 0;
+	now = bpf_ktime_get_ns();
+	/* PASSED_IP: where nothing shows the queue's entrance. */
+	if (s->skb == key && (s->passed == PASSED_QUEUE || s->passed == PASSED_IP) &&
+	    since(s->at, now) < SLOT_MAX_AGE_NS) {
+		if (s->mark == UNREAD)
+			s->mark = 0;
+		ns = since(s->at, now);
+		s->stage_ns[2] = short_ns(ns);
+		record(TX_QDISC, ns, s->mark);
+		if (s->passed == PASSED_QUEUE && s->paced)
+			record_paced(s->paced < ns ? s->paced : ns, s->mark);
+	} else if ((parent = gso_parent_of(skb, now, typed))) {
+		ns = since(parent->at, now);
+		s->skb = key;
+		s->start = parent->start;
+		s->mark = parent->mark;
+		s->stage_ns[0] = parent->stage_ns[0];
+		s->stage_ns[1] = parent->stage_ns[1];
+		s->stage_ns[2] = short_ns(ns);
+		record(TX_QDISC, ns, s->mark);
+	} else if (partial_tracking(c)) {
+		slot_clear(s, key);
+		return 0;
+	} else {
+		s->skb = key;
+		s->start = 0;
+		s->mark = 0;
+		if (internet(skb, typed))
+			miss(TX_QDISC, 0);
+	}
+	s->at = now;
+	s->passed = PASSED_XMIT;
+	return 0;
+}
+
+static __always_inline void tx_path(struct paths *p, const struct slot *s, u64 driver)
+{
+	if (!p)
+		return;
+	add_path(p, TX_APPLICATION, s->stage_ns[0], hist_any(s->stage_ns[0]));
+	add_path(p, TX_IP, s->stage_ns[1], 1);
+	add_path(p, TX_QDISC, s->stage_ns[2], 1);
+	add_path(p, TX_DRIVER, driver, 1);
+}
+
+/* The driver has it, or was busy.  The skb may be gone: its address is still its name. */
+static __always_inline int tx_sent(u64 key, const void *dev, int result, int typed)
+{
+	struct config *c = settings();
+	struct slot *s = tx_slot(key);
+	u64 now, ns;
+
+	if (!c || !s || s->skb != key)
+		return 0;
+	if (s->passed == EXCLUDED && !result)
+		s->skb = 0;
+	if (s->passed != PASSED_XMIT || !watched(c, dev, typed))
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (result) {
+		s->at = now; /* back to the queue */
+		s->passed = PASSED_QUEUE;
+		return 0;
+	}
+	ns = since(s->at, now);
+	record(TX_DRIVER, ns, s->mark);
+	if (s->start) {
+		tx_path(paths_of(0), s, ns);
+		if (s->mark && in_focus(s->mark))
+			tx_path(paths_of(1), s, ns);
+		record(TX_WHOLE, since(s->start, now), s->mark);
+	}
+	s->passed = PASSED_XMIT | PASSED_SENT;
+	return 0;
+}
+
+/* How many the stack makes of a packet that it segments. */
+static __always_inline u32 segments_of(const void *skb, int typed)
+{
+	const void *head = 0;
+	u16 segments = 0;
+	u32 end = 0;
+
+	LOAD(typed, head, skb, struct sk_buff, head);
+	LOAD(typed, end, skb, struct sk_buff, end);
+	READ_FIELD(segments, head + end, struct skb_shared_info, gso_segs);
+	return segments;
+}
+
+/* Done with, in one way or the other. */
+static __always_inline int consumed(const void *skb, u64 key, int typed)
+{
+	struct slot *s = tx_slot(key);
+	struct gso_parent *parent;
+	int zero = 0;
+
+	if (s && s->skb == key) {
+		parent = s->passed == PASSED_QUEUE ? gso_parents.lookup(&zero) : 0;
+		if (parent) {
+			parent->segments = segments_of(skb, typed);
+			parent->segmented_at = bpf_ktime_get_ns();
+			parent->at = s->at;
+			parent->start = s->start;
+			parent->mark = s->mark;
+			parent->stage_ns[0] = s->stage_ns[0];
+			parent->stage_ns[1] = s->stage_ns[1];
+			LOAD(typed, parent->flow, skb, struct sk_buff, hash);
+			s->skb = 0;
+		}
+		if (s->passed & PASSED_XMIT)
+			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), s->mark);
+		if (s->passed & PASSED_SENT)
+			s->skb = 0;
+	}
+	s = rx_slot(key);
+	if (s && s->skb == key)
+		s->skb = 0;
+	return 0;
+}
+
+static __always_inline int dropped(u64 key)
+{
+	struct slot *s = rx_slot(key);
+
+	if (s && s->skb == key) {
+		s->skb = 0;
+		if (s->mark != UNREAD && !(s->passed & EXCLUDED))
+			drop(s->passed & PASSED_LOCAL   ? RX_TRANSPORT
+			     : s->passed & PASSED_IP    ? RX_LOCAL
+			     : s->passed & PASSED_STACK ? RX_IP
+							: RX_STACK,
+			     s->mark);
+	}
+	s = tx_slot(key);
+	if (s && s->skb == key) {
+		s->skb = 0;
+		/* What the driver has taken is no longer ours to lose: how it frees that says nothing. */
+		if (s->mark != UNREAD && !(s->passed & (EXCLUDED | PASSED_SENT)))
+			drop(s->passed & PASSED_XMIT    ? TX_DRIVER
+			     : s->passed & PASSED_QUEUE ? TX_QDISC
+							: TX_IP,
+			     s->mark);
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,140 @@
+"""Stages where packets change device or address on their way: bridges, macvlan, NAT, redirects."""
+
+import socket
+import time
+
+import pytest
+from lab import Lab, Link, Router
+from lab.packets import ethernet, ip, send, tcp
+from lab.traffic import answering, ask
+from lab.witness import difference, sysfs
+from stagelab import Driven, above, stages, through_ifb, watching
+
+RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
+SEND = ("application", "ip", "qdisc", "driver")
+
+pytestmark = pytest.mark.alone(False)  # they count, and time nothing
+
+
+@pytest.mark.parametrize("kind", ["bridge", "macvlan"])
+def test_a_device_above_the_watched_one(lab: Lab, veth: Link, kind: str) -> None:
+    """What is received is followed up to the application."""
+    words = (
+        ("type", "bridge") if kind == "bridge" else ("link", veth.a.name, "type", "macvlan", "mode", "bridge")
+    )
+    at = above(veth, *words)
+    count = 503
+    with watching(lab, veth.a) as frames, answering(veth.b) as server:
+        time.sleep(0.5)
+        assert ask(at, server, count=count).transactions == count
+    totals = stages(frames)
+    for name in RECEIVE:
+        assert count <= totals["rx", name].count <= count + 10, name
+        assert totals["rx", name].missed == 0, name
+
+
+def test_a_macvlan_is_seen_from_ip_on(lab: Lab, veth: Link) -> None:
+    """The boundaries before name the lower device: no rows, and nothing that is called missed."""
+    at = above(veth, "link", veth.a.name, "type", "macvlan", "mode", "bridge")
+    count = 503
+    with watching(lab, at) as frames, answering(veth.b) as server:
+        assert ask(at, server, count=count).transactions == count
+    totals = stages(frames)
+    assert ("rx", "stack") not in totals
+    assert ("rx", "ip") not in totals
+    for key in (*(("rx", name) for name in RECEIVE[2:]), *(("tx", name) for name in SEND)):
+        assert count <= totals[key].count <= count + 10, key
+        assert totals[key].missed == 0, key
+    parts = sum(totals["rx", name].path_ns for name in RECEIVE[2:])
+    assert parts == pytest.approx(totals["rx", "whole"].sum_ns, rel=0.05)
+
+
+@pytest.mark.parametrize("how", ["masquerade", "dnat"])
+def test_the_flow_in_focus_behind_nat(lab: Lab, router: Router, how: str) -> None:
+    """Its key is that of the wire: behind masquerade and an OUTPUT DNAT, from the router itself."""
+    count, port = 251, 8123
+    nft = router.ns.run
+    nft("nft", "add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }")
+    nft("nft", "add chain ip nat out { type nat hook output priority -100; }")
+    if how == "masquerade":
+        nft("nft", f"add rule ip nat post oifname {router.server_side.name} masquerade fully-random")
+    server = router.server.ns.call(lambda: socket.create_server((router.server.v4, port)))
+    if how == "dnat":
+        nft("nft", f"add rule ip nat out ip daddr 192.0.2.7 tcp dport 99 dnat to {router.server.v4}:{port}")
+        router.ns.run("ip", "route", "add", "192.0.2.0/24", "via", router.server.v4)
+        client = router.ns.call(lambda: socket.create_connection(("192.0.2.7", 99)))
+    else:
+        client = router.client.ns.call(lambda: socket.create_connection((router.server.v4, port)))
+    accepted, _ = server.accept()
+    with (
+        server,
+        client,
+        accepted,
+        Driven(router.server_side, "tcp", "port", str(port), probes="flows,stages") as nettop,
+    ):
+        client.sendall(b"x")
+        assert accepted.recv(1)
+        flow = nettop.focus(port)
+        nettop.more_frames(1)
+        before = len(nettop.frames)
+        for _ in range(count):
+            client.sendall(b"x" * 50)
+            assert accepted.recv(100)
+            accepted.sendall(b"y")
+            assert client.recv(10)
+        nettop.more_frames(3)
+        frames = nettop.frames[before:]
+    mine, all_ = stages(frames, flow), stages(frames)
+    for totals in (mine, all_):
+        for name in SEND[1:]:
+            assert (totals["tx", name].missed, totals["tx", name].count) == (
+                0,
+                pytest.approx(count, abs=3),
+            ), name
+
+
+def test_a_redirect_through_an_ifb_counts_a_packet_once(lab: Lab, veth: Link) -> None:
+    through_ifb(veth.a)
+    count = 503
+    with watching(lab, veth.a) as frames, answering(veth.b) as server:
+        before = sysfs(veth.a)
+        assert ask(veth.a, server, count=count).transactions == count
+        received = difference(sysfs(veth.a), before)["rx_packets"]
+    totals = stages(frames)
+    assert totals["rx", "stack"].count + totals["rx", "stack"].missed == pytest.approx(received, abs=4)
+    for name in RECEIVE[1:]:
+        assert count <= totals["rx", name].count <= count + 10, name
+
+
+def test_packets_that_are_routed_anew_leave_nothing_behind(lab: Lab, veth: Link) -> None:
+    """An OUTPUT DNAT sends them over the loopback; no packet after them waits as long as they were gone."""
+    nft = veth.a.ns.run
+    nft("nft", "add table ip nat; add chain ip nat out { type nat hook output priority -100; }")
+    nft("nft", f"add rule ip nat out ip daddr {veth.b.v4} udp dport 99 dnat to 127.0.0.1:98")
+    veth.a.ns.sysctl("ipv4.conf.all.route_localnet", 1)
+    with (
+        watching(lab, veth.a) as frames,
+        veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
+        answering(veth.b) as server,
+    ):
+        for _ in range(5):
+            for _ in range(101):
+                sender.sendto(b"x", (veth.b.v4, 99))
+            time.sleep(0.2)
+            ask(veth.a, server, count=101)
+    totals = stages(frames)
+    for name in ("ip", "qdisc"):
+        assert totals["tx", name].percentile_ns(1.0) < 50_000_000, name
+        assert totals["tx", name].coverage >= 0.98
+
+
+def test_corrupt_segments_are_dropped_and_counted(lab: Lab, veth: Link) -> None:
+    count = 23
+    segment = bytearray(tcp(veth.b.v4, veth.a.v4, 4000, 4001, seq=1, payload=b"x" * 100))
+    segment[-1] ^= 0xFF
+    frame = ethernet(veth.b, veth.a, ip(veth.b.v4, veth.a.v4, 6, bytes(segment)))
+    with watching(lab, veth.a) as frames:
+        send(lab, veth.b, [frame] * count)
+    totals = stages(frames)
+    assert totals["rx", "local"].count >= count
+    assert totals["rx", "transport"].dropped == count

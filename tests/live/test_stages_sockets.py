@@ -1,0 +1,473 @@
+"""What waits in sockets, against the clocks of who writes and who reads, and against their own counts.
+
+Sockets that are closed with data unread, gaps, queues longer than nettop's, half-closed connections, MPTCP, and the
+many calls by which data is read.
+"""
+
+import os
+import socket
+import statistics
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import reassembly
+from lab import Direction, Lab, Link
+from lab.namespace import Endpoint, Namespace
+from lab.traffic import transfer
+from stagelab import MS, Total, stages, watching
+
+RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
+IPPROTO_MPTCP = 262
+SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
+
+pytestmark = [pytest.mark.alone, pytest.mark.timing]  # delays by the wall clock, on a machine that others use
+
+
+def beside_others(test: Callable[..., None]) -> Callable[..., None]:
+    """Counts alone: nobody else's load changes these, and a failure is one."""
+    return pytest.mark.alone(False)(pytest.mark.timing(False)(test))
+
+
+def datagram_socket(ns: Namespace) -> socket.socket:
+    return ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+
+
+def stamped(index: int, size: int) -> bytes:
+    return struct.pack("QQ", index, time.monotonic_ns()).ljust(size, b"x")
+
+
+def stamp(data: bytes) -> int:
+    return int(struct.unpack_from("QQ", data)[1])
+
+
+def pace(start_ns: int, index: int, interval_ns: int) -> None:
+    """Wait for the time of the packet `index`, awake: a sleep is too coarse."""
+    while time.monotonic_ns() < start_ns + index * interval_ns:
+        pass
+
+
+@contextmanager
+def dropping(at: Endpoint, length: int) -> Iterator[Callable[[], None]]:
+    """Lose every TCP segment that comes to `at` in IP packets of this length, until it is told to let them through."""
+    nft = at.ns.run
+    nft("nft", "add table inet gap; add chain inet gap one { type filter hook prerouting priority 0; }")
+    nft("nft", f"add rule inet gap one meta length {length} drop")
+
+    def let_through() -> None:
+        nft("nft", "flush chain inet gap one")
+
+    try:
+        yield let_through
+    finally:
+        nft("nft", "delete table inet gap")
+
+
+# --- one socket after the other at the same address ------------------------------------------------------------------
+
+
+def test_a_datagram_that_was_never_read_is_not_the_next_sockets(lab: Lab, veth: Link) -> None:
+    """Two answers to each question, one of which is read: the other dies with its socket."""
+    questions, pause = 29, 0.1
+    server = datagram_socket(veth.b.ns)
+    server.bind((veth.b.v4, 0))
+
+    def answer() -> None:
+        for _ in range(questions):
+            _, who = server.recvfrom(100)
+            server.sendto(b"one", who)
+            server.sendto(b"two", who)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    with server, watching(lab, veth.a) as frames:
+        thread.start()
+        for _ in range(questions):
+            with datagram_socket(veth.a.ns) as client:
+                client.settimeout(5)
+                client.sendto(b"?", server.getsockname())
+                assert client.recv(100) == b"one"
+                time.sleep(pause)
+        thread.join(5)
+    application = stages(frames)["rx", "application"]
+    assert (application.count, application.missed) == (questions, 0)
+    assert application.percentile_ns(1.0) < pause * 1e9 / 2
+
+
+def test_what_a_closed_connection_left_unread_is_not_the_next_ones(lab: Lab, veth: Link) -> None:
+    """Closed with data unread over veth; then connections over the loopback get sockets at the same addresses."""
+    for _ in range(2):  # warm the slab: the kernel hands the same addresses out again
+        left_unread(veth, 5)
+    with watching(lab, veth.a) as frames:
+        left_unread(veth, 31)
+        time.sleep(0.3)
+        local = Endpoint(veth.a.ns, "lo", "", "127.0.0.1", "::1")
+        for _ in range(31):
+            with transfer(local, local) as pair:
+                pair.sender.sendall(b"x" * 400)
+                assert pair.receiver.recv(1000)
+    application = stages(frames)["rx", "application"]
+    assert (application.count, application.missed) == (0, 0)
+
+
+def left_unread(link: Link, count: int) -> None:
+    for _ in range(count):
+        with transfer(link.b, link.a) as pair:
+            pair.sender.sendall(b"x" * 700)
+            time.sleep(0.005)
+
+
+def test_a_gap_that_a_closed_connection_left_is_not_the_next_ones(lab: Lab, veth: Link) -> None:
+    """A segment is lost, others wait behind it, and the connection is closed."""
+    with watching(lab, veth.a) as frames, dropping(veth.a, 52 + 777):
+        for _ in range(13):
+            with transfer(veth.b, veth.a) as pair:
+                for size in (100, 777, 101, 102, 103):
+                    pair.sender.sendall(b"x" * size)
+                    time.sleep(0.002)
+                pair.sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            time.sleep(0.1)
+            for _ in range(3):
+                with transfer(veth.b, veth.a) as pair:
+                    pair.sender.sendall(b"x" * 50)
+                    assert pair.receiver.recv(100)
+    stage = stages(frames)["rx", "socket"]
+    assert (stage.count, stage.missed) == (13 + 39, 0)
+    assert stage.percentile_ns(1.0) < 20 * MS
+
+
+# --- behind gaps -----------------------------------------------------------------------------------------------------
+
+
+def test_each_run_is_released_when_its_own_gap_closes(lab: Lab) -> None:
+    """Two lost segments; the first gap closes long before the second.  All is sent before the first ACK is back."""
+    delay = 30.0
+    link = lab.wire(Direction(delay_ms=delay))
+    link.a.ns.run("ip", "route", "replace", f"{link.b.v4}/32", "dev", link.a.name, "initcwnd", "40")
+    sent: list[int] = []
+    first_run, second_run = (777, 101, 102, 103, 104, 105), (888, 201, 202, 203, 204, 205, 206, 207)
+    with watching(lab, link.b) as frames, transfer(link.a, link.b) as pair:
+        pair.sender.sendall(b"x" * 100)
+        read_exactly(pair.receiver, 100)
+        with dropping(link.b, 52 + 888) as second, dropping_too(link.b, 52 + 777) as first:
+            for size in (*first_run, *second_run):
+                pair.sender.sendall(b"x" * size)
+                sent.append(time.monotonic_ns() + round(delay * 1e6))
+                time.sleep(0.002)
+            time.sleep(2 * delay / 1000)
+            # In a thread: nft takes longer to end than the segment that it lets through takes to come.
+            with read_at(pair.receiver, sum(first_run)) as read:
+                first()
+            released = read[0]
+            time.sleep(0.4)
+            with read_at(pair.receiver, sum(second_run)) as read:
+                second()
+            closed = read[0]
+    waits = [released - at for at in sent[1:6]] + [closed - at for at in sent[7:]]
+    stage = stages(frames)["rx", "socket"]
+    # The first segment, the two that close the gaps, and those behind them.
+    assert (stage.count, stage.missed) == (3 + len(waits), 0)
+    assert stage.mean_ns == pytest.approx(sum(waits) / stage.count, rel=0.05, abs=0.2 * MS)
+    # The upper edge of a bucket that is 6.25 % wide.
+    assert stage.percentile_ns(1.0) == pytest.approx(max(waits), rel=0.1)
+    assert stage.percentile_ns((3 + 5) / stage.count) == pytest.approx(max(waits[:5]), rel=0.1)
+
+
+@contextmanager
+def dropping_too(at: Endpoint, length: int) -> Iterator[Callable[[], None]]:
+    at.ns.run("nft", "add chain inet gap too { type filter hook prerouting priority 1; }")
+    at.ns.run("nft", f"add rule inet gap too meta length {length} drop")
+
+    def let_through() -> None:
+        at.ns.run("nft", "flush chain inet gap too")
+
+    yield let_through
+
+
+@contextmanager
+def read_at(receiver: socket.socket, count: int) -> Iterator[list[int]]:
+    """When so many bytes had been read, by a thread that begins before the block and is over after it."""
+    found: list[int] = []
+
+    def read() -> None:
+        read_exactly(receiver, count)
+        found.append(time.monotonic_ns())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    yield found
+    thread.join(10)
+    assert found
+
+
+def read_exactly(receiver: socket.socket, count: int) -> None:
+    while count:
+        data = receiver.recv(min(count, 65536))
+        assert data
+        count -= len(data)
+
+
+@pytest.mark.parametrize("congestion", ["cubic", "bbr"])
+def test_segments_wait_as_long_as_reassembly_says(congestion: str) -> None:
+    """The short form of reassembly.py: mean and 99th percentile within 5 % + 0.2 ms, and every segment, once.
+
+    The reader's clock is read after its call has returned, so on a busy machine it is late by a wake-up at times: of a
+    few hundred segments (cubic) the eight longest waits are those, and are not compared.
+    """
+    result = reassembly.measure(reassembly.Case(congestion, loss=0.03), seconds=4)
+    shown, truth = result.shown["application"], result.truth["application"]
+    assert reassembly.right(result, "socket"), result
+    assert reassembly.agree(shown.mean, truth.mean), result
+    assert shown.packets + result.missed["application"] == truth.packets
+    if congestion == "bbr":
+        assert truth.packets > 2000
+        assert reassembly.agree(shown.p99, truth.p99), result
+    assert result.truth["socket"].mean > 1 * MS
+
+
+# --- more than the queue's entries -----------------------------------------------------------------------------------
+
+
+def test_a_datagram_reader_that_slept_before_a_long_queue(lab: Lab, veth: Link) -> None:
+    count, interval = 4001, 250_000
+    receiver, sender = datagram_socket(veth.a.ns), datagram_socket(veth.b.ns)
+    waits: list[int] = []
+    with receiver, sender, watching(lab, veth.a) as frames:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 25)
+        receiver.bind((veth.a.v4, 0))
+        receiver.settimeout(5)
+        sender.connect(receiver.getsockname())
+        start = time.monotonic_ns()
+        for index in range(count):
+            pace(start, index, interval)
+            sender.send(stamped(index, 100))
+        time.sleep(0.1)
+        for _ in range(count):
+            data = receiver.recv(200)
+            waits.append(time.monotonic_ns() - stamp(data))
+    application = stages(frames)["rx", "application"]
+    assert application.count + application.missed == count
+    same_as(application, waits)
+
+
+def test_a_stream_reader_that_slept_before_a_long_queue(lab: Lab, veth: Link) -> None:
+    count, interval, size = 3001, 300_000, 400
+    veth.a.ns.run("ethtool", "-K", veth.a.name, "gro", "off")
+    veth.a.ns.sysctl("ipv4.tcp_rmem", "4096 8000000 16000000")
+    # Else the first writes share segments while they wait for ACKs, and segments are what the stage counts.
+    route = f"{veth.a.v4}/32", "dev", veth.b.name, "initcwnd", "4000"
+    veth.b.ns.run("ip", "route", "replace", *route)
+    waits: list[int] = []
+    with watching(lab, veth.a) as frames, transfer(veth.b, veth.a, receive_buffer=8_000_000) as pair:
+        start = time.monotonic_ns()
+        for index in range(count):
+            pace(start, index, interval)
+            pair.sender.sendall(stamped(index, size))
+        time.sleep(0.1)
+        for _ in range(count):
+            data = pair.receiver.recv(size, socket.MSG_WAITALL)
+            waits.append(time.monotonic_ns() - stamp(data))
+    application = stages(frames)["rx", "application"]
+    assert application.count + application.missed == stages(frames)["rx", "socket"].count
+    assert application.count >= 0.99 * count  # hardly a segment carries two writes
+    same_as(application, waits)
+
+
+def same_as(total: Total, waits: list[int]) -> None:
+    """The stage's mean and p99 are those of the waits, and it has nearly all packets."""
+    assert total.coverage >= 0.95
+    assert total.mean_ns == pytest.approx(statistics.mean(waits), rel=0.05, abs=0.5 * MS)
+    p99 = statistics.quantiles(waits, n=100)[-1]
+    # A bucket is 6.25 % wide, and its upper edge is what is shown.
+    assert total.percentile_ns(0.99) == pytest.approx(p99, rel=0.0625 + 0.05, abs=0.5 * MS)
+
+
+def test_many_writes_that_wait_to_be_sent(lab: Lab, veth: Link) -> None:
+    """The peer reads nothing until a thousand writes are waiting."""
+    count, interval, size = 1501, 1_000_000, 1000
+    veth.a.ns.sysctl("ipv4.tcp_wmem", "4096 8000000 16000000")
+    veth.b.ns.sysctl("ipv4.tcp_rmem", "4096 8192 8192")
+    written: list[int] = []
+    with watching(lab, veth.a) as frames, transfer(veth.a, veth.b, receive_buffer=8192) as pair:
+        pair.sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 24)
+        with segments_sent(lab, veth.a, pair.local[1]) as segments:
+            start = time.monotonic_ns()
+            for index in range(count):
+                pace(start, index, interval)
+                written.append(time.monotonic_ns())
+                pair.sender.sendall(b"x" * size)
+            read_exactly(pair.receiver, count * size)
+            time.sleep(0.2)
+    waits = [at - written[first // size] for at, first in segments]
+    application = stages(frames)["tx", "application"]
+    assert application.count + application.missed == pytest.approx(len(waits), abs=3)
+    same_as(application, waits)
+
+
+@contextmanager
+def segments_sent(lab: Lab, at: Endpoint, port: int) -> Iterator[list[tuple[int, int]]]:
+    """When each segment left, by the monotonic clock, and where its first byte is in the stream."""
+    lines: list[str] = []
+    process = lab.spawn(
+        at.ns,
+        # Short frames, or the ring has room for eight of them and loses a burst.
+        "tcpdump", "-i", at.name, "-nn", "-S", "-l", "-tt", "-s", "128", "-B", "8192", "--immediate-mode",
+        "--time-stamp-precision=nano",
+        f"tcp src port {port} and (tcp[tcpflags] & tcp-syn != 0 or greater 67)",
+        on_line=lines.append,
+    )  # fmt: skip
+    time.sleep(1)
+    found: list[tuple[int, int]] = []
+    yield found
+    time.sleep(0.3)
+    process.stop()
+    offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
+    base, end = None, 0
+    for line in lines:
+        if " seq " not in line or ":" not in line.split(" seq ")[1].split(",")[0]:
+            continue
+        seconds, _, ns = line.split()[0].partition(".")
+        first, last = (int(n) for n in line.split(" seq ")[1].split(",")[0].split(":"))
+        if base is None:
+            base = first
+        first, last = ((n - base) % 2**32 for n in (first, last))
+        if last > end:
+            found.append((int(seconds) * 10**9 + int(ns) - offset, first))
+            end = last
+
+
+# --- not ESTABLISHED, and not TCP alone ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["waiting", "reading"])
+def test_half_closed_connections(lab: Lab, veth: Link, busy: bool) -> None:
+    """The reader has said that it sends no more.  A reader that is busy with the socket finds a backlog."""
+    count = 499
+    with watching(lab, veth.a) as frames, transfer(veth.b, veth.a) as pair:
+        pair.receiver.shutdown(socket.SHUT_WR)
+        time.sleep(0.05)
+        thread = threading.Thread(
+            target=read_exactly_by, args=(pair.receiver, count * 300, 64 if busy else 65536)
+        )
+        thread.start()
+        for _ in range(count):
+            pair.sender.sendall(b"x" * 300)
+            time.sleep(0 if busy else 0.001)
+        thread.join(10)
+    totals = stages(frames)
+    # The hand-shake, and the peer's ACK of the FIN.
+    data = totals["rx", "local"].count - 3 if not busy else None
+    for name in ("socket", "application"):
+        total = totals["rx", name]
+        if data is not None:
+            assert total.count + total.missed == pytest.approx(data, abs=1), name
+        assert total.coverage > (0.5 if busy else 0.98), name
+    assert totals["rx", "socket"].count + totals["rx", "socket"].missed > (0 if busy else 0.9 * count)
+
+
+def read_exactly_by(receiver: socket.socket, count: int, size: int) -> None:
+    while count:
+        data = receiver.recv(min(count, size))
+        assert data
+        count -= len(data)
+
+
+def test_half_closed_over_the_loopback(lab: Lab) -> None:
+    ns = lab.namespace()
+    at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
+    count = 211
+    with watching(lab, at) as frames, transfer(at, at) as pair:
+        pair.receiver.shutdown(socket.SHUT_WR)
+        for _ in range(count):
+            pair.sender.sendall(b"x" * 300)
+            time.sleep(0.001)
+            assert len(pair.receiver.recv(1000)) == 300
+    totals = stages(frames)
+    for name in ("socket", "application"):
+        assert (totals["rx", name].count, totals["rx", name].missed) == (count, 0), name
+
+
+def test_multipath_is_missed_where_the_reader_is_another_socket(lab: Lab, veth: Link) -> None:
+    count = 101
+    for end in (veth.a, veth.b):
+        end.ns.sysctl("mptcp.enabled", 1)
+
+    def opened() -> socket.socket:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+
+    with (
+        watching(lab, veth.a) as frames,
+        veth.a.ns.call(opened) as listener,
+        veth.b.ns.call(opened) as client,
+    ):
+        listener.bind((veth.a.v4, 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            for _ in range(count):
+                client.sendall(b"x" * 300)
+                assert accepted.recv(1000)
+                time.sleep(0.002)
+    totals = stages(frames)
+    told = totals["rx", "socket"]
+    assert told.count + told.missed == pytest.approx(count, abs=1)
+    application = totals["rx", "application"]
+    assert application.count + application.missed == told.count + told.missed
+
+
+def test_data_that_comes_with_the_fin(lab: Lab, veth: Link) -> None:
+    connections = 37
+    with watching(lab, veth.a) as frames:
+        for _ in range(connections):
+            with transfer(veth.b, veth.a) as pair:
+                pair.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+                pair.sender.send(b"x" * 300)
+                pair.sender.close()
+                time.sleep(0.01)
+                assert pair.receiver.recv(1000)
+                assert pair.receiver.recv(1000) == b""
+    totals = stages(frames)
+    for name in ("socket", "application"):
+        assert (totals["rx", name].count, totals["rx", name].missed) == (connections, 0), name
+    assert 10 * MS < totals["rx", "application"].mean_ns < 15 * MS
+
+
+def by_splice(receiver: socket.socket) -> None:
+    inward, outward = os.pipe()
+    try:
+        assert os.splice(receiver.fileno(), outward, 1000) == 300
+    finally:
+        os.close(inward)
+        os.close(outward)
+
+
+def by_peeking(receiver: socket.socket) -> None:
+    assert len(receiver.recv(1000, socket.MSG_PEEK)) == 300
+    time.sleep(0.005)
+    assert len(receiver.recv(1000)) == 300
+
+
+def by_discarding(receiver: socket.socket) -> None:
+    receiver.recv_into(bytearray(300), 300, socket.MSG_TRUNC)
+
+
+def by_bytes(receiver: socket.socket) -> None:
+    for _ in range(300):
+        assert len(receiver.recv(1)) == 1
+
+
+@beside_others
+@pytest.mark.parametrize("read", [by_splice, by_peeking, by_discarding, by_bytes])
+def test_every_call_that_reads(lab: Lab, veth: Link, read: Callable[[socket.socket], None]) -> None:
+    count = 53
+    with watching(lab, veth.a) as frames, transfer(veth.b, veth.a) as pair:
+        for _ in range(count):
+            pair.sender.sendall(b"x" * 300)
+            time.sleep(0.005)
+            read(pair.receiver)
+    application = stages(frames)["rx", "application"]
+    assert (application.count, application.missed) == (count, 0)
+    assert application.mean_ns > (10 if read is by_peeking else 5) * MS

@@ -1,0 +1,245 @@
+"""Which guests there are, and the documents that say what they showed: kernels.json, and docs/kernels.md from it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DOCUMENT = HERE.parents[1] / "docs" / "kernels.md"
+RESULTS = HERE / "kernels.json"
+RELEASES = {
+    "bookworm": "Debian 12",
+    "trixie": "Debian 13",
+    "trixie-backports": "Debian 13's backports",
+    "sid": "Debian unstable",
+}
+Table = dict[str, Any]
+
+LADDER = "ladder or ways or fields"
+# Besides what the kernel offers: counts beside iperf3's and a veth's own.  Round trips are in the whole list alone.
+SHORT = "ladder or fields or bytes_and_packets"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The Debian release whose kernel runs, the one whose Python and BCC, and which tests (pytest's -k; all)."""
+
+    kernel: str
+    system: str
+    tests: str = ""
+    arch: str = "amd64"
+    cpus: str = "2"
+    append: str = ""  # to the kernel's command line
+    connections: int = 0  # the tests in guest/cpus, with so many
+    once: bool = True  # CI leaves it out
+
+    @property
+    def name(self) -> str:
+        if self.connections:
+            count = f"-{self.connections}" if self.once and self.connections > 1 else ""
+            return f"{self.cpus.rpartition('=')[2]}-cpus{count}"
+        own = self.kernel.removesuffix("-backports") == self.system
+        words = [self.arch] if self.arch != "amd64" else []
+        return "-".join([*words, self.kernel] if own else [*words, "crossed", self.kernel, self.system])
+
+    @property
+    def folder(self) -> str:
+        """What of tests/vm/guest runs there, as arguments of pytest."""
+        return "tests/vm/guest/cpus" if self.connections else "tests/vm/guest --ignore tests/vm/guest/cpus"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """For run.sh, in its environment."""
+        cards = "queues" if self.connections > 1 else "cards"
+        if self.arch != "amd64" or self.connections == 1:
+            cards = "none"
+        memory = "4096" if self.connections > 10_000 else "1536"  # every frame is kept until the end
+        return {"NIC": cards, "ARCH": self.arch, "CPUS": self.cpus, "APPEND": self.append, "MEMORY": memory}
+
+    @property
+    def test_limit_s(self) -> int:
+        """For one test, on a machine that has other things to do; three times that is enough for all."""
+        return 500 + self.connections // 50
+
+
+GUESTS = [
+    # With NETTOP_VM_ARGS= (empty) all of the tests run in these two, which takes 25 minutes each.
+    Guest("bookworm", "bookworm", SHORT, once=False),
+    Guest("trixie", "trixie", SHORT, once=False),
+    Guest("trixie-backports", "trixie", f"{SHORT} or merged"),
+    Guest("trixie", "trixie", cpus="8", connections=2003),
+    Guest("bookworm", "trixie", LADDER),
+    Guest("trixie", "bookworm", LADDER),
+    Guest("bookworm", "sid", LADDER),
+    Guest("trixie", "sid", LADDER),
+    Guest("trixie-backports", "bookworm", SHORT),
+    Guest("trixie-backports", "sid", SHORT),
+    Guest("trixie", "trixie", SHORT, arch="arm64"),
+    Guest("trixie", "trixie", cpus="8", connections=100_003),
+    Guest("bookworm", "bookworm", "reading", cpus="2,maxcpus=255", append="possible_cpus=256", connections=1),
+]
+
+HEAD = """\
+# Kernels
+
+Written by `scripts/test --vm` with NETTOP_VM_WRITE=1: Debian's stock kernels in QEMU, with the BCC of one release or
+another. The oldest kernel that nettop runs on is Linux 6.1.
+
+*Tests* passed in that guest, and none failed; a guest that CI leaves out was run once, for this page. *Fields*: so
+many, all that those structures hold which the programs name, were compared, place and size, as BCC compiles them and as
+the kernel's own types (BTF) have them.
+"""
+USE = """\
+Which way watches each hook: what nettop takes by itself, and what `--check` says in the same guest. Every probe is live
+in all of them.
+"""
+EACH = """\
+*Holds* are the ways of the hook's ladder that the kernel has, best first: each was attached by itself. Those of them
+that can be forced count the same beside the same traffic (`tests/vm/guest/test_ways.py`). *Not there* are those that
+the kernel lacks, and below the table is what it says to them.
+
+Kprobes hold where `kernel.perf_event_paranoid` is at most 2. Debian sets 3, by which they need CAP_SYS_ADMIN, and that
+the loader gives up: the guests set 2.
+"""
+CPUS = """\
+Connections whose two ends close at the same moment, on different CPUs (`tests/vm/guest/cpus`): every one was opened
+once and closed once, no flow was left closing, no number was given twice, and the flows' packets and bytes add up to
+the interface's own counters. *Interrupts*: two multi-queue virtio NICs whose interrupts go to other CPUs than those
+that send. *RPS*: a veth whose packets are steered there.
+"""
+READING = """\
+Per-CPU maps hold a value for every CPU that the kernel thinks possible, there or not, and each frame reads them all.
+All four probes, an idle veth, CPU time of nettop's processes a frame, under emulation, which is some ten times slower
+than the machine: the rows compare with one another.
+"""
+
+
+def rows(header: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def short(table: Table) -> str:
+    """A guest in a table's head: the kernel's version without what changes with each security update."""
+    number = ".".join(table["kernel"].split(".")[:2])
+    machine = f" {table['machine']}" if table["machine"] != "x86_64" else ""
+    return f"{number}{machine}, BCC {table['bcc'].removesuffix('.0')}"
+
+
+def ladder(table: Table) -> list[list[str]]:
+    """Of each hook: what holds, and what does not."""
+    return [
+        [
+            hook["probe"],
+            hook["hook"],
+            ", ".join(way["via"] for way in hook["ways"] if not way["refused"]) or "nothing",
+            ", ".join(way["via"] for way in hook["ways"] if way["refused"]),
+        ]
+        for hook in table["hooks"]
+    ]
+
+
+def reasons(table: Table) -> list[str]:
+    """What the kernel said to the ways that it lacks, each once; which hook's it was matters to nobody."""
+    found = set()
+    for way in (way for hook in table["hooks"] for way in hook["ways"] if way["refused"]):
+        reason = way["refused"]
+        for name in way["targets"]:
+            reason = reason.replace(f" {name}", "")
+        found.add(f"- {way['via']}: {reason}\n")
+    return sorted(found)
+
+
+def summary(table: Table) -> Table:
+    """What is kept of a guest that told its hooks."""
+    said = {key: value for key, value in table.items() if key != "hooks"}
+    if "hooks" not in table:
+        return said
+    return said | {"ladder": ladder(table), "reasons": reasons(table)}
+
+
+def merged(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Columns that are the same under one head."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for head, column in columns.items():
+        found.setdefault(tuple(column), []).append(head)
+    return {"; ".join(heads): list(column) for column, heads in found.items()}
+
+
+def document(results: dict[str, Table]) -> str:
+    """docs/kernels.md, from what all guests said of themselves."""
+    parts = [HEAD, _guests(results), "## In use\n", USE, _use(results)]
+    if _known(results, "connections"):
+        parts += ["## Many CPUs\n", CPUS, _cpus(results)]
+    if _known(results, "reading"):
+        parts += ["## Reading per-CPU maps\n", READING, _reading(results)]
+    parts += ["## Every way\n", EACH]
+    same: dict[str, list[str]] = {}
+    for table in (t for t in results.values() if "ladder" in t):
+        body = rows(["probe", "hook", "holds", "not there"], table["ladder"])
+        same.setdefault("\n".join([body, "".join(table["reasons"])]), []).append(short(table))
+    for text, names in same.items():
+        parts += [f"### Linux {'; '.join(names)}\n", text]
+    return "\n".join(parts)
+
+
+def _known(results: dict[str, Table], key: str) -> list[tuple[Guest, Table]]:
+    return [(g, results[g.name]) for g in GUESTS if g.name in results and key in results[g.name]]
+
+
+def _guests(results: dict[str, Table]) -> str:
+    body = [
+        [
+            f"{RELEASES[guest.kernel]}: {table['kernel']}",
+            table["machine"],
+            guest.cpus.replace("maxcpus=", "") if guest.connections else guest.cpus,
+            f"{RELEASES[guest.system]}: {table['bcc']}",
+            table["llvm"],
+            str(table["tests"]),
+            str(table.get("fields", "")),
+            "once" if guest.once else "yes",
+        ]
+        for guest, table in _known(results, "kernel")
+    ]
+    return rows(["kernel", "machine", "CPUs", "BCC", "LLVM", "tests", "fields", "in CI"], body)
+
+
+def _use(results: dict[str, Table]) -> str:
+    tables = [table for _, table in _known(results, "ladder")]
+    hooks = list(dict.fromkeys((row[0], row[1]) for table in tables for row in table["ladder"]))
+    columns = {}
+    for table in tables:
+        best = {(row[0], row[1]): row[2].split(", ")[0] for row in table["ladder"]}
+        columns[short(table)] = [best.get(hook, "-") for hook in hooks]
+    columns = merged(columns)
+    body = [[*hook, *(column[i] for column in columns.values())] for i, hook in enumerate(hooks)]
+    return rows(["probe", "hook", *columns], body)
+
+
+def _cpus(results: dict[str, Table]) -> str:
+    body = [
+        [short(table), str(table["online"]), way, *map(str, (said["count"], said["opened"], said["closed"]))]
+        for _, table in _known(results, "connections")
+        for way, said in table["connections"].items()
+    ]
+    return rows(["kernel", "CPUs", "packets come in by", "connections", "opened", "closed"], body)
+
+
+def _reading(results: dict[str, Table]) -> str:
+    body = [
+        [short(table), *(f"{table['reading'][key]:.3g}" for key in ("online", "possible", "ms", "megabytes"))]
+        for _, table in _known(results, "reading")
+    ]
+    return rows(["kernel", "CPUs", "possible", "ms a frame", "memory, MB"], body)
+
+
+def load() -> dict[str, Table]:
+    found: dict[str, Table] = json.loads(RESULTS.read_text())
+    return {guest.name: found[guest.name] for guest in GUESTS if guest.name in found}
+
+
+def store(results: dict[str, Table]) -> None:
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    DOCUMENT.write_text(document(results))
