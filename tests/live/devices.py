@@ -38,7 +38,7 @@ from observed import Observed, Watch, watching
 
 TCP_BYTES = 1_000_003
 UDP_SENDS, UDP_SEGMENTS, UDP_SIZE = 17, 13, 1009
-# A veth that is polled has room for 256 packets (drivers/net/veth.c): what it refuses nettop has counted, and it has not.
+# A polled veth has room for 256 packets (drivers/net/veth.c): what it refuses nettop has counted, and it has not.
 WINDOW = 256 << 10
 _SOL_UDP, _UDP_SEGMENT = 17, 103
 
