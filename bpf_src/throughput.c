@@ -79,7 +79,8 @@ static __always_inline void add(struct traffic *t, struct bursts *b, const struc
 	t->bytes += size->bytes;
 	t->packets += size->packets;
 	t->segments += size->segments;
-	t->fragments += packet->fragment != FRAGMENT_NONE;
+	if (unlikely(packet->fragment != FRAGMENT_NONE))
+		t->fragments++;
 	if (packet->protocol < PROTO_SLOTS)
 		t->protocols[packet->protocol] += size->bytes;
 	t->sizes[size_class(size->segment_bytes)] += size->segments;
@@ -98,7 +99,8 @@ static __always_inline int count(struct __sk_buff *skb, int direction)
 	struct veth_peer *peer = NULL;
 	struct packet packet;
 	struct size size;
-	int zero = 0, in = IN;
+	/* a copy for look-ups, which take an address: `direction` itself stays a constant */
+	int zero = 0, in = IN, way = direction;
 	struct config *c = config.lookup(&zero);
 
 	if (!c || !c->ifindex || !filter_accepts(skb, c->l2_len, direction))
@@ -106,9 +108,9 @@ static __always_inline int count(struct __sk_buff *skb, int direction)
 	parse_packet(skb, c->l2_len, &packet);
 	if (direction == OUT && c->count_out & COUNT_NAPI)
 		peer = veth_peers.lookup(&zero);
-	packet_size(skb, &packet, direction == IN ? c->count_in : c->count_out, c->cut_above, peer, &size);
-	add(traffic.lookup(&direction), bursts.lookup(&direction), &packet, &size);
-	if (direction == OUT && c->count_in & COUNT_SENT)
+	packet_size(skb, &packet, c, direction, peer, &size);
+	add(traffic.lookup(&way), bursts.lookup(&way), &packet, &size);
+	if (direction == OUT && unlikely(c->count_in & COUNT_SENT))
 		add(traffic.lookup(&in), bursts.lookup(&in), &packet, &size);
 	return TC_ACT_UNSPEC;
 }

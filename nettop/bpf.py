@@ -246,6 +246,7 @@ class ProgramInfo:
     name: str
     runs: int
     run_ns: int
+    recursion_misses: int  # not run, as another run of the same program on that CPU had not ended
 
 
 def program_info(fd: int) -> ProgramInfo:
@@ -254,8 +255,8 @@ def program_info(fd: int) -> ProgramInfo:
     _call(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", fd, len(info), _address(info)))
     ident = struct.unpack_from("<I", info.raw, 4)[0]
     name = info.raw[64:80].split(b"\0", 1)[0].decode(errors="replace")
-    run_ns, runs = struct.unpack_from("<QQ", info.raw, 192)
-    return ProgramInfo(ident, name, runs, run_ns)
+    run_ns, runs, missed = struct.unpack_from("<QQQ", info.raw, 192)
+    return ProgramInfo(ident, name, runs, run_ns, missed)
 
 
 def test_run(prog: int, packet: bytes, repeat: int = 1, context: bytes = b"") -> tuple[int, bytes, int]:

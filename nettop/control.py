@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nettop.model import Focus
 
 KEY_BYTES = 40  # of struct flow_key
-_LAYOUT = struct.Struct(f"<IIHBBBBBBQ{KEY_BYTES}sIIIII4x")
+_LAYOUT = struct.Struct(f"<IIHBBBBBBIIQ{KEY_BYTES}sIII4x")
 
 
 class Flag(IntFlag):
@@ -61,13 +61,13 @@ class Config:
     subnet6: int = 48
     sample_shift: int = 0
     rtt_shift: int = 0
+    epoch: int = 0
+    cut_above: int = 0
     focus: int = 0
     focus_key: bytes = bytes(KEY_BYTES)
     generation: int = 0
     trace_rate: int = 0
     flags: int = 0
-    epoch: int = 0
-    cut_above: int = 0
 
     def pack(self) -> bytes:
         """The bytes of struct config."""

@@ -218,6 +218,7 @@ class LiveMeter:
         self._can = True
         self._retired: list[int] = []
         self._retiring = threading.Lock()
+        self._missed: dict[int, int] = {}  # recursion_misses so far, by program id
         self.share: dict[str, float] = {}  # of the time in which a probe is attached, where that is not all
         self.switches = 0  # how often one has been attached or detached, and odd while it is not
 
@@ -267,17 +268,31 @@ class LiveMeter:
     def hooks(self, probe: str, interval_ns: int) -> tuple[HookStatus, ...]:
         result: list[HookStatus] = []
         for hook in (h for h in self.hooked if h.probe == probe):
+            missed = self._recursion_misses(hook)
             # no figures, or only those of programs that a change of the filter has ended
             if self._cost is None or not self._cost.runs.keys() & set(hook.programs):
-                result.append(HookStatus(hook.info.hook, hook.info.via))
+                result.append(HookStatus(hook.info.hook, hook.info.via, recursion_misses=missed))
                 continue
             attached_ns = interval_ns * self.share.get(probe, 1.0)
             runs, ns = (
                 int(sum(rates.get(fd, 0.0) for fd in hook.programs) * attached_ns)
                 for rates in (self._cost.runs, self._cost.ns)
             )
-            result.append(HookStatus(hook.info.hook, hook.info.via, runs, ns))
+            result.append(HookStatus(hook.info.hook, hook.info.via, runs, ns, missed))
         return tuple(result)
+
+    def _recursion_misses(self, hook: _Hooked) -> int | None:
+        """Since it was asked for last; None where the kernel does not say."""
+        missed = 0
+        with self._retiring:  # none is closed meanwhile
+            for fd in hook.programs:
+                try:
+                    info = bpf.program_info(fd)
+                except OSError:
+                    return None
+                missed += info.recursion_misses - self._missed.get(info.id, 0)
+                self._missed[info.id] = info.recursion_misses
+        return missed
 
     def health(self, interval_ns: int) -> Health:
         now = self._cpu()

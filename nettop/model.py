@@ -41,13 +41,15 @@ class HookStatus:
     """One boundary in the kernel: by which mechanism it is watched, and what that cost in the interval.
 
     ``runs`` and ``run_ns`` are estimates for the whole interval, scaled up from the part of it in which the kernel's
-    run statistics were on; None where none were taken.
+    run statistics were on; None where none were taken.  ``recursion_misses`` are runs that the kernel left out since
+    the frame before, counted one by one: what was to be seen there was not.
     """
 
     hook: str
     via: str
     runs: int | None = None
     run_ns: int | None = None
+    recursion_misses: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

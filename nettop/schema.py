@@ -223,7 +223,13 @@ def _status(data: Mapping[str, Any]) -> ProbeStatus:
     if data["state"] not in get_args(State):
         raise ValueError(f"{data['state']!r} is no state of a probe")
     hooks = tuple(
-        HookStatus(_string(h, "hook"), _string(h, "via"), _maybe(h, "runs"), _maybe(h, "run_ns"))
+        HookStatus(
+            _string(h, "hook"),
+            _string(h, "via"),
+            _maybe(h, "runs"),
+            _maybe(h, "run_ns"),
+            _maybe(h, "recursion_misses"),
+        )
         for h in data.get("hooks", ())
     )
     return ProbeStatus(data["state"], _string(data, "detail"), hooks)

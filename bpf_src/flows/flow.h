@@ -47,7 +47,10 @@ struct rtt_probe {
 #define DIR_TSVAL 4 /* `tsval` is known */
 #define DIR_STAMPED 8 /* the last segment carried timestamps */
 
-/* One direction. Its own packets write it; those of the other one only take `rtt_probes[].time`. */
+/*
+ * One direction. Its own packets write it; those of the other one, on another CPU maybe, only take `rtt_probes[].time`.
+ * What each packet writes comes first; what the other one's packets look at comes last, where little is written.
+ */
 struct flow_dir {
 	u64 bytes;
 	u64 packets; /* on the wire: a GSO packet is its segments */
@@ -56,14 +59,10 @@ struct flow_dir {
 	u32 ack; /* the highest that it has acknowledged */
 	u16 window; /* as in the last segment, not scaled */
 	u16 ip_id; /* of the newest data segment */
-	u8 known; /* DIR_* */
-	u8 window_scale; /* 1 + the shift; 0: not seen */
-	u8 ip_id_score; /* how often in a row it went up by a little */
-	u8 gaps; /* whether there are entries in the map `gaps` */
-	u8 probe_slot; /* of the coarse clock, when the last probe was sent */
-	u8 epoch; /* of the configuration, when its last packet was seen */
-	u16 mss; /* the largest segment, bytes of data */
 	u32 data_time; /* of the last data, coarse clock in 2^20 ns */
+	u8 ip_id_score; /* how often in a row it went up by a little */
+	u8 probe_slot; /* of the coarse clock, when the last probe was sent */
+	u16 mss; /* the largest segment, bytes of data */
 	u32 syn_bytes; /* of a SYN that is pending */
 	u32 retransmits; /* segments, as are the following */
 	u32 out_of_order; /* overtaken on the way, and sent once */
@@ -71,6 +70,10 @@ struct flow_dir {
 	u32 tcp_probes; /* keep-alives and window probes */
 	u32 uncertain; /* one of the first three */
 	u32 dsacks; /* that the receiver says to have had before, RFC 2883 */
+	u8 known; /* DIR_* */
+	u8 window_scale; /* 1 + the shift; 0: not seen */
+	u8 gaps; /* whether there are entries in the map `gaps` */
+	u8 epoch; /* of the configuration, when its last packet was seen */
 	struct rtt_probe rtt_probes[2];
 };
 

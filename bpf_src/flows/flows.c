@@ -128,7 +128,7 @@ static __always_inline int process_packet(struct __sk_buff *skb, int hook)
 	}
 	if (hook == OUT && c->count_out & COUNT_NAPI)
 		peer = veth_peers.lookup(&zero);
-	packet_size(skb, &w->packet, hook == IN ? c->count_in : c->count_out, c->cut_above, peer, &w->size);
+	packet_size(skb, &w->packet, c, hook, peer, &w->size);
 	work_begin(w, c, n, hook);
 	read_addresses(w, hook);
 	w->method = read_transport(skb, w, hook);

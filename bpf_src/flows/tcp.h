@@ -166,7 +166,8 @@ static __always_inline void tcp_options(struct flow_dir *dir, struct flow_dir *o
 	}
 	if (s->flags & TCPHDR_ACK && (!(dir->known & DIR_ACK) || before(dir->ack, s->ack))) {
 		dir->ack = s->ack;
-		dir->known |= DIR_ACK;
+		if (w->marks.first_ack)
+			dir->known |= DIR_ACK;
 	}
 	if (s->flags & TCPHDR_SYN)
 		dir->window_scale = s->window_scale ? s->window_scale : 1;

@@ -80,6 +80,22 @@ static __always_inline bool watched(const struct config *c, const void *dev, int
 	return inode == c->netns;
 }
 
+/*
+ * What a TC program is given is no struct sk_buff to the verifier, though it points to one (bpf_convert_ctx_access). Since
+ * Linux 6.2 it can be told so, and that what lies anywhere is of a type, to be read alone: these calls become a move from
+ * one register to another (kernel/bpf/verifier.c, fixup_kfunc_call). The header tree has their numbers.
+ */
+#ifdef KFUNC_bpf_rdonly_cast
+#define TC_TYPED TYPED
+#define KFUNC(name) ((const void *(*)(u64, u32))(KFUNC_CALL | KFUNC_##name))
+#define KERNEL_SKB(skb) KFUNC(bpf_cast_to_kern_ctx)((u64)(skb), 0)
+#define KERNEL_CAST(address, type) KFUNC(bpf_rdonly_cast)(address, BTF_##type)
+#else
+#define TC_TYPED UNTYPED
+#define KERNEL_SKB(skb) ((const void *)(skb))
+#define KERNEL_CAST(address, type) ((const void *)(address))
+#endif
+
 #ifndef AS_NUMBER
 /* A pointer as a number: with a typed one the verifier allows no arithmetic until it has been negated. */
 #define AS_NUMBER(pointer)                                          \

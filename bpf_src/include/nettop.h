@@ -54,17 +54,21 @@ struct config {
 	u8 subnet6;
 	u8 sample_shift; /* stages follow one packet in 2^n */
 	u8 rtt_shift; /* RTT probes 2^n times as far apart as usual */
+	u32 epoch; /* counted up whenever packets may have passed unseen */
+	u32 cut_above; /* the queue cuts up GSO packets that make more bytes than this; 0: none */
 	u64 focus; /* id of the flow in focus, 0: none */
 	struct flow_key focus_key; /* of that flow */
 	u32 generation; /* of the filter: programs that were compiled for another do nothing */
 	u32 trace_rate; /* packets a second that may be traced */
 	u32 flags; /* what stages/ is to know, see slot.h */
-	u32 epoch; /* counted up whenever packets may have passed unseen */
-	u32 cut_above; /* the queue cuts up GSO packets that make more bytes than this; 0: none */
 };
 
 /* BCC's rewriter takes map functions in the main file only, and not inside macros: look it up by hand. */
 #define CONFIG_MAP BPF_ARRAY(config, struct config, 1)
+
+/* Where hardly a packet goes: out of the way of the others, in the program's text as well. */
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
 
 #define ADD(where, what) __sync_fetch_and_add(&(where), (what))
 

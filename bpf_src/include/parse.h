@@ -100,13 +100,11 @@ static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, voi
 	asm volatile("" : "+r"(offset));
 	data = (void *)(long)SKB_FIELD(skb, data);
 	end = (void *)(long)SKB_FIELD(skb, data_end);
-	if (offset > MAX_OFFSET)
+	if (unlikely(offset > MAX_OFFSET))
 		return NULL;
-	if (data + offset + size <= end)
-		return data + offset;
-	if (bpf_skb_load_bytes(skb, offset, buffer, size) < 0)
-		return NULL;
-	return buffer;
+	if (unlikely(data + offset + size > end))
+		return bpf_skb_load_bytes(skb, offset, buffer, size) < 0 ? NULL : buffer;
+	return data + offset;
 }
 
 static __always_inline void map_v4(u32 *to, u32 address)
@@ -134,7 +132,7 @@ static __always_inline void parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	if (!ip)
 		return;
 	first = *(u8 *)ip;
-	if (first >> 4 != 4 || (first & 15) < 5)
+	if (unlikely(first >> 4 != 4 || (first & 15) < 5))
 		return;
 	p->version = 4;
 	p->protocol = ip->protocol;
@@ -143,7 +141,7 @@ static __always_inline void parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	p->l4 = p->l3 + (first & 15) * 4;
 	set_end(skb, p, swap16(ip->tot_len));
 	fragment = swap16(ip->frag_off);
-	if (fragment & 0x3fff) { /* more fragments, or an offset */
+	if (unlikely(fragment & 0x3fff)) { /* more fragments, or an offset */
 		p->fragment = fragment & 0x1fff ? FRAGMENT_LATER : FRAGMENT_FIRST;
 		p->fragment_id = ip->id;
 	}
@@ -169,8 +167,8 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	for (i = 0; i < EXTENSION_HEADERS; i++) {
 		u8 extension_copy[8], *extension;
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_FRAGMENT &&
-		    next != IPPROTO_AH && next != IPPROTO_DSTOPTS)
+		if (likely(next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_FRAGMENT &&
+			   next != IPPROTO_AH && next != IPPROTO_DSTOPTS))
 			break;
 		extension = packet_bytes(skb, p->l4, extension_copy, 8);
 		if (!extension) {
@@ -202,15 +200,16 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
  * before 6.8 or so otherwise follow each way through the parser to the program's end by itself, and give up at a
  * million instructions.
  */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
 #define BLUR(number, mask) asm volatile("%0 = -%0; %0 = -%0; %0 &= %1" : "+r"(number) : "i"(mask))
+#else
+#define BLUR(number, mask) asm volatile("%0 &= %1" : "+r"(number) : "i"(mask))
+#endif
 
 /* What a packet is that is no IP, by its EtherType. */
 static __always_inline u16 not_ip(u16 ethertype)
 {
 	switch (swap16(ethertype)) {
-	case ETH_P_IP:
-	case ETH_P_IPV6:
-		return PROTO_BROKEN;
 	case ETH_P_ARP:
 		return PROTO_ARP;
 	case ETH_P_LLDP:
@@ -267,15 +266,38 @@ static __always_inline u16 pass_mpls(struct __sk_buff *skb, struct packet *p, u3
 	return label[0] >> 4 == 4 ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
 }
 
-static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)
+/*
+ * What most packets are: untagged IPv4 in Ethernet without options, whole, its header in the linear part. All of it is
+ * looked at with one check of the length, and lies together in the program's text.
+ */
+static __always_inline bool parse_plain(struct __sk_buff *skb, u32 l2_len, struct packet *p)
+{
+	void *data = (void *)(long)SKB_FIELD(skb, data), *end = (void *)(long)SKB_FIELD(skb, data_end);
+	struct iphdr *ip = data + ETH_HLEN;
+
+	if (l2_len != ETH_HLEN || SKB_FIELD(skb, vlan_present) || (void *)(ip + 1) > end)
+		return false;
+	if (*(u16 *)((void *)ip - 2) != swap16(ETH_P_IP) || *(u8 *)ip != 0x45 ||
+	    ip->frag_off & swap16(0x3fff))
+		return false;
+	p->version = 4;
+	p->protocol = ip->protocol;
+	map_v4(p->source, ip->saddr);
+	map_v4(p->destination, ip->daddr);
+	p->l3 = ETH_HLEN;
+	p->l4 = ETH_HLEN + sizeof(*ip);
+	set_end(skb, p, swap16(ip->tot_len));
+	return true;
+}
+
+static __always_inline void parse_any(struct __sk_buff *skb, u32 l2_len, struct packet *p)
 {
 	u16 type_copy, *type, ethertype = skb->protocol;
 	u32 offset = l2_len;
 	int i;
 
-	__builtin_memset(p, 0, sizeof(*p));
 	p->protocol = PROTO_BROKEN;
-	if (SKB_FIELD(skb, vlan_present))
+	if (unlikely(SKB_FIELD(skb, vlan_present)))
 		p->vlans = SKB_FIELD(skb, vlan_tci) & 0xfff;
 	if (l2_len >= 2) {
 		/* what the frame says, which a raw socket's skb->protocol need not */
@@ -288,7 +310,7 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 	for (i = 0; i < VLAN_TAGS; i++) {
 		u16 tag_copy[2], *tag;
 
-		if (ethertype != swap16(ETH_P_8021Q) && ethertype != swap16(ETH_P_8021AD))
+		if (likely(ethertype != swap16(ETH_P_8021Q) && ethertype != swap16(ETH_P_8021AD)))
 			break;
 		tag = packet_bytes(skb, offset, tag_copy, 4);
 		if (!tag)
@@ -297,19 +319,27 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 		ethertype = tag[1];
 		offset += 4;
 	}
-	if (ethertype == swap16(ETH_P_PPP_SES))
+	if (unlikely(ethertype == swap16(ETH_P_PPP_SES)))
 		ethertype = pass_pppoe(skb, p, &offset);
-	else if (ethertype == swap16(ETH_P_MPLS_UC) || ethertype == swap16(ETH_P_MPLS_MC))
+	else if (unlikely(ethertype == swap16(ETH_P_MPLS_UC) || ethertype == swap16(ETH_P_MPLS_MC)))
 		ethertype = pass_mpls(skb, p, &offset);
 	BLUR(offset, 0xff);
 	p->l3 = offset;
-	p->protocol = not_ip(ethertype);
 	if (ethertype == swap16(ETH_P_IP))
 		parse_ipv4(skb, p);
 	else if (ethertype == swap16(ETH_P_IPV6))
 		parse_ipv6(skb, p);
+	else
+		p->protocol = not_ip(ethertype);
+}
+
+static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	if (!parse_plain(skb, l2_len, p))
+		parse_any(skb, l2_len, p);
 	/* by its own length too short for the header: what follows in the frame is padding */
-	if (p->fragment == FRAGMENT_LATER || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
+	if (unlikely(p->fragment == FRAGMENT_LATER) || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
 		p->l4 = 0;
 	BLUR(p->l4, 0x3fff); /* the longest chain of extension headers ends before 12400 */
 	BLUR(p->end, 0x7fffffff);

@@ -4,12 +4,13 @@
  *
  * A GSO or GRO packet is one skb in the stack and many packets on the wire, and each
  * driver counts at a point of its own: see COUNT_* in nettop.h. What __sk_buff does not
- * say (the kind of GSO, the device's offloads) is read from the kernel's own structures.
- * The verifier knows the context as a type of its own, but where it points to is the
- * struct sk_buff itself (bpf_convert_ctx_access). Only GSO packets pay for that.
+ * say (the kind of GSO, the device's offloads) is read from the kernel's own structures,
+ * see TC_TYPED in load.h. Only GSO packets pay for that.
  */
 #ifndef SIZE_H
 #define SIZE_H
+
+#include "load.h"
 
 /* include/linux/skbuff.h: SKB_GSO_*. The features of the same meaning are GSO_SHIFT bits further up. */
 #define GSO_SHIFT 16 /* NETIF_F_GSO_SHIFT */
@@ -34,7 +35,6 @@
 #define VLAN_HLEN 4
 
 #define SOCK_STREAM 1 /* include/linux/net.h */
-#define TCP_NEW_SYN_RECV 12 /* include/net/tcp_states.h */
 
 /* A packet's size as its interface counts it, and the packets on the wire that it stands for. */
 struct size {
@@ -43,25 +43,6 @@ struct size {
 	u32 segments; /* as the wire does */
 	u32 segment_bytes; /* of a full segment with its headers */
 };
-
-/*
- * Of struct sk_buff, read at once: from one field to the last of them, with what lies between. Linux 6.1 has four bytes
- * between the first two, later ones have none.
- */
-struct skb_place {
-	u32 end;
-	u8 between[offsetof(struct sk_buff, head) - offsetof(struct sk_buff, end) - sizeof(u32)];
-	u64 head;
-	u64 data;
-} __attribute__((packed));
-_Static_assert(offsetof(struct skb_place, data) ==
-		       offsetof(struct sk_buff, data) - offsetof(struct sk_buff, end),
-	       "neighbours in struct sk_buff");
-
-static __always_inline void read_place(struct __sk_buff *skb, struct skb_place *place)
-{
-	READ_FIELD(*place, skb, struct sk_buff, end);
-}
 
 /* Bytes of the transport header at this offset; 0 where there is none of a kind that segments. */
 static __always_inline u32 transport_header_len(struct __sk_buff *skb, u32 offset, u16 protocol)
@@ -82,30 +63,33 @@ static __always_inline u32 transport_header_len(struct __sk_buff *skb, u32 offse
  * Bytes of headers that each segment repeats: all up to the payload, in a tunnel's packet up to that of the inner one
  * (net/core/dev.c, qdisc_pkt_len_init). 0 where that cannot be said.
  */
-static __always_inline u32 gso_headers(struct __sk_buff *skb, const struct packet *p, u32 type,
-				       const struct skb_place *place)
+static __always_inline u32 gso_headers(struct __sk_buff *skb, const struct packet *p, u32 type)
 {
 	u16 protocol = p->protocol;
 	u32 transport = p->l4;
 
-	if (type & GSO_TUNNELS) {
-		u16 inner;
+	if (unlikely(type & GSO_TUNNELS)) {
+		const void *kernel = KERNEL_SKB(skb);
+		u64 head = 0, data = 0;
+		u16 inner = 0;
 
-		READ_FIELD(inner, skb, struct sk_buff, inner_transport_header);
-		transport = place->head + inner - place->data;
+		LOAD(TC_TYPED, head, kernel, struct sk_buff, head);
+		LOAD(TC_TYPED, data, kernel, struct sk_buff, data);
+		LOAD(TC_TYPED, inner, kernel, struct sk_buff, inner_transport_header);
+		transport = head + inner - data;
 		protocol = type & (GSO_TCPV4 | GSO_TCPV6) ? IPPROTO_TCP : IPPROTO_UDP;
 	}
 	transport &= 0x7fff;
 	return transport ? transport + transport_header_len(skb, transport, protocol) : 0;
 }
 
-/* The features of the device that the packet leaves by. */
-static __always_inline u64 device_features(struct __sk_buff *skb, struct net_device **dev)
+/* The device that the packet leaves by, and its features. */
+static __always_inline u64 device_features(struct __sk_buff *skb, const void **dev)
 {
-	u64 features;
+	u64 features = 0;
 
-	READ_FIELD(*dev, skb, struct sk_buff, dev);
-	READ_FIELD(features, *dev, struct net_device, features);
+	LOAD(TC_TYPED, *dev, KERNEL_SKB(skb), struct sk_buff, dev);
+	LOAD(TC_TYPED, features, *dev, struct net_device, features);
 	return features;
 }
 
@@ -116,17 +100,17 @@ static __always_inline u64 device_features(struct __sk_buff *skb, struct net_dev
 static __always_inline bool cut_by_stack(struct __sk_buff *skb, const struct packet *p, u32 type,
 					 u32 segments, bool list)
 {
-	__typeof__(((struct net_device *)0)->gso_max_segs) most_segments;
-	u32 most_bytes;
-	struct net_device *dev;
-	u64 features = device_features(skb, &dev), others;
+	__typeof__(((struct net_device *)0)->gso_max_segs) most_segments = 0;
+	const void *dev = NULL;
+	u64 features = device_features(skb, &dev), others = 0;
+	u32 most_bytes = 0;
 
-	if (type & GSO_TUNNELS) {
-		READ_FIELD(others, dev, struct net_device, hw_enc_features);
+	if (unlikely(type & GSO_TUNNELS)) {
+		LOAD(TC_TYPED, others, dev, struct net_device, hw_enc_features);
 		features &= others;
 	}
-	if (p->vlans) {
-		READ_FIELD(others, dev, struct net_device, vlan_features);
+	if (unlikely(p->vlans)) {
+		LOAD(TC_TYPED, others, dev, struct net_device, vlan_features);
 		features &= others;
 		if (p->vlans > 0xfff) /* two tags: vlan_features_check */
 			return true;
@@ -138,13 +122,13 @@ static __always_inline bool cut_by_stack(struct __sk_buff *skb, const struct pac
 		return true;
 	if (list && !(features & FEATURE_FRAGLIST))
 		return true;
-	READ_FIELD(most_segments, dev, struct net_device, gso_max_segs);
+	LOAD(TC_TYPED, most_segments, dev, struct net_device, gso_max_segs);
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
 	if (p->version != 6)
-		READ_FIELD(most_bytes, dev, struct net_device, gso_ipv4_max_size);
+		LOAD(TC_TYPED, most_bytes, dev, struct net_device, gso_ipv4_max_size);
 	else
 #endif
-		READ_FIELD(most_bytes, dev, struct net_device, gso_max_size);
+		LOAD(TC_TYPED, most_bytes, dev, struct net_device, gso_max_size);
 	return segments > most_segments || SKB_FIELD(skb, len) >= most_bytes;
 }
 
@@ -162,14 +146,13 @@ static __always_inline bool cut_by_stack(struct __sk_buff *skb, const struct pac
 static __always_inline u32 peer_polls(struct __sk_buff *skb)
 {
 	const u64 private = (sizeof(struct net_device) + 63) & ~63ULL; /* netdev_priv() */
-	struct net_device *dev, *peer = NULL;
-	void *program = NULL;
-	u64 features;
+	u64 peer = 0, program = 0, features = 0;
+	const void *dev = NULL;
 	u32 most = device_features(skb, &dev) & FEATURE_ALL_TSO ? POLLS_DATAGRAMS : POLLS_ALL;
 
-	bpf_probe_read_kernel(&peer, sizeof(peer), (char *)dev + private);
+	bpf_probe_read_kernel(&peer, sizeof(peer), (const void *)(AS_NUMBER(dev) + private));
 	READ_FIELD(features, peer, struct net_device, features);
-	bpf_probe_read_kernel(&program, sizeof(program), (char *)peer + private + 16);
+	bpf_probe_read_kernel(&program, sizeof(program), (const void *)(peer + private + 16));
 	if (!(features & FEATURE_GRO) && !program)
 		return POLLS_NOTHING;
 	return most == POLLS_ALL || features & FEATURE_GRO_UDP ? most : POLLS_NOTHING;
@@ -187,18 +170,16 @@ struct veth_peer {
  */
 static __always_inline bool is_own_datagram(struct __sk_buff *skb)
 {
-	void *destructor = NULL;
-	struct sock *sk = NULL;
-	u8 state = 0;
-	u16 type = 0;
+	struct bpf_sock *sk = skb->sk;
+	u64 destructor = 0;
 
-	READ_FIELD(destructor, skb, struct sk_buff, destructor);
-	READ_FIELD(sk, skb, struct sk_buff, sk);
-	if (!destructor || !sk)
+	if (!sk)
 		return false;
-	READ_FIELD(state, sk, struct sock_common, skc_state);
-	READ_FIELD(type, sk, struct sock, sk_type);
-	return state != TCP_NEW_SYN_RECV && type != SOCK_STREAM;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->type == SOCK_STREAM)
+		return false;
+	LOAD(TC_TYPED, destructor, KERNEL_SKB(skb), struct sk_buff, destructor);
+	return destructor;
 }
 
 static __always_inline bool peer_counts(struct __sk_buff *skb, struct veth_peer *kept)
@@ -207,7 +188,7 @@ static __always_inline bool peer_counts(struct __sk_buff *skb, struct veth_peer 
 
 	if (!kept)
 		return false;
-	if (kept->tick != tick) {
+	if (unlikely(kept->tick != tick)) {
 		kept->tick = tick;
 		kept->polls = peer_polls(skb);
 	}
@@ -220,57 +201,64 @@ static __always_inline bool peer_counts(struct __sk_buff *skb, struct veth_peer 
  * put it, but not between the two ends of a veth, which hand the tag over beside the frame; there the stack
  * leaves a trace when it lifts one out: the addresses were moved, and their first four bytes stay where they were.
  */
-static __always_inline u32 counted_tag(struct __sk_buff *skb, u8 counting)
+static __always_inline u32 counted_tag(struct __sk_buff *skb, u8 counting, int hook)
 {
-	struct net_device *dev;
-	struct skb_place place;
+	const void *dev, *kernel;
+	u64 head = 0;
 	u32 trace[2];
-	u16 mac;
+	u16 mac = 0;
 
-	if (!SKB_FIELD(skb, vlan_present))
+	if (likely(!SKB_FIELD(skb, vlan_present)))
 		return 0;
 	if (counting & COUNT_TAG)
 		return VLAN_HLEN;
-	if (counting & COUNT_STACK)
-		return device_features(skb, &dev) & FEATURE_VLAN_TX ? 0 : VLAN_HLEN;
+	if (hook == OUT)
+		return !(counting & COUNT_STACK) || device_features(skb, &dev) & FEATURE_VLAN_TX ? 0
+												 : VLAN_HLEN;
 	if (!(counting & COUNT_NAPI))
 		return 0;
-	read_place(skb, &place);
-	READ_FIELD(mac, skb, struct sk_buff, mac_header);
-	if (mac < VLAN_HLEN ||
-	    bpf_probe_read_kernel(trace, sizeof(trace), (void *)(place.head + mac - VLAN_HLEN)))
+	kernel = KERNEL_SKB(skb);
+	LOAD(TC_TYPED, head, kernel, struct sk_buff, head);
+	LOAD(TC_TYPED, mac, kernel, struct sk_buff, mac_header);
+	if (mac < VLAN_HLEN || bpf_probe_read_kernel(trace, sizeof(trace), (void *)(head + mac - VLAN_HLEN)))
 		return 0;
 	return trace[0] == trace[1] ? VLAN_HLEN : 0;
 }
 
-/*
- * Whether the interface has counted each of the segments that this one packet stands for.
- */
-static __always_inline bool counts_segments(struct __sk_buff *skb, const struct packet *p, u8 counting,
-					    u32 cut_above, u32 type, u32 segments, u32 headers, bool list)
+/* Whether the interface counts each of the segments that this one packet, which is sent, stands for. */
+static __always_inline bool counts_sent(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+					u32 type, u32 segments, bool list)
 {
-	u32 paged;
-	u16 inner;
-
-	if (counting & COUNT_WIRE)
+	if (c->count_out & COUNT_WIRE)
 		return true;
-	if (counting & COUNT_STACK) /* wire_len: qdisc_pkt_len(), with the headers of each segment */
-		return (cut_above && SKB_FIELD(skb, wire_len) > cut_above) ||
-		       cut_by_stack(skb, p, type, segments, list);
+	if (!(c->count_out & COUNT_STACK))
+		return false;
+	/* wire_len: qdisc_pkt_len(), with the headers of each segment */
+	return (c->cut_above && SKB_FIELD(skb, wire_len) > c->cut_above) ||
+	       cut_by_stack(skb, p, type, segments, list);
+}
+
+/* Whether it has counted each of those that this one, which was received, was merged of. */
+static __always_inline bool counts_received(struct __sk_buff *skb, u8 counting, u32 type, u32 headers,
+					    bool list)
+{
+	u16 inner = 0;
+	u32 paged = 0;
+
 	/* GRO says how many it has merged; a guest's packet comes without the number, as one */
 	if (!(counting & COUNT_MERGED) || !SKB_FIELD(skb, gso_segs))
 		return false;
-	if (counting & COUNT_CELLS &&
-	    !(type & GSO_FRAGLIST)) { /* whole from below, or its sender: inner headers known */
-		READ_FIELD(inner, skb, struct sk_buff, inner_network_header);
+	if (unlikely(counting & COUNT_CELLS &&
+		     !(type & GSO_FRAGLIST))) { /* whole from below, or its sender: inner headers known */
+		LOAD(TC_TYPED, inner, KERNEL_SKB(skb), struct sk_buff, inner_network_header);
 		return !inner;
 	}
-	if (counting & COUNT_NAPI && (type & (GSO_UDP_L4 | GSO_FRAGLIST)) == GSO_UDP_L4 && !list) {
+	if (unlikely(counting & COUNT_NAPI && (type & (GSO_UDP_L4 | GSO_FRAGLIST)) == GSO_UDP_L4 && !list)) {
 		/*
 		 * A veth may be handed datagrams merged by their sender, which has their headers alone in one piece, or all
 		 * in one where the device takes no more.
 		 */
-		READ_FIELD(paged, skb, struct sk_buff, data_len);
+		LOAD(TC_TYPED, paged, KERNEL_SKB(skb), struct sk_buff, data_len);
 		return paged && SKB_FIELD(skb, len) - paged > headers;
 	}
 	return true;
@@ -279,40 +267,39 @@ static __always_inline bool counts_segments(struct __sk_buff *skb, const struct 
 /*
  * Of a GSO packet: the segments it stands for, the headers of each, and whether the interface has counted them.
  */
-static __always_inline u32 gso_segments(struct __sk_buff *skb, const struct packet *p, u8 counting,
-					u32 cut_above, u32 *headers, u32 *counted)
+static __always_inline u32 gso_segments(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+					int hook, u8 counting, u32 *headers, u32 *counted)
 {
-	u32 segments = SKB_FIELD(skb, gso_segs), gso_size = SKB_FIELD(skb, gso_size), type = 0;
-	struct skb_place place;
-	void *list = NULL;
-	char *shared;
+	u32 segments = SKB_FIELD(skb, gso_segs), gso_size = SKB_FIELD(skb, gso_size), type = 0, end = 0;
+	const void *kernel = KERNEL_SKB(skb), *shared;
+	u64 head = 0, list = 0;
 
-	read_place(skb, &place);
-	shared = (char *)place.head + place.end;
-	READ_FIELD(type, shared, struct skb_shared_info, gso_type);
-	READ_FIELD(list, shared, struct skb_shared_info, frag_list);
-	*headers = gso_headers(skb, p, type, &place);
+	LOAD(TC_TYPED, head, kernel, struct sk_buff, head);
+	LOAD(TC_TYPED, end, kernel, struct sk_buff, end);
+	shared = KERNEL_CAST(head + end, skb_shared_info);
+	LOAD(TC_TYPED, type, shared, struct skb_shared_info, gso_type);
+	LOAD(TC_TYPED, list, shared, struct skb_shared_info, frag_list);
+	*headers = gso_headers(skb, p, type);
 	if (!segments) /* a guest's or a tap's skb comes without the count */
 		segments = SKB_FIELD(skb, len) > *headers
 				   ? (SKB_FIELD(skb, len) - *headers + gso_size - 1) / gso_size
 				   : 1;
 	BLUR(segments, 0x1ffff);
 	if (segments > 1)
-		*counted = counts_segments(skb, p, counting, cut_above, type, segments, *headers, list);
+		*counted = hook == OUT ? counts_sent(skb, p, c, type, segments, list != 0)
+				       : counts_received(skb, counting, type, *headers, list != 0);
 	return segments;
 }
 
-/*
- * `kept` is looked up for a veth's COUNT_NAPI alone, else NULL. `cut_above` is what the queue does with a packet that is
- * sent, see struct config.
- */
-static __always_inline void packet_size(struct __sk_buff *skb, const struct packet *p, u8 counting,
-					u32 cut_above, struct veth_peer *kept, struct size *s)
+/* `kept` is looked up for what a veth sends, COUNT_NAPI, alone, else NULL. */
+static __always_inline void packet_size(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+					int hook, struct veth_peer *kept, struct size *s)
 {
-	u32 tag = counted_tag(skb, counting), bare, wire, bytes, packets = 1, segments = 1;
+	u8 counting = hook == OUT ? c->count_out : c->count_in;
+	u32 tag = counted_tag(skb, counting, hook), bare, wire, bytes, packets = 1, segments = 1;
 
 	if (counting & COUNT_NAPI) {
-		if (counting & COUNT_STACK)
+		if (hook == OUT)
 			counting |= peer_counts(skb, kept) ? COUNT_BARE : 0;
 		else if (!SKB_FIELD(skb, napi_id))
 			counting &= ~(COUNT_MERGED | COUNT_BARE);
@@ -322,13 +309,13 @@ static __always_inline void packet_size(struct __sk_buff *skb, const struct pack
 	BLUR(tag, 7);
 	BLUR(bare, 15);
 	BLUR(counting, 0xff);
-	wire = SKB_FIELD(skb, len) + (SKB_FIELD(skb, vlan_present) ? VLAN_HLEN : 0);
+	wire = SKB_FIELD(skb, len) + (unlikely(SKB_FIELD(skb, vlan_present)) ? VLAN_HLEN : 0);
 	bytes = SKB_FIELD(skb, len) + tag - bare;
 	/* a guest may say that anything is made of segments; without headers to repeat it is not */
 	if (SKB_FIELD(skb, gso_size) && p->l4) {
 		u32 headers = 0, counted = 0;
 
-		segments = gso_segments(skb, p, counting, cut_above, &headers, &counted);
+		segments = gso_segments(skb, p, c, hook, counting, &headers, &counted);
 		if (segments > 1) {
 			wire = headers + SKB_FIELD(skb, gso_size);
 			if (counted) {

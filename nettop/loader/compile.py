@@ -27,7 +27,7 @@ from typing import Any
 from nettop.errors import ExitCode, NettopError
 from nettop.filter import Instructions, to_c
 from nettop.loader.digest import blake2b
-from nettop.loader.headers import header_tree
+from nettop.loader.headers import KFUNC_CALL, header_tree
 from nettop.paths import PACKAGE, bpf_include, bpf_source
 from nettop.probes.hooks import Attachment, Candidate, Hook
 
@@ -36,7 +36,7 @@ _FAR = 32767  # instructions that a jump can reach; clang before 17 does not say
 _BACKGROUND = 10  # nice: the screen goes on drawing while a compiler runs beside it
 _KEPT = 128  # cached objects, before the oldest go: each filter makes its own
 _LD_IMM64 = 0x18
-_PSEUDO_MAP_FD = 1
+_PSEUDO_MAP_FD, _PSEUDO_KFUNC_CALL = 1, 2
 # A warning is an error: what clang only doubts, a member that it takes for nothing, say, is read at the wrong place.
 FLAGS = (
     "-Wall",
@@ -139,16 +139,23 @@ def rewrite_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
     return bytes(result)
 
 
-def kernel_reads(code: bytes) -> bytes:
-    """Calls of bpf_probe_read as what they are for us, bpf_probe_read_kernel, which TC programs may call, too.
+def kernel_calls(code: bytes) -> bytes:
+    """Calls as the kernel knows them.
 
-    BCC writes the former where it does not find the latter in /proc/kallsyms, whose addresses this process, without
-    CAP_SYSLOG, may not see.  All kernels that have a ring buffer have both.
+    bpf_probe_read is bpf_probe_read_kernel for us, which TC programs may call, too.  BCC writes the former where it
+    does not find the latter in /proc/kallsyms, whose addresses this process, without CAP_SYSLOG, may not see.  All
+    kernels that have a ring buffer have both.  And what C cannot say: that a number is of no helper, but of a function
+    of the kernel (BPF_PSEUDO_KFUNC_CALL).
     """
     result = bytearray(code)
     for offset in range(0, len(code), 8):
-        if struct.unpack_from("<BBhi", code, offset) == (_CALL, 0, 0, _PROBE_READ):
+        opcode, registers, _, number = struct.unpack_from("<BBhi", code, offset)
+        if (opcode, registers) != (_CALL, 0):
+            continue
+        if number == _PROBE_READ:
             struct.pack_into("<i", result, offset + 4, _PROBE_READ_KERNEL)
+        elif number & KFUNC_CALL:
+            struct.pack_into("<BBhi", result, offset, _CALL, _PSEUDO_KFUNC_CALL << 4, 0, number & ~KFUNC_CALL)
     return bytes(result)
 
 
@@ -370,7 +377,7 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
     programs: dict[str, bytes] = {}
     for index in range(lib.bpf_num_functions(module.module)):
         name = lib.bpf_function_name(module.module, index)
-        programs[name.decode()] = kernel_reads(rewrite_maps(module.dump_func(name), numbers))
+        programs[name.decode()] = kernel_calls(rewrite_maps(module.dump_func(name), numbers))
     if not probe:
         return Object(tuple(maps), programs, compiler=_compiler())
     declared = importlib.import_module(f"nettop.probes.{probe}").PROBE

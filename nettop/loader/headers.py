@@ -23,7 +23,7 @@ from nettop.errors import ExitCode, NettopError
 from nettop.loader.digest import blake2b
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-VERSION = 6  # of the tree's layout: a cache with another number is thrown away
+VERSION = 7  # of the tree's layout: a cache with another number is thrown away
 
 OLDEST = (6, 1)  # kernel that the programs are written for, and tested on
 
@@ -53,6 +53,10 @@ STRUCTS = (
     "udphdr",
     "icmphdr",
 )
+
+# Functions of the kernel that programs call by their number, where it has them.
+KFUNCS = ("bpf_cast_to_kern_ctx", "bpf_rdonly_cast")
+KFUNC_CALL = 1 << 30  # marks such a number from a helper's, until `compile.kernel_calls` has seen it
 
 # include/linux/kconfig.h, before the types.  BCC's helpers expect these names and BTF cannot have macros.
 _PREAMBLE = """\
@@ -190,7 +194,7 @@ _BPF_COMMON = """\
 """
 
 
-_STRUCT, _TYPEDEF = 4, 8  # BTF_KIND_*
+_STRUCT, _TYPEDEF, _FUNC = 4, 8, 12  # BTF_KIND_*
 
 
 class _Btf:
@@ -246,14 +250,13 @@ class _Btf:
             self._lib.btf_dump__free(dump)
         return b"".join(parts).decode()
 
-    def sizes(self, structs: tuple[str, ...]) -> dict[str, int]:
-        """Bytes of those that the kernel has."""
-        found = {}
-        for name in structs:
-            ident = self._lib.btf__find_by_name_kind(self._btf, name.encode(), _STRUCT)
-            if ident > 0:
-                found[name] = self._lib.btf__resolve_size(self._btf, ident)
-        return found
+    def idents(self, names: tuple[str, ...], kind: int) -> dict[str, int]:
+        """Numbers of those that the kernel has."""
+        found = {n: self._lib.btf__find_by_name_kind(self._btf, n.encode(), kind) for n in names}
+        return {name: ident for name, ident in found.items() if ident > 0}
+
+    def size(self, ident: int) -> int:
+        return int(self._lib.btf__resolve_size(self._btf, ident))
 
     def close(self) -> None:
         self._lib.btf__free(self._btf)
@@ -280,13 +283,18 @@ def _kernel_types() -> str:
     btf = _Btf()
     try:
         text = _renamed(btf.dump(STRUCTS, _TYPEDEFS))
-        for name, size in btf.sizes(STRUCTS).items():
+        for name, ident in btf.idents(STRUCTS, _STRUCT).items():
             # So that a program can leave out what this kernel has no types for.
-            text += f"#define HAVE_{name} 1\n"
+            text += f"#define HAVE_{name} 1\n#define BTF_{name} {ident}\n"
             # What clang reads otherwise than libbpf says it must not compile: fields would be read at wrong places.
             text += (
-                f'_Static_assert(sizeof(struct {name}) == {size}, "struct {name} is not what BTF says");\n'
+                f"_Static_assert(sizeof(struct {name}) == {btf.size(ident)}, "
+                f'"struct {name} is not what BTF says");\n'
             )
+        functions = btf.idents(KFUNCS, _FUNC)
+        if functions.keys() == set(KFUNCS):
+            text += f"#define KFUNC_CALL {KFUNC_CALL}\n"
+            text += "".join(f"#define KFUNC_{name} {ident}\n" for name, ident in functions.items())
         if re.search(r"\bis_mptcp;", text):  # in tcp_sock: CONFIG_MPTCP
             text += "#define HAVE_is_mptcp 1\n"
         return text

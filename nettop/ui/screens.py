@@ -62,7 +62,8 @@ def _hooks(probe: Probe | None, frame: Frame | None, width: int) -> list[Line]:
             rows.append(line((f"{hook.name:<24} ", PLAIN), ("not watched here", WARN)))
             continue
         cost = f"  {found.run_ns // found.runs} ns a run" if found.runs and found.run_ns is not None else ""
-        rows.append(line((f"{hook.name:<24} ", PLAIN), (found.via, ACCENT), (cost, LABEL)))
+        missed = f"  {found.recursion_misses} runs left out by the kernel" if found.recursion_misses else ""
+        rows.append(line((f"{hook.name:<24} ", PLAIN), (found.via, ACCENT), (cost, LABEL), (missed, WARN)))
     if status and status.detail:
         rows += [(), *wrap(clean_lines(status.detail), width, WARN)]
     return rows

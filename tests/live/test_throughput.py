@@ -376,7 +376,7 @@ def _asks(ns: Namespace, name: str, others: int) -> float:
         "asks = [READINGS['interface'], READINGS['qdisc'], counting, trouble]\n"
         "for ask in asks: ask(sys.argv[2])\n"
         "least = []\n"
-        "for _ in range(30):\n"
+        "for _ in range(300):\n"  # longer than the kernel is busy with the links that were just made
         "    before = time.process_time()\n"
         "    for ask in asks: ask(sys.argv[2])\n"
         "    least.append(time.process_time() - before)\n"

@@ -76,9 +76,7 @@ statuses = st.builds(
     ProbeStatus,
     st.just("live"),
     harmless,
-    st.lists(st.builds(HookStatus, harmless, harmless, st.none() | big, st.none() | big), max_size=3).map(
-        tuple
-    ),
+    st.lists(st.builds(HookStatus, harmless, harmless, *[st.none() | big] * 3), max_size=3).map(tuple),
 )
 frames = st.builds(
     Frame,

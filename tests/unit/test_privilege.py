@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nettop import privilege
-from nettop.loader.compile import kernel_reads
+from nettop.loader.compile import kernel_calls
+from nettop.loader.headers import KFUNC_CALL
 from nettop.privilege import BPF, DAC_READ_SEARCH, NET_ADMIN, PERFMON, SYS_ADMIN, mask
 
 ROOT = (1 << 41) - 1
@@ -74,7 +75,16 @@ def test_the_compiler_s_reads_are_of_kernel_memory():
     call = struct.pack("<BBhi", 0x85, 0, 0, 4)
     others = struct.pack("<BBhi", 0x85, 0, 0, 1) + struct.pack("<BBhi", 0x85, 0x10, 0, 4)
     others += struct.pack("<BBhi", 0xB7, 0, 0, 4)
-    assert kernel_reads(call + others) == struct.pack("<BBhi", 0x85, 0, 0, 113) + others
+    assert kernel_calls(call + others) == struct.pack("<BBhi", 0x85, 0, 0, 113) + others
+
+
+def test_a_marked_number_is_of_a_function_of_the_kernel():
+    """BPF_PSEUDO_KFUNC_CALL in the instruction's source register, which C cannot say."""
+    call, helper = struct.pack("<BBhi", 0x85, 0, 0, KFUNC_CALL | 54321), struct.pack("<BBhi", 0x85, 0, 0, 181)
+    number = struct.pack("<BBhi", 0xB7, 1, 0, KFUNC_CALL | 54321)
+    assert kernel_calls(call + helper + number) == (
+        struct.pack("<BBhi", 0x85, 0x20, 0, 54321) + helper + number
+    )
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
