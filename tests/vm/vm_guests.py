@@ -229,7 +229,7 @@ def _cpus(results: dict[str, Table]) -> str:
 
 def _reading(results: dict[str, Table]) -> str:
     body = [
-        [short(table), *(f"{table['reading'][key]:.3g}" for key in ("online", "possible", "ms", "megabytes"))]
+        [short(table), *(f"{table['reading'][key]:.0f}" for key in ("online", "possible", "ms", "megabytes"))]
         for _, table in _known(results, "reading")
     ]
     return rows(["kernel", "CPUs", "possible", "ms a frame", "memory, MB"], body)
