@@ -31,6 +31,7 @@
 #define PASSED_XMIT 0x20
 #define PASSED_SENT 0x40
 #define EXCLUDED 0x80 /* and no other: nobody asked for this packet */
+#define PASSED_DONE 0x100 /* the driver is done with it, and net_dev_xmit is still to come */
 
 /* The config's flags, see nettop/control.py.  Hooks that this kernel does not give: */
 #define NO_DRIVER 1

@@ -261,7 +261,7 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 		return 0;
 	if (s->passed == EXCLUDED && !result)
 		s->skb = 0;
-	if (s->passed != PASSED_XMIT || !watched(c, dev, typed))
+	if ((s->passed & ~PASSED_DONE) != PASSED_XMIT || !watched(c, dev, typed))
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (result) {
@@ -277,6 +277,8 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 			tx_path(paths_of(1), s, ns);
 		record(TX_WHOLE, since(s->start, now), s->mark);
 	}
+	if (s->passed & PASSED_DONE)
+		s->skb = 0;
 	s->passed = PASSED_XMIT | PASSED_SENT;
 	return 0;
 }
@@ -314,10 +316,13 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 			LOAD(typed, parent->flow, skb, struct sk_buff, hash);
 			s->skb = 0;
 		}
-		if (s->passed & PASSED_XMIT)
+		/* once: its address may be another one's before net_dev_xmit is told of it */
+		if (s->passed & PASSED_XMIT && !(s->passed & PASSED_DONE))
 			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), s->mark);
 		if (s->passed & PASSED_SENT)
 			s->skb = 0;
+		else if (s->passed & PASSED_XMIT)
+			s->passed |= PASSED_DONE;
 	}
 	s = rx_slot(key);
 	if (s && s->skb == key)
@@ -342,7 +347,7 @@ static __always_inline int dropped(u64 key)
 	if (s && s->skb == key) {
 		s->skb = 0;
 		/* What the driver has taken is no longer ours to lose: how it frees that says nothing. */
-		if (s->mark != UNREAD && !(s->passed & (EXCLUDED | PASSED_SENT)))
+		if (s->mark != UNREAD && !(s->passed & (EXCLUDED | PASSED_SENT | PASSED_DONE)))
 			drop(s->passed & PASSED_XMIT    ? TX_DRIVER
 			     : s->passed & PASSED_QUEUE ? TX_QDISC
 							: TX_IP,

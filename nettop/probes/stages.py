@@ -23,7 +23,7 @@ CONFIG = np.dtype(
     {
         "names": ["sample_shift", "flags", "focus"],
         "formats": ["u1", "u4", "u8"],
-        "offsets": [14, 72, 16],
+        "offsets": [14, 80, 24],
         "itemsize": 88,
     }
 )
