@@ -69,13 +69,13 @@ def test_a_structure_of_another_size_than_the_kernels_is_refused(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A member that clang left out, say: nothing is read at the wrong place."""
-    sizes = headers._Btf.sizes
+    size = headers._Btf.size
 
-    def larger(btf: headers._Btf, names: tuple[str, ...]) -> dict[str, int]:
-        found = sizes(btf, names)
-        return {**found, "tcp_sock": found["tcp_sock"] + 8}
+    def larger(btf: headers._Btf, ident: int) -> int:
+        (tcp_sock,) = btf.idents(("tcp_sock",), headers._STRUCT).values()
+        return size(btf, ident) + 8 * (ident == tcp_sock)
 
-    monkeypatch.setattr(headers._Btf, "sizes", larger)
+    monkeypatch.setattr(headers._Btf, "size", larger)
     with pytest.raises(NettopError) as caught:
         compile_source(source, tmp_path)
     assert "struct tcp_sock is not what BTF says" in caught.value.hint
