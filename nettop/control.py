@@ -14,7 +14,32 @@ if TYPE_CHECKING:
     from nettop.model import Focus
 
 KEY_BYTES = 40  # of struct flow_key
-_LAYOUT = struct.Struct(f"<IIHBBBBBBIIQ{KEY_BYTES}sIII4x")
+# By field, in order: so that whoever reads a part of the map finds its place (`offset`).
+_FORMATS = {
+    "ifindex": "I",
+    "netns": "I",
+    "l2_len": "H",
+    "count_in": "B",
+    "count_out": "B",
+    "subnet4": "B",
+    "subnet6": "B",
+    "sample_shift": "B",
+    "rtt_shift": "B",
+    "epoch": "I",
+    "cut_above": "I",
+    "focus": "Q",
+    "focus_key": f"{KEY_BYTES}s",
+    "generation": "I",
+    "trace_rate": "I",
+    "flags": "I",
+}
+_LAYOUT = struct.Struct(f"<{''.join(_FORMATS.values())}4x")
+CONFIG_BYTES = _LAYOUT.size
+
+
+def offset(field: str) -> int:
+    """Where a field of struct config begins, in bytes; nothing between two of them is padding."""
+    return struct.calcsize("<" + "".join(list(_FORMATS.values())[: list(_FORMATS).index(field)]))
 
 
 class Flag(IntFlag):

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from nettop.control import NOBODY, Flag
+from nettop.control import CONFIG_BYTES, NOBODY, Flag, offset
 from nettop.model import SLOTS, Histogram
 from nettop.probes import stages_view as view
 from nettop.probes.base import Array, Attachment, Candidate, Fold, Folded, Hook, Map, Probe, Reads, Setup, one
@@ -23,8 +23,8 @@ CONFIG = np.dtype(
     {
         "names": ["sample_shift", "flags", "focus"],
         "formats": ["u1", "u4", "u8"],
-        "offsets": [14, 80, 24],
-        "itemsize": 88,
+        "offsets": [offset("sample_shift"), offset("flags"), offset("focus")],
+        "itemsize": CONFIG_BYTES,
     }
 )
 STAGE = np.dtype(
