@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nettop.model import Focus
 
-KEY_BYTES = 40  # of struct flow_key
+KEY_BYTES = 48  # of struct flow_key
 # By field, in order: so that whoever reads a part of the map finds its place (`offset`).
 _FORMATS = {
     "ifindex": "I",

@@ -1,7 +1,7 @@
 """For hunting: the chosen tests N times, one after another, each time in a pytest of its own; and who failed how often.
 
 scripts/test --repeat N [--into FILE] [PYTEST ARGUMENT ...] calls it.  Nothing runs twice within a round, not even
-what measures time (NETTOP_ONCE), and nothing beside another.  With --into FILE what came out is added to the file,
+what measures time (NETTOP_ONCE), and nothing beside another but with --numprocesses, as in CI.  With --into FILE what came out is added to the file,
 and the table is of all that is in it: so a long hunt may run in parts.  Interrupted, it shows what it has.
 Status: 0 all passed, 1 some failed, 2 wrong usage or nothing chosen, 3 a round had no end.
 """
@@ -55,7 +55,9 @@ class Outcomes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """As a plugin (-p repeat)."""
+    """As a plugin (-p repeat). Of tests side by side the workers say nothing: all they saw is reported to the first."""
+    if hasattr(config, "workerinput"):
+        return
     config.pluginmanager.register(Outcomes(Path(os.environ[FILE])))
 
 

@@ -28,6 +28,7 @@ BPF_PERCPU_ARRAY(counters, struct counters, 1);
 
 #include "work.h"
 #include "segment.h"
+#include "tunnel.h"
 #include "fragment.h"
 #include "rtt.h"
 #include "order.h"
@@ -69,6 +70,7 @@ static __always_inline void read_addresses(struct work *w, int hook)
 	w->key.local_port = 0;
 	w->key.remote_port = 0;
 	w->key.protocol = (p->protocol & 0xff) | p->vlans << 8;
+	w->key.tunnel = p->tunnel;
 }
 
 /* The flow of this packet: its own, a new one, or one that is put in anew. */
@@ -130,6 +132,9 @@ static __always_inline int process_packet(struct __sk_buff *skb, int hook)
 		peer = veth_peers.lookup(&zero);
 	packet_size(skb, &w->packet, c, hook, peer, &w->size);
 	work_begin(w, c, n, hook);
+	w->key.tunnel_id = 0;
+	if (unlikely(may_be_tunnel(skb, &w->packet)))
+		enter_tunnel(skb, w);
 	read_addresses(w, hook);
 	w->method = read_transport(skb, w, hook);
 	if (w->packet.fragment && !fragment_ports(w, hook)) {

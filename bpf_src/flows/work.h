@@ -44,7 +44,8 @@ struct marks {
 
 struct work {
 	struct flow_key key;
-	struct packet packet;
+	struct packet packet; /* in a tunnel the one inside, but `size` is of all of it */
+	struct packet inside;
 	struct size size;
 	struct segment s;
 	struct rtt_sample sample;

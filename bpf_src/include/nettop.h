@@ -38,6 +38,8 @@ struct flow_key {
 	u16 remote_port;
 	/* IP protocol in bits 0-7, outer VID in 8-19, inner VID in 20-31; of a socket: its namespace's inode in 8-31 */
 	u32 protocol;
+	u32 tunnel; /* TUNNEL_*, see parse.h: all of the above is of the packet inside */
+	u32 tunnel_id; /* which one, where its packets say so and both directions have the same: VNI, GRE's key */
 };
 
 /*

@@ -42,10 +42,14 @@
 #define PROTO_BROKEN 262 /* an IP header that makes no sense, or is not there */
 #define PROTO_SLOTS 263
 
-/* What an IP packet was wrapped in at the link layer. */
-#define WRAP_NONE 0
-#define WRAP_PPPOE 1
-#define WRAP_MPLS 2
+/* What an IP packet is wrapped in; flows_layout.py has their names. The first two are passed here, others by flows/. */
+#define TUNNEL_NONE 0
+#define TUNNEL_PPPOE 1
+#define TUNNEL_MPLS 2
+#define TUNNEL_IPIP 3 /* either version in either */
+#define TUNNEL_GRE 4
+#define TUNNEL_VXLAN 5
+#define TUNNEL_GENEVE 6
 
 #define FRAGMENT_NONE 0
 #define FRAGMENT_FIRST 1
@@ -70,7 +74,7 @@ struct packet {
 	u16 protocol; /* IPPROTO_* or PROTO_* */
 	u8 version; /* 4, 6, or 0 */
 	u8 fragment;
-	u8 wrap; /* WRAP_* */
+	u8 tunnel; /* TUNNEL_* */
 	u32 fragment_id;
 	u32 source[4]; /* IPv4 as v4-mapped IPv6, network order */
 	u32 destination[4];
@@ -233,7 +237,7 @@ static __always_inline u16 pass_pppoe(struct __sk_buff *skb, struct packet *p, u
 	    (header[3] != swap16(PPP_IP) && header[3] != swap16(PPP_IPV6)))
 		return swap16(ETH_P_PPP_SES);
 	*offset += PPPOE_HLEN;
-	p->wrap = WRAP_PPPOE;
+	p->tunnel = TUNNEL_PPPOE;
 	return header[3] == swap16(PPP_IP) ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
 }
 
@@ -262,7 +266,7 @@ static __always_inline u16 pass_mpls(struct __sk_buff *skb, struct packet *p, u3
 	if (!label || (label[0] >> 4 != 4 && label[0] >> 4 != 6))
 		return swap16(ETH_P_MPLS_UC);
 	*offset = place;
-	p->wrap = WRAP_MPLS;
+	p->tunnel = TUNNEL_MPLS;
 	return label[0] >> 4 == 4 ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
 }
 
@@ -333,11 +337,9 @@ static __always_inline void parse_any(struct __sk_buff *skb, u32 l2_len, struct 
 		p->protocol = not_ip(ethertype);
 }
 
-static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)
+/* What is known of a packet once its headers are read. */
+static __always_inline void parsed(struct packet *p)
 {
-	__builtin_memset(p, 0, sizeof(*p));
-	if (!parse_plain(skb, l2_len, p))
-		parse_any(skb, l2_len, p);
 	/* by its own length too short for the header: what follows in the frame is padding */
 	if (unlikely(p->fragment == FRAGMENT_LATER) || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
 		p->l4 = 0;
@@ -347,7 +349,15 @@ static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, stru
 	BLUR(p->protocol, 0x1ff);
 	BLUR(p->version, 7);
 	BLUR(p->fragment, 3);
-	BLUR(p->wrap, 3);
+	BLUR(p->tunnel, 7);
+}
+
+static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	if (!parse_plain(skb, l2_len, p))
+		parse_any(skb, l2_len, p);
+	parsed(p);
 }
 
 #include "size.h"

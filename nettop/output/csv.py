@@ -70,6 +70,8 @@ FLOW_COLUMNS: Mapping[str, tuple[str, ...]] = {
         for what in ("duplicate", "probe", "unneeded", "uncertain")
         for total in ("", "_total")
     },
+    "tunnel": ("tunnel",),
+    "tunnel_id": ("tunnel_id",),
 }
 _FIRST = 36  # columns that there were when age_ns came
 _NAMES = (*FLOW_COLUMNS,)

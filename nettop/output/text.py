@@ -116,7 +116,7 @@ def table_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str)
     """A table as aligned text, its titles first; ``sort`` is a column's key, or empty for the default."""
     rows = table.rows(frame)
     shown = first(table, rows, sort, top)
-    columns = fitted(table.columns, canvas.width)
+    columns = fitted(tuple(c for c in table.columns if c.wanted is None or c.wanted(rows)), canvas.width)
     cellular = [replace(canvas, width=width, height=1) for _, width in columns]
     lines = [_row([c.title for c, _ in columns], columns)]
     for row in rows[shown]:
@@ -134,10 +134,11 @@ def plain_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str)
     rows = table.rows(frame)
     shown = first(table, rows, sort, top)
     wide = replace(canvas, width=_WIDE, height=1)
-    words = [[_word(c.key) for c in table.columns]]
-    words += [[_word(c.cell(row, wide, frame).text) for c in table.columns] for row in rows[shown]]
+    ordered = sorted(table.columns, key=lambda c: c.wanted is not None)  # none moves another
+    words = [[_word(c.key) for c in ordered]]
+    words += [[_word(c.cell(row, wide, frame).text) for c in ordered] for row in rows[shown]]
     widths = [max(map(cells, column)) for column in zip(*words, strict=True)]
-    columns = list(zip(table.columns, widths, strict=True))
+    columns = list(zip(ordered, widths, strict=True))
     return [*(_row(line, columns) for line in words), *_more(len(rows) - len(shown))]
 
 

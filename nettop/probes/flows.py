@@ -58,6 +58,8 @@ from nettop.probes.flows_layout import (
     STATES,
     SUBNET,
     SUBNET_KEY,
+    TUNNEL_GRE,
+    TUNNELS,
     spinning,
     states,
 )
@@ -271,6 +273,8 @@ def _row_json(row: Any) -> dict[str, Any]:
         "remote": units.endpoint(row["remote"].tobytes(), int(row["remote_port"])),
         "vlan": _or_none(row["vlan"]),
         "vlan_inner": _or_none(row["vlan_inner"]),
+        "tunnel": TUNNELS[int(row["tunnel"])] or None,
+        "tunnel_id": int(row["tunnel_id"]) if row["tunnel"] >= TUNNEL_GRE else None,
         "process": {"pid": pid, "name": units.clean(name)} if pid else None,
         "rx_bytes": int(row["rx_bytes"]),
         "tx_bytes": int(row["tx_bytes"]),
@@ -315,7 +319,7 @@ def _row_from_json(row: Array, flow: Mapping[str, Any], index: int) -> None:
         for what in ("bytes", "packets")
         for total in ("", "_total")
     ]
-    put(row, {name: name for name in ("id", "vlan", "vlan_inner", *same)}, flow)
+    put(row, {name: name for name in ("id", "vlan", "vlan_inner", "tunnel_id", *same)}, flow)
     put(row, {"first": "first_ns", "last": "last_ns"}, flow)
     put(row, {"rx_retransmits": "rx_retransmits_total", "tx_retransmits": "tx_retransmits_total"}, flow)
     late = (
@@ -330,6 +334,8 @@ def _row_from_json(row: Array, flow: Mapping[str, Any], index: int) -> None:
         address, port = units.parse_endpoint(str(flow.get(end, "")))
         row[end] = np.frombuffer(address, np.uint8)
         row[f"{end}_port"] = port
+    tunnel = flow.get("tunnel") or ""
+    row["tunnel"] = TUNNELS.index(tunnel) if tunnel in TUNNELS else 0
     state = flow.get("state") or ""
     row["state"] = STATES.index(state) if state in STATES else 0
     row["flags"] = sum(flag for flag, name in _OPENERS if flow.get("opened_by") == name)
@@ -359,10 +365,17 @@ def _row_from_json(row: Array, flow: Mapping[str, Any], index: int) -> None:
 
 
 def _key_hash(keys: Array) -> Array:
-    """uint64 hash of 40-byte keys (V40 or FLOW_KEY): equal keys, equal hashes; others almost never."""
-    words = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 5)
+    """uint64 hash of 48-byte keys (V48 or FLOW_KEY): equal keys, equal hashes; others almost never."""
+    words = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 6)
     factors = np.array(
-        [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F],
+        [
+            0x9E3779B97F4A7C15,
+            0xC2B2AE3D27D4EB4F,
+            0x165667B19E3779F9,
+            0xD6E8FEB86659FD93,
+            0xA0761D6478BD642F,
+            0xE7037ED1A0B428DB,
+        ],
         np.uint64,
     )
     mixed = (words ^ (words >> np.uint64(29))) * factors
@@ -536,7 +549,7 @@ class FlowsFold:
         rows["flags"][stamped] |= FLAG_STAMPED_BY_REMOTE
         rows["state"] = states(v["flags"])
         k = keys if everyone else keys[chosen]
-        for name in ("local", "remote", "local_port", "remote_port"):
+        for name in ("local", "remote", "local_port", "remote_port", "tunnel", "tunnel_id"):
             rows[name] = k[name]
         rows["protocol"] = k["protocol"] & 0xFF
         rows["vlan"] = k["protocol"] >> 8 & 0xFFF
@@ -727,6 +740,7 @@ def _join_owners(
 
     exact = flow_keys.copy()
     exact["protocol"] &= 0xFF
+    exact["tunnel"] = exact["tunnel_id"] = 0
     swapped = exact.copy()
     for end, other in (("local", "remote"), ("local_port", "remote_port")):
         swapped[end], swapped[other] = exact[other], exact[end]

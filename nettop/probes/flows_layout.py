@@ -22,6 +22,9 @@ FLAG_STAMPED_BY_REMOTE = 1 << 15  # of a row alone: the remote end sends TCP tim
 DIR_STAMPED = 8
 # How long a flow stays in the table after its last packet, in s.
 LINGER_CLOSED, LINGER_UNREPLIED, LINGER_OTHER, LINGER_CLOSING, LINGER_TCP = 5, 30, 120, 120, 3600
+# What the packets of a flow are wrapped in: TUNNEL_* of bpf_src/include/parse.h.
+TUNNELS = ("", "pppoe", "mpls", "ipip", "gre", "vxlan", "geneve")
+TUNNEL_GRE = TUNNELS.index("gre")  # from here on they have a number
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
 FLOW_KEY = np.dtype(
@@ -31,6 +34,8 @@ FLOW_KEY = np.dtype(
         ("local_port", "u2"),
         ("remote_port", "u2"),
         ("protocol", "u4"),
+        ("tunnel", "u4"),
+        ("tunnel_id", "u4"),
     ]
 )
 DUE_FLOWS = 256  # that one run of flows_expire looks at
@@ -194,6 +199,8 @@ ROW = np.dtype(
         ("remote_port", "u2"),
         ("vlan", "u2"),
         ("vlan_inner", "u2"),
+        ("tunnel", "u1"),
+        ("tunnel_id", "u4"),
         ("state", "u1"),
         ("flags", "u2"),
         ("rx_bytes", "u8"),
@@ -254,8 +261,13 @@ def states(flags: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def key_of(row: Any) -> bytes:
-    """The key of a row's flow in the kernel: struct flow_key, 40 bytes."""
+    """The key of a row's flow in the kernel: struct flow_key, 48 bytes.
+
+    In a tunnel zeros, which is no packet's: the stages know packets by their outer headers.
+    """
     key = np.zeros(1, FLOW_KEY)
+    if row["tunnel"]:
+        return key.tobytes()
     for name in ("local", "remote", "local_port", "remote_port"):
         key[name] = row[name]
     key["protocol"] = int(row["protocol"]) | int(row["vlan"]) << 8 | int(row["vlan_inner"]) << 20

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nettop import units
 from nettop.model import Frame
 from nettop.probes import draw, focus_view, rtt_view, verdict
-from nettop.probes.flows_layout import METHODS, STATES
+from nettop.probes.flows_layout import METHODS, STATES, TUNNELS
 from nettop.probes.view import (
     BAD,
     DIM,
@@ -53,6 +53,9 @@ _AXIS = 9
 HELP = """\
 Every connection that had packets on the interface, both directions in one row. local is this host's end (for \
 forwarded traffic the end behind the host), remote the other; process is who holds the socket.
+
+tunnel: what the packets are wrapped in (pppoe, mpls, ipip, gre, vxlan, geneve), with its number; the row is of those \
+inside. The column is there when such a flow is. What cannot be read inside is the tunnel's own flow.
 
 rx/s, tx/s: bytes on the wire, received and sent, in the interval. rate is their sum.
 
@@ -123,6 +126,16 @@ def _process(row: Any) -> str:
 def _protocol_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
     name = units.protocol(int(row["protocol"]))
     return Span(_NARROW.get(name, name), _alive(row, LABEL))
+
+
+def _tunnel(row: Any) -> str:
+    kind = int(row["tunnel"])
+    return f"{TUNNELS[kind]} {int(row['tunnel_id'])}" if row["tunnel_id"] else TUNNELS[kind]
+
+
+def _tunnel_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    text = _tunnel(row)
+    return Span(draw.fit(text or units.NONE, canvas.width), _alive(row, LABEL if text else DIM))
 
 
 def _local_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
@@ -246,6 +259,16 @@ def _known(field: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 COLUMNS = (
     Column("protocol", "proto", 5, _protocol_cell, _sum("protocol"), "left", 0, ascending=True),
+    Column(
+        "tunnel",
+        "tunnel",
+        9,
+        _tunnel_cell,
+        lambda t: t["tunnel"].astype(np.uint64) << np.uint64(32) | t["tunnel_id"],
+        "left",
+        priority=2,
+        wanted=lambda t: bool(t["tunnel"].any()),
+    ),
     Column("local", "local", 7, _local_cell, _by_end("local"), "left", 2, ascending=True, stretch=True),
     Column("remote", "remote", 21, _remote_cell, _by_end("remote"), "left", 0, ascending=True, stretch=True),
     Column("process", "process", 10, _process_cell, _sum("process"), "left", 3, ascending=True, stretch=True),
@@ -286,6 +309,8 @@ def matches(table: NDArray[np.void], word: str) -> NDArray[np.bool_]:
         found |= (table["local_port"] == int(word[1:])) | (table["remote_port"] == int(word[1:]))
     named = [n for n in np.unique(table["protocol"]) if units.protocol(int(n)) == word]
     found |= np.isin(table["protocol"], named)
+    if word in TUNNELS[1:]:
+        found |= table["tunnel"] == TUNNELS.index(word)
     if word in STATES[1:]:
         found |= table["state"] == STATES.index(word)
     result: NDArray[np.bool_] = found
@@ -304,6 +329,8 @@ def _has_address(addresses: NDArray[Any], word: str) -> NDArray[np.bool_]:
 def copy(row: Any) -> str:
     """One flow as a line of text, whole."""
     words = [units.protocol(int(row["protocol"])), _endpoint(row, "local"), _endpoint(row, "remote")]
+    if row["tunnel"]:
+        words.append(f"in {_tunnel(row)}")
     if _process(row):
         words.append(_process(row))
     words.append(f"rx {units.size(int(row['rx_bytes_total']))} tx {units.size(int(row['tx_bytes_total']))}")
@@ -331,6 +358,7 @@ def _who(row: Any, canvas: Canvas, gone: bool) -> Line:
     return draw.parts(
         [
             (0, line((units.protocol(int(row["protocol"])), LABEL))),
+            (2, line((f"in {_tunnel(row)}", LABEL)) if row["tunnel"] else ()),
             (1, line((_named(row, "local", canvas), TITLE))),
             (0, line(("⇄" if canvas.unicode else "<>", DIM))),
             (0, line((_named(row, "remote", canvas), TITLE))),

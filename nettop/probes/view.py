@@ -100,6 +100,9 @@ class Column:
     priority: int = 0
     ascending: bool = False
     stretch: bool = False  # takes a share of what width is left over
+    wanted: Callable[[NDArray[Any]], bool] | None = (
+        None  # by rows: the column comes, and stays, when it has something
+    )
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ class TablePane(PaneWidget):
         self._order: NDArray[np.intp] = np.zeros(0, np.intp)
         self._ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._places: tuple[Placed, ...] = ()
+        self._wanted = {self.column.key}  # columns that are not always there
 
     # --- rows
 
@@ -143,7 +144,7 @@ class TablePane(PaneWidget):
         if self.entered is not None and self.table.detail is not None:
             return self.table.detail(self.state.frames(), self.entered, self.canvas(width, height))
         self._places = place_columns(
-            self.table.columns,
+            self._columns(),
             width - _MARK,
             "" if self.column.key == self.table.default_sort else self.column.key,
         )
@@ -157,6 +158,11 @@ class TablePane(PaneWidget):
             word = self.state.filter_word
             lines.append(line((f"  nothing matches {word}" if word else "  none yet", DIM)))
         return lines
+
+    def _columns(self) -> tuple[Column, ...]:
+        """Those that always stand there, and those that a row has wanted since the start."""
+        self._wanted |= {c.key for c in self.table.columns if c.wanted is not None and c.wanted(self._rows)}
+        return tuple(c for c in self.table.columns if c.wanted is None or c.key in self._wanted)
 
     def _in_view(self, room: int) -> list[int]:
         """The rows to show, by their place in the order; the cursor's is always among them."""
@@ -280,7 +286,7 @@ class TablePane(PaneWidget):
 
     def sort_neighbour(self, step: int) -> None:
         """Order by the next visible column to the right (1) or left (-1)."""
-        keys = [p.column.key for p in self._places] or [c.key for c in self.table.columns]
+        keys = [p.column.key for p in self._places] or [c.key for c in self._columns()]
         at = keys.index(self.column.key) if self.column.key in keys else 0
         wanted = keys[(at + step) % len(keys)]
         self.sort_by(next(c for c in self.table.columns if c.key == wanted))

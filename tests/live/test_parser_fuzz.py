@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import build, packets
+from scapy.contrib.geneve import GENEVE
 from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -38,9 +39,10 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrRouting,
 )
 from scapy.layers.ipsec import AH
-from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.layers.l2 import ARP, GRE, Dot1AD, Dot1Q, Ether
 from scapy.layers.ppp import PPP, PPPoE
 from scapy.layers.sctp import SCTP
+from scapy.layers.vxlan import VXLAN
 from scapy.packet import Padding
 
 from nettop import bpf
@@ -50,7 +52,7 @@ from nettop.kernel.maps import open_reader
 from nettop.loader import attach
 from nettop.loader.compile import compile_probe, takes_filter
 from nettop.probes.base import all_probes
-from nettop.probes.flows_layout import FLOW
+from nettop.probes.flows_layout import FLOW, TUNNELS
 from nettop.protocol import MapInfo, Plan
 
 PACKETS = int(os.environ.get("NETTOP_FUZZ_PACKETS", 1_000_000))
@@ -179,17 +181,57 @@ class Shape:
     padding: int = 0  # bytes behind the packet, as short frames have
     wrap: str = ""  # "pppoe", "mpls": what lies between the tags and the packet
     labels: tuple[int, ...] = ()
+    tunnel: str = ""  # "ipip", "gre", "gretap", "vxlan", "geneve", "geneve ip": a second IP header, and what lies between
+    tunnel_id: int = 0
+    tunnel_flags: int = (
+        0  # GRE: checksum, key, sequence number; Geneve: words of options; VXLAN: a group policy
+    )
+    far: bool = False  # the tunnel's own packets are IPv6
+
+    def _tunnelled(self, packet: bytes) -> bytes:
+        """The packet in the tunnel's own."""
+        kind = struct.pack("!H", 0x86DD if self.ipv6 else 0x0800)
+        number, flags = self.tunnel_id, self.tunnel_flags
+        if self.tunnel == "ipip":
+            return self._outside(41 if self.ipv6 else 4, packet)
+        if self.tunnel in ("gre", "gretap"):
+            words = [bytes(4)] if flags & 1 else []
+            words += [struct.pack("!I", number)] if flags & 2 else []
+            words += [bytes(4)] if flags & 4 else []
+            head = struct.pack("!H", (flags & 1) << 15 | (flags & 2) << 12 | (flags & 4) << 10)
+            if self.tunnel == "gretap":
+                packet, kind = MAC + kind + packet, b"\x65\x58"
+            return self._outside(47, head + kind + b"".join(words) + packet)
+        if self.tunnel == "vxlan":
+            policy = 0x80 if flags & 1 else 0
+            inside = (
+                struct.pack("!BBHI", 0x08 | policy, 0, 7 if policy else 0, number << 8) + MAC + kind + packet
+            )
+            port = 8472 if flags & 2 else 4789
+        else:
+            packet, kind = (
+                (packet, kind) if self.tunnel == "geneve ip" else (MAC + kind + packet, b"\x65\x58")
+            )
+            inside = bytes([flags, 0]) + kind + struct.pack("!I", number << 8) + bytes(4 * flags) + packet
+            port = 6081
+        return self._outside(17, struct.pack("!HHHH", 50000, port, 8 + len(inside), 0) + inside)
+
+    def _outside(self, protocol: int, body: bytes) -> bytes:
+        ends = ("fc00::1", "fc00::2") if self.far else ("172.16.0.1", "172.16.0.2")
+        return packets.ip(*ends, protocol, body)
 
     def _wrapped(self, packet: bytes) -> bytes:
         """The packet behind its EtherType, in PPPoE (RFC 2516) or below MPLS labels (RFC 3032)."""
+        ipv6 = self.far if self.tunnel else self.ipv6
+        packet = self._tunnelled(packet) if self.tunnel else packet
         if self.wrap == "pppoe":
-            session = struct.pack("!BBHHH", 0x11, 0, 77, 2 + len(packet), 0x57 if self.ipv6 else 0x21)
+            session = struct.pack("!BBHHH", 0x11, 0, 77, 2 + len(packet), 0x57 if ipv6 else 0x21)
             return b"\x88\x64" + session + packet
         if self.wrap == "mpls":
             last = len(self.labels) - 1
             stack = (struct.pack("!I", v << 12 | (n == last) << 8 | 64) for n, v in enumerate(self.labels))
             return b"\x88\x47" + b"".join(stack) + packet
-        return (b"\x86\xdd" if self.ipv6 else b"\x08\0") + packet
+        return (b"\x86\xdd" if ipv6 else b"\x08\0") + packet
 
     def frames(self) -> list[bytes]:
         """The frames, in order."""
@@ -292,6 +334,8 @@ def shape(draw: Any) -> Shape:
         ipv6, protocol, message, tags, 0 if ipv6 else (0, 0, 1, 10)[draw(0, 3)], chain, fragment,
         draw(0, 2**32 - 1), source, target, (0, 0, 4, 46)[draw(0, 3)],
         ("", "", "", "pppoe", "mpls")[draw(0, 4)], tuple(draw(16, 2**20 - 1) for _ in range(draw(1, 4))),
+        ("", "", "", "", "", "ipip", "gre", "gretap", "vxlan", "geneve", "geneve ip")[draw(0, 10)],
+        draw(1, 2**24 - 1), draw(0, 7), bool(draw(0, 1)),
     )  # fmt: skip
 
 
@@ -320,21 +364,51 @@ class Seen:
     vlans: tuple[int, ...]
     datagram: tuple[Any, ...] | None = None  # what its fragments have in common
     later: bool = False
+    tunnel: tuple[str, int] = ("", 0)  # what it is in, and the number of that
+    outside: int = 0  # protocol of the tunnel's own packet, or its own
 
 
 def seen_by_scapy(frame: bytes) -> Seen:
-    """Addresses, protocol, ports, tags and fragments, by scapy's dissection alone."""
+    """Addresses, protocol, ports, tags, fragments and tunnel, by scapy's dissection alone."""
     whole = Ether(frame)
     vlans = []
     layer = whole.payload
     while isinstance(layer, Dot1Q | Dot1AD):
         vlans.append(layer.vlan)
         layer = layer.payload
+    wrap = ("", 0)
     if isinstance(layer, PPPoE):
         assert isinstance(layer.payload, PPP)
         layer = layer.payload.payload
+        wrap = ("pppoe", 0)
     while isinstance(layer, MPLS):
         layer = layer.payload
+        wrap = ("mpls", 0)
+    seen, top = dissected(layer)
+    seen = replace(seen, vlans=tuple(vlans), tunnel=wrap, outside=seen.protocol)
+    tunnel, inside = entered(top) if not seen.datagram else (("", 0), None)
+    if inside is not None:
+        seen = replace(dissected(inside)[0], vlans=tuple(vlans), tunnel=tunnel, outside=seen.protocol)
+    return seen
+
+
+def entered(layer: Any) -> tuple[tuple[str, int], Any]:
+    """Which tunnel the payload of an IP packet is, and the IP packet inside; None where there is none."""
+    if isinstance(layer, IP | IPv6):
+        return ("ipip", 0), layer
+    if isinstance(layer, GRE):
+        kind, inside = ("gre", layer.key or 0), layer.payload
+    elif isinstance(layer, UDP) and isinstance(layer.payload, VXLAN | GENEVE):
+        kind = "vxlan" if isinstance(layer.payload, VXLAN) else "geneve"
+        kind, inside = (kind, layer.payload.vni), layer.payload.payload
+    else:
+        return ("", 0), None
+    inside = inside.payload if isinstance(inside, Ether) else inside
+    return kind, inside if isinstance(inside, IP | IPv6) else None
+
+
+def dissected(layer: Any) -> tuple[Seen, Any]:
+    """An IP packet by itself, and the layer above it."""
     source, target = (_packed(layer.src), _packed(layer.dst))
     datagram, later = None, False
     if isinstance(layer, IP):
@@ -362,7 +436,7 @@ def seen_by_scapy(frame: bytes) -> Seen:
             isinstance(top, ICMP) and top.type in (0, 8)
         ):
             ports = (top.id, top.id)
-    return Seen(protocol, source, target, ports, tuple(vlans), datagram, later)
+    return Seen(protocol, source, target, ports, (), datagram, later), top
 
 
 def _packed(text: str) -> bytes:
@@ -376,7 +450,7 @@ def flow_key(seen: Seen, ports: tuple[int, int], direction: int) -> bytes:
     ends = [(seen.source, ports[0]), (seen.target, ports[1])]
     (local, local_port), (remote, remote_port) = ends if direction == OUT else ends[::-1]
     packed = struct.pack("=HHI", local_port, remote_port, seen.protocol | vlans[0] << 8 | vlans[1] << 20)
-    return local + remote + packed
+    return local + remote + packed + struct.pack("=II", TUNNELS.index(seen.tunnel[0]), seen.tunnel[1])
 
 
 def looked_up(flows: Program, key: bytes) -> np.ndarray[Any, Any]:
@@ -435,9 +509,9 @@ def test_a_valid_packet_is_counted_as_what_scapy_says_it_is(
             assert counted[:, direction].tolist() == [len(frame), 1], (seen, frame.hex())
             assert counted[:, 1 - direction].tolist() == [0, 0]
             protocols = throughput.total("traffic", "protocols", direction) - protocols
-            assert {n: protocols[n] for n in np.flatnonzero(protocols)} == {seen.protocol: len(frame)}
+            assert {n: protocols[n] for n in np.flatnonzero(protocols)} == {seen.outside: len(frame)}
             fragments = throughput.total("traffic", "fragments", direction) - fragments
-            assert fragments == (seen.datagram is not None)
+            assert fragments == (seen.datagram is not None and seen.tunnel[0] in TUNNELS[:3])
 
 
 @EXAMPLES
@@ -447,7 +521,13 @@ def test_what_is_cut_off_is_not_made_up(plain: dict[str, Program], numbers: rand
     flows, throughput = plain["flows"], plain["throughput"]
     # Behind a tag, else TEST_RUN itself refuses the shortest ones.
     drawn = replace(
-        fresh(shape(numbers.randint)), chain=(), fragment=0, padding=0, tags=((0x8100, 42),), wrap=""
+        fresh(shape(numbers.randint)),
+        chain=(),
+        fragment=0,
+        padding=0,
+        tags=((0x8100, 42),),
+        wrap="",
+        tunnel="",
     )
     (frame,) = drawn.frames()
     header = 18 + (40 if drawn.ipv6 else 20 + 4 * drawn.options)
@@ -491,7 +571,7 @@ def test_a_packet_of_many_segments_is_as_many_bytes(
     bare: dict[str, Program], numbers: random.Random, segments: int, size: int
 ) -> None:
     """Each further segment has the headers again; what has no transport header to repeat is one packet."""
-    drawn = replace(fresh(shape(numbers.randint)), fragment=0, padding=0)
+    drawn = replace(fresh(shape(numbers.randint)), fragment=0, padding=0, tunnel="")
     (frame,) = drawn.frames()
     if numbers.randint(0, 3) == 0:
         frame = frame[: numbers.randint(18, len(frame))]
@@ -653,7 +733,7 @@ def scapy_accepts(frame: bytes) -> bool:
         return not (nh == 58 or (fragment is not None and fragment.nh == 58))
     if layer.proto == 6:
         return True
-    seen = seen_by_scapy(frame)
+    seen, _ = dissected(layer)
     return layer.proto == 17 and not seen.later and seen.ports is not None and 53 in seen.ports
 
 

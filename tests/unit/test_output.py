@@ -316,7 +316,7 @@ def test_the_flows_of_the_demo_into_awk(monkeypatch):
     start = next(i for i, line in enumerate(lines) if line.startswith("protocol "))
     titles = lines[start].split()
     rows = [line.split() for line in lines[start + 1 : start + 9]]
-    assert {len(row) for row in rows} == {len(titles)} == {15}
+    assert {len(row) for row in rows} == {len(titles)} == {16}
     at = {name: titles.index(name) for name in ("local", "remote", "process")}
     flows = json.loads(Collected("ndjson").write(shown))["flows"][:8]
     for row, flow in zip(rows, flows, strict=True):

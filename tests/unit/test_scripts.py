@@ -524,6 +524,14 @@ def test_a_hunt_tells_how_often_each_test_failed(tested: Path) -> None:
     assert part.stdout.splitlines()[-1] == "3 tests, 7 runs, 2 failed, of 2 tests"
 
 
+def test_a_hunt_side_by_side_counts_each_test_once(tested: Path) -> None:
+    (tested / "tests" / "unit" / "test_some.py").write_text(TIMED + UNTIMED.removeprefix(COUNTED))
+    hunt = run_tests(tested, "--repeat", "2", "-k", "not live", "--numprocesses", "2", "--dist", "loadfile")
+    assert hunt.returncode == 1, hunt.stdout + hunt.stderr
+    assert counts(tested) == {"fast": 2, "late": 2, "wrong": 2}
+    assert hunt.stdout.splitlines()[-1] == "3 tests, 6 runs, 2 failed, of 2 tests"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [

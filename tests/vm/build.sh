@@ -19,7 +19,11 @@ PATH=$PATH:/usr/sbin:/sbin
 packages=(
 	kmod iproute2 iputils-ping iperf3 ethtool procps python3 python3-bpfcc busybox tcpdump dnsmasq-base
 )
-[[ $arch == amd64 ]] || packages+=(gcc libc6-dev) # the lab's C programs, which the host compiles for itself alone
+if [[ $arch != amd64 ]]; then
+	packages+=(gcc libc6-dev) # the lab's C programs, which the host compiles for itself alone
+	# What is essential comes by itself only where it is installed, and there it is unpacked.
+	packages+=(base-files base-passwd bash coreutils dash findutils grep gzip hostname libc-bin mount sed tar util-linux)
+fi
 # Of the kernel's modules only these, and what they depend on.
 modules=(
 	virtio_pci virtio_blk ext4 9p 9pnet_virtio
