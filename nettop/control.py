@@ -117,4 +117,6 @@ class Config:
         """The same with another flow in focus, or none."""
         if focus is None:
             return replace(self, focus=0, focus_key=bytes(KEY_BYTES))
+        if len(focus.key) != KEY_BYTES:
+            raise ValueError("not a flow")
         return replace(self, focus=focus.id, focus_key=focus.key)

@@ -38,8 +38,10 @@ _FIRST_SECONDS = 0.2  # until the screen's first frame: who opens it wants to se
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _BOUND = ("tcx", "clsact")  # mechanisms that are bound to the interface
 _JUDGED_BYTES = 100_000  # of the interface's own counting, before what we have seen of them is looked at
+_JUDGED_PACKETS = 200  # the same
 _JUDGED_SHARE = 0.05  # of them; readings that are some ms apart make up less, taken together
 _JUDGED_KEPT = 0.75  # of what earlier frames had, in each frame
+_JUDGED_LATE = 2  # frames that the interface's counters may be read late
 _TRACED = 2000  # packets a second: some ten events each
 _NO_PACKET = 64  # bytes: the kernel wants a frame to run a TC program on
 _LOOK_SECONDS = 0.5  # how often the interface, the loader and what the user wants are looked at
@@ -311,26 +313,30 @@ class LiveMeter:
 
 @dataclass
 class Compared:
-    """Bytes of late, one direction: by the interface, and by us.
+    """What passed of late in one direction, in bytes or packets: by the interface, and by us.
 
-    Its counters are read after our maps, by as much as a busy machine takes.  So what we have not seen must be missing
-    beside its counts of now, and beside those of one frame ago: where traffic begins the first has more than we could
-    see, where it ends the second.
+    Its counters are read after our maps, by as much as a busy machine takes.  So what they have is somewhere between
+    their counts of now and those of some frames ago: where traffic begins the first has more than we could see, where
+    it ends the last.
     """
 
-    counted: float = 0.0
-    earlier: float = 0.0  # the same, one frame ago
-    seen: float = 0.0
-    newest: int = 0
+    def __init__(self, enough: int) -> None:
+        self._enough = enough  # of the interface's own counting, before anything is told
+        self._new = [0] * (1 + _JUDGED_LATE)  # of the newest frames, newest first
+        self._counted = [0.0] * len(
+            self._new
+        )  # the same as what came so far, each a frame later than the one before
+        self._seen = 0.0
 
     def add(self, counted: int, seen: int) -> float:
-        """A frame's bytes; the share of the interface's that we have not seen, 0 where it has counted too few."""
-        self.counted = _JUDGED_KEPT * self.counted + counted
-        self.earlier = _JUDGED_KEPT * self.earlier + self.newest
-        self.seen = _JUDGED_KEPT * self.seen + seen
-        self.newest = counted
-        least = min(self.counted, self.earlier)
-        return max(1 - self.seen / least, 0.0) if least >= _JUDGED_BYTES else 0.0
+        """A frame's; by which share of the interface's we have more, below 0 less: 0 where that cannot be told."""
+        self._new = [counted, *self._new[:-1]]
+        self._counted = [_JUDGED_KEPT * old + new for old, new in zip(self._counted, self._new, strict=True)]
+        self._seen = _JUDGED_KEPT * self._seen + seen
+        least, most = min(self._counted), max(self._counted)
+        if least < self._enough:
+            return 0.0
+        return min(self._seen / least - 1, 0.0) or max(self._seen / most - 1, 0.0)
 
 
 class Live:
@@ -353,9 +359,9 @@ class Live:
         self._gone = ""
         self._trouble = ""
         self._settled = 0.0  # since when everything counts as it does now
-        self._totals: tuple[int | None, ...] = (None, None)
+        self._totals: dict[tuple[str, str], int] = {}  # by way and unit, the interface's own
         self._hidden = ""  # what is said of packets that the interface counts and we do not see
-        self._judged = (Compared(), Compared())  # received, sent
+        self._judged = _unjudged()
         self.notes = Notes(lambda: control.delay)
         self._filter = ""  # what is applied
         self._filter_note = ""
@@ -621,21 +627,25 @@ class Live:
                 self._configure(replace(self._config, count_in=received, count_out=sent, cut_above=above))
 
     def look_for_hidden(self, frame: Frame) -> None:
-        """Notice bytes that the interface counts and the programs do not see, and say what may have them."""
+        """Notice what the interface counts and the programs do not see, or count otherwise, and say why that may be."""
         section = frame.sections.get("throughput")
-        ways = (getattr(section, "rx", None), getattr(section, "tx", None))
-        before, self._totals = self._totals, tuple(getattr(way, "bytes_total", None) for way in ways)
+        before, self._totals = self._totals, {}
+        for way in ("rx", "tx"):
+            for what in ("bytes", "packets"):
+                total = getattr(getattr(section, way, None), f"{what}_total", None)
+                if total is not None:
+                    self._totals[way, what] = total
         if self._filter or self._gone or time.monotonic() - self._settled < 1.5 * frame.seconds:
-            self._judged = (Compared(), Compared())
+            self._judged = _unjudged()
             return
-        said = ""
-        for index, (way, now, then) in enumerate(zip(ways, self._totals, before, strict=True)):
-            if way is None or now is None or then is None:
-                continue
-            share = self._judged[index].add(now - then, way.bytes)
-            if share > _JUDGED_SHARE:
-                said = said or getattr(section, "differs", None) or _unseen(index, round(100 * share))
-        self._hidden = said
+        self._hidden = ""
+        for (way, what), now in self._totals.items():
+            if (way, what) in before:
+                seen = getattr(getattr(section, way), what)
+                share = self._judged[way, what].add(now - before[way, what], seen)
+                # We have more of what is sent where the queue drops, which comes behind us.
+                if not self._hidden and (share < -_JUDGED_SHARE or (share > _JUDGED_SHARE and way == "rx")):
+                    self._hidden = getattr(section, "differs", None) or _apart(way, what, share)
 
     async def watch(self) -> None:
         """Look after the interface, and pass on what the user changes, until cancelled."""
@@ -770,14 +780,23 @@ class Live:
         )
 
 
-def _unseen(way: int, share: int) -> str:
-    """Bytes of a direction (0: received) that do not come to TC, where all programs of ours are; or not to us there."""
-    if way == 0:
-        return f"{share} % of the bytes received are not seen: XDP, AF_XDP, or a TC program before nettop takes them"
-    return (
-        f"{share} % of the bytes sent are not seen: AF_XDP or PACKET_QDISC_BYPASS, which pass by TC, or a TC program "
-        "before nettop"
-    )
+def _unjudged() -> dict[tuple[str, str], Compared]:
+    """By way and unit."""
+    enough = {"bytes": _JUDGED_BYTES, "packets": _JUDGED_PACKETS}
+    return {(way, what): Compared(least) for way in ("rx", "tx") for what, least in enough.items()}
+
+
+def _apart(way: str, what: str, share: float) -> str:
+    """What to say where the interface counts more, or less, than comes to TC, where all programs of ours are."""
+    word = "received" if way == "rx" else "sent"
+    if share > 0:
+        return f"{round(100 * share)} % more {what} {word} than the interface counts: how it counts is not known here"
+    text = f"{round(-100 * share)} % of the {what} {word} are not seen"
+    if what == "packets":  # and hardly any bytes
+        return f"{text}, or are merged or cut up where that cannot be followed"
+    if way == "rx":
+        return f"{text}: XDP, AF_XDP, or a TC program before nettop takes them"
+    return f"{text}: AF_XDP or PACKET_QDISC_BYPASS, which pass by TC, or a TC program before nettop"
 
 
 def _run_with(map_fd: int, program: int, value: bytes) -> None:

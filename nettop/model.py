@@ -32,7 +32,7 @@ class Focus:
     key: bytes
 
     def __post_init__(self) -> None:
-        if not 0 < self.id < 1 << 64 or len(self.key) != 40:
+        if not 0 < self.id < 1 << 64:
             raise ValueError("not a flow")
 
 

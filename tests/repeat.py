@@ -1,8 +1,9 @@
 """For hunting: the chosen tests N times, one after another, each time in a pytest of its own; and who failed how often.
 
 scripts/test --repeat N [--into FILE] [PYTEST ARGUMENT ...] calls it.  Nothing runs twice within a round, not even
-what measures time (NETTOP_ONCE), and nothing beside another but with --numprocesses, as in CI.  With --into FILE what came out is added to the file,
-and the table is of all that is in it: so a long hunt may run in parts.  Interrupted, it shows what it has.
+what measures time (NETTOP_ONCE), and nothing beside another but with --numprocesses, as in CI.  With --into FILE
+what came out is added to the file, and the table is of all that is in it: so a long hunt may run in parts.
+Interrupted, it shows what it has.
 Status: 0 all passed, 1 some failed, 2 wrong usage or nothing chosen, 3 a round had no end.
 """
 

@@ -54,9 +54,6 @@ HELP = """\
 Every connection that had packets on the interface, both directions in one row. local is this host's end (for \
 forwarded traffic the end behind the host), remote the other; process is who holds the socket.
 
-tunnel: what the packets are wrapped in (pppoe, mpls, ipip, gre, vxlan, geneve), with its number; the row is of those \
-inside. The column is there when such a flow is. What cannot be read inside is the tunnel's own flow.
-
 rx/s, tx/s: bytes on the wire, received and sent, in the interval. rate is their sum.
 
 RTT: the newest round trip to the remote end, measured from packets that pass: nothing is sent. min: the smallest \
@@ -65,6 +62,8 @@ via: how it was measured: ts TCP timestamps, seq sequence and ACK, syn handshake
 spin QUIC's bit.
 
 retr: segments sent again, both directions, since the flow was first seen. age: since then.
+
+tunnel: what the row's packets came wrapped in, and its number; there when a flow is.
 
 The cursor stays on its flow while rows move; g lets it go to the top again. enter opens the flow's own page: \
 its whole delay in parts, and what is wrong with it.
@@ -135,6 +134,8 @@ def _tunnel(row: Any) -> str:
 
 def _tunnel_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
     text = _tunnel(row)
+    if len(text) > canvas.width:  # a number is not cut
+        text = str(row["tunnel_id"])
     return Span(draw.fit(text or units.NONE, canvas.width), _alive(row, LABEL if text else DIM))
 
 
@@ -262,7 +263,7 @@ COLUMNS = (
     Column(
         "tunnel",
         "tunnel",
-        9,
+        12,
         _tunnel_cell,
         lambda t: t["tunnel"].astype(np.uint64) << np.uint64(32) | t["tunnel_id"],
         "left",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nettop.model import Frame
+from nettop.probes.flows_layout import TUNNELS
 from nettop.probes.verdict_evidence import KINDS, NAMES, WAY, WINDOW, Evidence, Kind, gather, split
 from nettop.probes.verdict_flow import check_end, chosen, focused_of, round_trips, row_of, stages_of
 from nettop.probes.verdict_rules import (
@@ -185,8 +186,12 @@ def _note(kind: Kind, value: float | None, history: Sequence[Frame], flow: int, 
     status = newest.probes.get(kind.source) if newest is not None else None
     if status is not None and status.state != "live":
         return {"off": f"{kind.source} is off"}.get(status.state, f"{kind.source}: {status.state}")
-    if kind.source == "stages" and newest is not None and stages_of(newest, flow) is None:
-        return "not in focus"
+    if kind.source == "stages" and newest is not None:
+        row = next((row for frame in reversed(history) if (row := row_of(frame, flow)) is not None), None)
+        if row is not None and row["tunnel"]:
+            return f"inside {TUNNELS[int(row['tunnel'])]}"  # there a packet has its outer headers
+        if stages_of(newest, flow) is None:
+            return "not in focus"
     if kind.source == "flows" and e is not None:
         return "no data is sent" if not e.data[1] and e.looks else "no round trip"
     return "nothing seen"

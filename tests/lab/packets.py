@@ -98,6 +98,46 @@ def fragments(
     return packets
 
 
+TUNNELS = ("ipip", "gre", "gretap", "vxlan", "geneve", "geneve-ip")
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """One of `TUNNELS`: its number, its ends, and what else its header may have.
+
+    `flags` has bits for GRE's checksum, key and sequence number, and for VXLAN's policy and Linux's port, and says how
+    many words of options Geneve has.
+    """
+
+    kind: str
+    number: int = 0
+    flags: int = 2
+    ends: tuple[str, str] = ("172.16.0.1", "172.16.0.2")
+
+    def around(self, packet: bytes) -> bytes:
+        """The tunnel's own packet around an IP packet."""
+        number, flags = self.number, self.flags
+        kind = struct.pack("!H", ETH_P_IP if packet[0] >> 4 == 4 else ETH_P_IPV6)
+        frame = bytes(12) + kind + packet
+        if self.kind == "ipip":
+            return ip(*self.ends, 4 if packet[0] >> 4 == 4 else 41, packet)
+        if self.kind in ("gre", "gretap"):
+            body, kind = (packet, kind) if self.kind == "gre" else (frame, b"\x65\x58")
+            words = [struct.pack("!I", word) for bit, word in ((1, 0), (2, number), (4, 0)) if flags & bit]
+            head = struct.pack("!H", (flags & 1) << 15 | (flags & 2) << 12 | (flags & 4) << 10)
+            return ip(*self.ends, 47, head + kind + b"".join(words) + body)
+        if self.kind == "vxlan":
+            head = struct.pack("!BBHI", 0x88 if flags & 1 else 0x08, 0, 7 * (flags & 1), number << 8)
+            return self._udp(8472 if flags & 2 else 4789, head + frame)
+        body, kind = (packet, kind) if self.kind == "geneve-ip" else (frame, b"\x65\x58")
+        return self._udp(
+            6081, bytes([flags, 0]) + kind + struct.pack("!I", number << 8) + bytes(4 * flags) + body
+        )
+
+    def _udp(self, port: int, body: bytes) -> bytes:
+        return ip(*self.ends, 17, udp(*self.ends, 50_000, port, body))
+
+
 def udp(source: str, target: str, source_port: int, target_port: int, payload: bytes) -> bytes:
     """A UDP datagram (what goes into `ip` as protocol 17)."""
     datagram = struct.pack("!HHHH", source_port, target_port, 8 + len(payload), 0) + payload

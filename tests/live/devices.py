@@ -683,9 +683,8 @@ TCP and 221 datagrams by UDP_SEGMENT, each way, with offloads on and off, switch
 *Equal* means that bytes and packets are the same to the last one, received and sent, in all of the settings. *ppp* is
 PPPoE without negotiation: its two ends are told of one another.
 
-*Flows*: of the two TCP connections, those whose megabyte is in one flow. An ifb is given one direction, so only the
-connection whose data comes that way; below a tunnel there is the tunnel's own flow; on lo each of a connection's two
-ends is a flow.
+*Flows*: of the two TCP connections, those whose megabyte is in one flow, below a tunnel as well. An ifb is given one
+direction, so only the connection whose data comes that way; on lo each of a connection's two ends is a flow.
 """
 QUEUES_HEAD = """
 ### Queues

@@ -127,6 +127,7 @@ class Script:
     """
 
     protocol = 6
+    tunnel: packets.Tunnel | None = None
 
     def __init__(self, link: Link, number: int, *, ipv6: bool = False) -> None:
         self.link, self.ipv6 = link, ipv6
@@ -140,6 +141,9 @@ class Script:
         at, to = (self.link.a, self.link.b) if near else (self.link.b, self.link.a)
         ends = (self.near_address, self.far_address) if near else (self.far_address, self.near_address)
         packet = packets.ip(*ends, self.protocol, payload(*ends))
+        if self.tunnel is not None:
+            outside = self.tunnel if near else replace(self.tunnel, ends=self.tunnel.ends[::-1])
+            packet = outside.around(packet)
         self.steps.append(packets.Step(at, packets.ethernet(at, to, packet), wait_ms / 1000))
 
 

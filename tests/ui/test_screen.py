@@ -17,6 +17,7 @@ from textual.theme import BUILTIN_THEMES
 from nettop.errors import ExitCode, NettopError
 from nettop.model import Frame, Health, ProbeStatus
 from nettop.probes import flows_view
+from nettop.probes.flows_layout import TUNNELS
 from nettop.probes.view import Pane
 from nettop.ui.app import NettopApp
 from nettop.ui.bars import Header
@@ -540,9 +541,32 @@ async def test_a_click_focuses_a_pane_and_the_foot_can_be_clicked():
 def test_columns_leave_by_priority_and_the_sorted_one_stays():
     wide = [p.column.key for p in place_columns(flows_view.COLUMNS, 200)]
     assert wide == [c.key for c in flows_view.COLUMNS]
-    narrow = [p.column.key for p in place_columns(flows_view.COLUMNS, 74)]
+    usual = tuple(c for c in flows_view.COLUMNS if c.wanted is None)
+    narrow = [p.column.key for p in place_columns(usual, 74)]
     assert narrow == ["protocol", "local", "remote", "process", "rx", "tx", "rtt"]
-    assert "state" in [p.column.key for p in place_columns(flows_view.COLUMNS, 74, keep="state")]
+    assert "state" in [p.column.key for p in place_columns(usual, 74, keep="state")]
+    narrow = [p.column.key for p in place_columns(flows_view.COLUMNS, 74)]
+    assert narrow == ["protocol", "tunnel", "remote", "rx", "tx", "rtt"]
+
+
+async def test_the_tunnel_has_a_column_from_the_first_flow_in_one_on():
+    table = frames.flow_rows(5)
+    table["tunnel"][0], table["tunnel_id"][0] = TUNNELS.index("vxlan"), 4096
+    table["tunnel"][1] = TUNNELS.index("pppoe")
+    made = frames.frame(5)
+    async with running() as d:
+        assert "tunnel" not in d.line("proto")
+        await d.give(replace(made, sections={**made.sections, "flows": replace(frames.flows(5), rows=table)}))
+        assert "tunnel" in d.line("proto")
+        assert " vxlan 4096 " in d.line("203.0.113.7")
+        assert " pppoe " in d.line("198.51.100.4")
+        await d.press("slash", *"vxlan", "enter")
+        assert "1 match vxlan" in d.text()
+        await d.press("enter")
+        assert "in vxlan 4096" in d.text()
+        await d.press("escape")
+        await d.give(frames.frame(6))
+        assert "tunnel" in d.line("proto"), "nothing jumps when the last of them goes"
 
 
 @pytest.mark.parametrize("width", range(1, 201))

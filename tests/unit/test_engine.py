@@ -185,17 +185,21 @@ MB = 1_000_000
         ([0, 0, MB, MB, MB], [0, 0, 0, MB, MB]),  # it began between the two readings
         ([MB, MB, MB, 0, 0, 0], [MB, MB, MB, 0, 0, 0]),  # it ended
         ([MB, MB, 9 * MB, MB, MB], [MB, MB, MB, 9 * MB, MB]),  # a burst between them
+        (
+            [0, 9 * MB, MB, 0, 0, 0],
+            [0, 0, 0, 9 * MB, MB, 0],
+        ),  # so slow that the readings are two frames apart
         ([50_000, 0, 0, 0], [0, 0, 0, 0]),  # too little to tell
     ],
 )
-def test_readings_that_are_apart_are_nothing_that_is_not_seen(counted: list[int], seen: list[int]) -> None:
-    compared = Compared()
-    assert max(compared.add(*each) for each in zip(counted, seen, strict=True)) < 0.05
+def test_readings_that_are_apart_are_no_difference(counted: list[int], seen: list[int]) -> None:
+    compared = Compared(100_000)
+    assert max(abs(compared.add(*each)) for each in zip(counted, seen, strict=True)) < 0.05
 
 
-@pytest.mark.parametrize(("missing", "share"), [(1.0, 1.0), (0.3, 0.3), (0.1, 0.1)])
-def test_what_is_never_seen_is_told_after_a_few_frames(missing: float, share: float) -> None:
-    compared = Compared()
-    told = [compared.add(MB, round(MB * (1 - missing))) for _ in range(20)]
-    assert told[-1] == pytest.approx(share, abs=0.01)
-    assert next(i for i, each in enumerate(told) if each > 0.05) < 12
+@pytest.mark.parametrize(("factor", "share"), [(0.0, -1.0), (0.7, -0.3), (0.9, -0.1), (1.1, 0.1), (40, 39)])
+def test_what_always_differs_is_told_after_a_few_frames(factor: float, share: float) -> None:
+    compared = Compared(100_000)
+    told = [compared.add(MB, round(MB * factor)) for _ in range(20)]
+    assert told[-1] == pytest.approx(share, abs=0.02)
+    assert next(i for i, each in enumerate(told) if abs(each) > 0.05) < 12

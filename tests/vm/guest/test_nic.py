@@ -20,7 +20,7 @@ MAC = "52:54:00:4e:54:"
 @contextmanager
 def cards(lab: Lab, *numbers: str) -> Iterator[list[Endpoint]]:
     """NICs by the end of their MAC addresses, each up in a namespace of its own."""
-    there = {Path(path, "address").read_text().strip(): path.name for path in NICS.iterdir()}
+    there = {path.read_text().strip(): path.parent.name for path in NICS.glob("*/address")}
     if not {MAC + number for number in numbers} <= set(there):
         pytest.fail(f"no NICs {numbers}: run.sh with NIC=cards")
     ends = []
