@@ -235,6 +235,9 @@ def _above(kind: str, *options: str) -> Callable[[Lab], Device]:
         _address(top)
         link.b.ns.run("ip", "neigh", "flush", "all", check=False)
         link.b.ns.run("ip", "neigh", "del", link.a.v4, "dev", link.b.name, check=False)
+        if "l3" in options:  # nobody answers ARP there, and the lower device is the one who asks
+            for here, address, there in ((link.b, top.v4, link.a), (link.a, link.b.v4, link.b)):
+                here.ns.run("ip", "neigh", "replace", address, "lladdr", there.mac, "dev", here.name)
         return Device(kind, top, top, link.b, (link.a,))
 
     return make
@@ -499,6 +502,7 @@ ELSEWHERE: dict[str, Callable[[Lab], Device]] = {
     "sit": _sit,
     "geneve": _over("geneve", "id", "7", local=False),
     "veth below gre": below(_over("gre")),
+    "veth below ipip": below(_over("ipip")),
     "veth below geneve": below(_over("geneve", "id", "7", local=False)),
     "ipvlan l2": _above("ipvlan", "mode", "l2"),
     "ipvlan l3": _above("ipvlan", "mode", "l3"),
