@@ -66,7 +66,7 @@ class Guest:
 GUESTS = [
     # With NETTOP_VM_ARGS= (empty) all of the tests run in these two, which takes 25 minutes each.
     Guest("bookworm", "bookworm", SHORT, once=False),
-    Guest("trixie", "trixie", SHORT, once=False),
+    Guest("trixie", "trixie", f"{SHORT} or test_devices or irq_waits", once=False),
     Guest("trixie-backports", "trixie", f"{SHORT} or merged"),
     Guest("trixie", "trixie", cpus="8", connections=2003),
     Guest("bookworm", "trixie", LADDER),
@@ -75,7 +75,7 @@ GUESTS = [
     Guest("trixie", "sid", LADDER),
     Guest("trixie-backports", "bookworm", SHORT),
     Guest("trixie-backports", "sid", SHORT),
-    Guest("trixie", "trixie", SHORT, arch="arm64"),
+    Guest("trixie", "trixie", f"{SHORT} or rtt", arch="arm64"),
     Guest("trixie", "trixie", cpus="8", connections=100_003),
     Guest("bookworm", "bookworm", "reading", cpus="2,maxcpus=255", append="possible_cpus=256", connections=1),
 ]

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,10 +77,8 @@ def bcc_version() -> str:
 
 def llvm_version() -> str:
     """Of the LLVM that Debian's BCC is linked with: 14, 19."""
-    packages = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package}\n", "libllvm*"], capture_output=True, text=True, check=False
-    ).stdout
-    return ", ".join(sorted(set(re.findall(r"^libllvm(\d+)", packages, re.MULTILINE))))
+    names = " ".join(path.name for path in Path("/usr/lib").glob("*-linux-gnu/libLLVM*"))
+    return ", ".join(sorted(set(re.findall(r"libLLVM(?:-|\.so\.)(\d+)", names))))
 
 
 def machine() -> dict[str, object]:
