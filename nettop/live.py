@@ -12,10 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 from nettop import bpf, netlink, privilege, protocol
 from nettop import filter as filters
@@ -39,9 +41,8 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _BOUND = ("tcx", "clsact")  # mechanisms that are bound to the interface
 _JUDGED_BYTES = 100_000  # of the interface's own counting, before what we have seen of them is looked at
 _JUDGED_PACKETS = 200  # the same
-_JUDGED_SHARE = 0.05  # of them; readings that are some ms apart make up less, taken together
-_JUDGED_KEPT = 0.75  # of what earlier frames had, in each frame
-_JUDGED_LATE = 2  # frames that the interface's counters may be read late
+_JUDGED_SHARE = 0.05  # of them: from here on it is told
+_JUDGED_FRAMES = 24  # that are looked at together
 _TRACED = 2000  # packets a second: some ten events each
 _NO_PACKET = 64  # bytes: the kernel wants a frame to run a TC program on
 _LOOK_SECONDS = 0.5  # how often the interface, the loader and what the user wants are looked at
@@ -313,30 +314,41 @@ class LiveMeter:
 
 @dataclass
 class Compared:
-    """What passed of late in one direction, in bytes or packets: by the interface, and by us.
+    """What passed in one direction of late, in bytes or packets: by the interface, and by us.
 
-    Its counters are read after our maps, by as much as a busy machine takes.  So what they have is somewhere between
-    their counts of now and those of some frames ago: where traffic begins the first has more than we could see, where
-    it ends the last.
+    Its counters are read after our maps, and before the next frame's maps are.  So what it has more than we have is
+    right to a frame's traffic, and as good as right in the frame that is read quickest.
     """
 
     def __init__(self, enough: int) -> None:
         self._enough = enough  # of the interface's own counting, before anything is told
-        self._new = [0] * (1 + _JUDGED_LATE)  # of the newest frames, newest first
-        self._counted = [0.0] * len(
-            self._new
-        )  # the same as what came so far, each a frame later than the one before
-        self._seen = 0.0
+        self._sums: deque[tuple[int, int]] = deque(
+            [(0, 0)], _JUDGED_FRAMES
+        )  # counted and seen, since the start
 
     def add(self, counted: int, seen: int) -> float:
         """A frame's; by which share of the interface's we have more, below 0 less: 0 where that cannot be told."""
-        self._new = [counted, *self._new[:-1]]
-        self._counted = [_JUDGED_KEPT * old + new for old, new in zip(self._counted, self._new, strict=True)]
-        self._seen = _JUDGED_KEPT * self._seen + seen
-        least, most = min(self._counted), max(self._counted)
-        if least < self._enough:
+        sums = self._sums
+        sums.append((sums[-1][0] + counted, sums[-1][1] + seen))
+        whole = sums[-1][0] - sums[0][0]
+        if whole < self._enough:
             return 0.0
-        return min(self._seen / least - 1, 0.0) or max(self._seen / most - 1, 0.0)
+        ahead = [ours - theirs for theirs, ours in sums]
+        largest = max(after[0] - before[0] for before, after in pairwise(sums))
+        grown = ahead[-1] - ahead[0]
+        if abs(grown) - largest > _JUDGED_SHARE * whole:
+            return grown / whole
+        if len(sums) < _JUDGED_FRAMES:
+            return 0.0
+        # The first quarter of them beside the last, each by the frame that leans most the other way.
+        part = _JUDGED_FRAMES // 4
+        first, last = range(part), range(_JUDGED_FRAMES - part, _JUDGED_FRAMES)
+        before, after = max(first, key=ahead.__getitem__), min(last, key=ahead.__getitem__)
+        more = ahead[after] - ahead[before]
+        if more <= 0:
+            before, after = min(first, key=ahead.__getitem__), max(last, key=ahead.__getitem__)
+            more = min(ahead[after] - ahead[before], 0)
+        return more / max(sums[after][0] - sums[before][0], 1)
 
 
 class Live:
@@ -362,6 +374,7 @@ class Live:
         self._totals: dict[tuple[str, str], int] = {}  # by way and unit, the interface's own
         self._hidden = ""  # what is said of packets that the interface counts and we do not see
         self._judged = _unjudged()
+        self._waits = 0  # bytes in the queue
         self.notes = Notes(lambda: control.delay)
         self._filter = ""  # what is applied
         self._filter_note = ""
@@ -630,18 +643,19 @@ class Live:
         """Notice what the interface counts and the programs do not see, or count otherwise, and say why that may be."""
         section = frame.sections.get("throughput")
         before, self._totals = self._totals, {}
-        for way in ("rx", "tx"):
-            for what in ("bytes", "packets"):
-                total = getattr(getattr(section, way, None), f"{what}_total", None)
-                if total is not None:
-                    self._totals[way, what] = total
+        for way, what in self._judged:
+            total = getattr(getattr(section, way, None), f"{what}_total", None)
+            if total is not None:
+                self._totals[way, what] = total
+        # What waits in the queue has been counted by us, and will be by the interface.
+        waited, self._waits = self._waits, getattr(section, "backlog_bytes", None) or 0
         if self._filter or self._gone or time.monotonic() - self._settled < 1.5 * frame.seconds:
             self._judged = _unjudged()
             return
         self._hidden = ""
         for (way, what), now in self._totals.items():
             if (way, what) in before:
-                seen = getattr(getattr(section, way), what)
+                seen = getattr(getattr(section, way), what) - (self._waits - waited if way == "tx" else 0)
                 share = self._judged[way, what].add(now - before[way, what], seen)
                 # We have more of what is sent where the queue drops, which comes behind us.
                 if not self._hidden and (share < -_JUDGED_SHARE or (share > _JUDGED_SHARE and way == "rx")):
@@ -781,9 +795,12 @@ class Live:
 
 
 def _unjudged() -> dict[tuple[str, str], Compared]:
-    """By way and unit."""
-    enough = {"bytes": _JUDGED_BYTES, "packets": _JUDGED_PACKETS}
-    return {(way, what): Compared(least) for way in ("rx", "tx") for what, least in enough.items()}
+    """By way and unit.  Packets that wait in the queue are not known as the interface will count them."""
+    return {
+        ("rx", "bytes"): Compared(_JUDGED_BYTES),
+        ("rx", "packets"): Compared(_JUDGED_PACKETS),
+        ("tx", "bytes"): Compared(_JUDGED_BYTES),
+    }
 
 
 def _apart(way: str, what: str, share: float) -> str:
