@@ -14,7 +14,7 @@ from nettop.probes.draw import cells, fit, wrap
 from nettop.probes.focus_view import said
 from nettop.probes.rows import first
 from nettop.probes.verdict import row_of
-from nettop.probes.view import Canvas, Column, Pane, Table, text_of
+from nettop.probes.view import Canvas, Column, Pane, Table, cell_of, text_of
 
 _GAP = 2
 _WIDE = 300  # cells: more than any cell needs
@@ -118,9 +118,12 @@ def table_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str)
     shown = first(table, rows, sort, top)
     columns = fitted(tuple(c for c in table.columns if c.wanted is None or c.wanted(rows)), canvas.width)
     cellular = [replace(canvas, width=width, height=1) for _, width in columns]
+    absent = [c for c in table.columns if c.instead and c not in [kept for kept, _ in columns]]
     lines = [_row([c.title for c, _ in columns], columns)]
     for row in rows[shown]:
-        texts = [c.cell(row, cell, frame).text for (c, _), cell in zip(columns, cellular, strict=True)]
+        texts = [
+            cell_of(c, absent, row, cell, frame).text for (c, _), cell in zip(columns, cellular, strict=True)
+        ]
         lines.append(_row(texts, columns))
     return [*lines, *_more(len(rows) - len(shown))]
 

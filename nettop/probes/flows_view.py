@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from nettop import units
 from nettop.model import Frame
-from nettop.probes import draw, focus_view, rtt_view, verdict
-from nettop.probes.flows_layout import METHODS, STATES, TUNNELS
+from nettop.probes import draw, focus_view, rtt_view, verdict, verdict_rules
+from nettop.probes.flows_layout import METHODS, STATE_OPEN, STATE_RESET, STATE_SYN, STATES, TUNNELS
 from nettop.probes.view import (
     BAD,
     DIM,
@@ -60,6 +60,10 @@ RTT: the newest round trip to the remote end, measured from packets that pass: n
 ever; an RTT is coloured when it is far above it: that much is waiting in queues. jitter: its variation (RFC 6298). \
 via: how it was measured: ts TCP timestamps, seq sequence and ACK, syn handshake, echo ICMP, dns query and response, \
 spin QUIC's bit.
+
+state: syn is a SYN without an answer, syn×3 three of them; refused: a RST came back to it; synack×3: a SYN-ACK was \
+sent three times, and the connection has not come about; unreplied: one direction alone was seen. In a narrow table \
+what went wrong (syn, refused, reset) stands in the place of the RTT.
 
 retr: segments sent again, both directions, since the flow was first seen. age: since then.
 
@@ -216,8 +220,19 @@ def _retransmits_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
 
 
 def _state_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    state = STATES[int(row["state"])]
-    return Span(state or units.NONE, WARN if state == "reset" else LABEL)
+    text, count = verdict_rules.state_words(row)
+    role = WARN if count > 1 or text in ("refused", "reset") else LABEL
+    if count > 1:
+        counted = f"{text}{'×' if canvas.unicode else '*'}{count}"
+        text = counted if draw.cells(counted) <= canvas.width else text
+    return Span(text or units.NONE, role)
+
+
+def _unusual(row: Any) -> bool:
+    """Whether the state has to be said where its column has no room: no connection, or none any more."""
+    if row["state"] in (STATE_SYN, STATE_RESET):
+        return True
+    return bool(row["state"] == STATE_OPEN and verdict_rules.no_connection(row) is not None)
 
 
 def _age_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
@@ -283,7 +298,18 @@ COLUMNS = (
         "method", "via", 5, _method_cell, lambda t: t["rtt"]["method"], "left", priority=7, ascending=True
     ),
     Column("retransmits", "retr", 5, _retransmits_cell, _sum("rx_retransmits", "tx_retransmits"), priority=5),
-    Column("state", "state", 7, _state_cell, _sum("state"), "left", priority=10, ascending=True),
+    Column(
+        "state",
+        "state",
+        9,
+        _state_cell,
+        _sum("state"),
+        "left",
+        priority=10,
+        ascending=True,
+        instead="rtt",
+        needed=_unusual,
+    ),
     Column(
         "total",
         "total",
@@ -314,6 +340,9 @@ def matches(table: NDArray[np.void], word: str) -> NDArray[np.bool_]:
         found |= table["tunnel"] == TUNNELS.index(word)
     if word in STATES[1:]:
         found |= table["state"] == STATES.index(word)
+    if word == "refused":
+        for index in np.flatnonzero(table["state"] == STATE_RESET):
+            found[index] |= verdict_rules.state_words(table[index])[0] == word
     result: NDArray[np.bool_] = found
     return result
 

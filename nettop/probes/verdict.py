@@ -11,19 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nettop import units
 from nettop.model import Frame
-from nettop.probes.flows_layout import TUNNELS
+from nettop.probes.flows_layout import FLAG_OPENED_BY_LOCAL, PROTOCOLS, STATE_SYN, TUNNELS
 from nettop.probes.verdict_evidence import KINDS, NAMES, WAY, WINDOW, Evidence, Kind, gather, split
 from nettop.probes.verdict_flow import check_end, chosen, focused_of, round_trips, row_of, stages_of
 from nettop.probes.verdict_rules import (
     HEALTHY,
     NO_CONNECTION,
     NOTHING_FOUND,
+    SYNS,
     VERDICTS,
     WRITES_LITTLE,
     judge,
     no_connection,
 )
+
+LATE_NS = 200_000_000  # a SYN without an answer for so long was lost, or its answer
 
 __all__ = [
     "HEALTHY",
@@ -125,8 +129,11 @@ def explain(history: Sequence[Frame], flow: int) -> Explanation:
     e = gather(history, flow)
     parts = _parts(e.parts if e is not None else dict.fromkeys(NAMES), history, flow, e)
     span, intervals = (e.span_ns, e.intervals) if e is not None else (0, 0)
-    row = next((row for frame in reversed(history) if (row := row_of(frame, flow)) is not None), None)
-    refused = None if row is None else no_connection(row)
+    row, at = next(
+        ((row, _now_ns(frame)) for frame in reversed(history) if (row := row_of(frame, flow)) is not None),
+        (None, 0),
+    )
+    refused = None if row is None else no_connection(row, at)
     if refused is not None:
         return Explanation(
             flow,
@@ -143,9 +150,10 @@ def explain(history: Sequence[Frame], flow: int) -> Explanation:
     if e is None or intervals < 2:
         unseen = () if e is None else e.unseen
         text = "too little of this flow was seen yet"
-        return Explanation(flow, "", text, (), (), parts, (), span, intervals, unseen=unseen)
+        reasons = _again_so_far(row)
+        return Explanation(flow, "", text, reasons, (), parts, (), span, intervals, unseen=unseen)
     verdict, finding, also = judge(e)
-    reasons = finding.reasons
+    reasons = (*finding.reasons, *_late_handshake(history, flow))
     if e.trips.held:
         reasons = (
             *reasons,
@@ -155,6 +163,45 @@ def explain(history: Sequence[Frame], flow: int) -> Explanation:
         flow, verdict, finding.headline, reasons, also, parts, finding.culprits, e.span_ns, e.intervals,
         finding.term, e.unseen,
     )  # fmt: skip
+
+
+def _now_ns(frame: Frame) -> int:
+    """CLOCK_MONOTONIC of the frame's rows; 0 where it is not known."""
+    return int(getattr(frame.sections.get("flows"), "now_ns", 0))
+
+
+def _again_so_far(row: Any | None) -> tuple[str, ...]:
+    """What was sent again, where that is too little to judge loss by: a SYN that was lost is one segment of few."""
+    if row is None or row["protocol"] != PROTOCOLS["tcp"]:
+        return ()
+    again = int(row["rx_retransmits"]) + int(row["tx_retransmits"])
+    packets = int(row["rx_packets_total"]) + int(row["tx_packets_total"])
+    return (f"{units.count(again)} of {units.count(packets)} segments sent again so far",) if again else ()
+
+
+def _late_handshake(history: Sequence[Frame], flow: int) -> tuple[str, ...]:
+    """That a SYN had to be sent again before there was a connection: a frame had it unanswered, a later one has more.
+
+    A frame between the SYN and its answer has to have seen it: of two that were sent within one nothing is known.
+    """
+    rows = [(row, _now_ns(frame)) for frame in history if (row := row_of(frame, flow)) is not None]
+    if not rows or rows[-1][0]["state"] == STATE_SYN:
+        return ()
+    ours = bool(int(rows[0][0]["flags"]) & FLAG_OPENED_BY_LOCAL)
+    way, back, who = ("tx", "rx", "this host") if ours else ("rx", "tx", "the far end")
+    asked = [
+        (row, now) for row, now in rows if row["state"] == STATE_SYN and not row[f"{back}_packets_total"]
+    ]
+    if not asked:
+        return ()
+    row, now = asked[-1]
+    opened = next(later for later, _ in rows if later["state"] != STATE_SYN)
+    syns, waited = int(row[f"{way}_packets_total"]), now - int(row["first"])
+    again = int(opened[f"{way}_retransmits"]) + int(opened[f"{back}_retransmits"])
+    if syns < SYNS and (waited < LATE_NS or not again):
+        return ()
+    sent = f"{who} had sent {units.count(syns)} SYN{'s' if syns > 1 else ''}"
+    return (f"a late handshake: after {units.duration(waited)} {sent}, and nothing had come back",)
 
 
 def _parts(

@@ -14,6 +14,7 @@ from nettop.probes.flows_layout import (
     STATE_OPEN,
     STATE_RESET,
     STATE_SYN,
+    STATES,
 )
 from nettop.probes.verdict_evidence import WAY, Evidence, Parts
 from nettop.probes.verdict_trips import GROUP
@@ -32,6 +33,7 @@ WAITING_NS, WAITING_SHARE = 5 * MS, 0.5
 DISTANCE_NS, DISTANCE_SHARE = 25 * MS, 0.6
 IDLE_SHARE, IDLE_WRITES = 0.5, 10  # busy for less of the time, and fewer writes a second
 SYNS = 2  # asked again, and still no answer
+GAVE_UP_NS = 3_000 * MS  # a second SYN comes after 1 s (RFC 6298), with older stacks after 3 s
 BARE = 90  # bytes a packet at most: SYNs, ACKs and RSTs alone
 
 # The verdicts, worst evidence first: of several that hold, the first is the verdict and the rest are named beside it.
@@ -52,6 +54,9 @@ VERDICTS = (
     *(NO_CONNECTION, FAR_END, READS_LATE, QUEUE, INTERRUPTS, LOSS, STACK, WRITES_LITTLE, NETWORK),
     *(HEALTHY, NOTHING_FOUND),
 )
+
+
+UNSEEN_ICMP = "an ICMP error (rejected, unreachable) would not show: it is no packet of this flow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,12 @@ def _exceeds(name: str, ns: float) -> Callable[[Parts], bool | None]:
     return exceeds
 
 
-def no_connection(row: Any) -> Finding | None:
-    """No connection has come about, or it was refused: judged by state and packets, however few."""
+def no_connection(row: Any, now_ns: int = 0) -> Finding | None:
+    """No connection has come about, or it was refused: judged by state and packets, however few.
+
+    ``now_ns``: CLOCK_MONOTONIC, for a SYN that is not sent again; 0 where it is not known.  A flow holds TCP's packets
+    alone: an ICMP error that rejects a SYN is not among them, and silence may be one.
+    """
     if row["protocol"] != PROTOCOLS["tcp"]:
         return None
     state, flags = int(row["state"]), int(row["flags"])
@@ -98,7 +107,14 @@ def no_connection(row: Any) -> Finding | None:
     if state == STATE_SYN and asked >= SYNS and not answered:
         return Finding(
             f"{other} does not answer: no connection",
-            (f"{who} sent a SYN {_times(asked)}; nothing came back, no refusal either",),
+            (f"{who} sent a SYN {_times(asked)}; no SYN-ACK and no RST came back", UNSEEN_ICMP),
+            term="unanswered",
+        )
+    silent = now_ns - int(row["last"])
+    if state == STATE_SYN and asked and not answered and now_ns and silent > GAVE_UP_NS:
+        return Finding(
+            f"{other} did not answer one SYN, and {who} sent no other: no connection",
+            (f"it is {_time(silent)} ago, and TCP sends the second after 1 s: it was given up", UNSEEN_ICMP),
             term="unanswered",
         )
     if flags & FLAG_MIDWAY:
@@ -128,6 +144,22 @@ def no_connection(row: Any) -> Finding | None:
             term="not accepted",
         )
     return None
+
+
+def state_words(row: Any) -> tuple[str, int]:
+    """A flow's state in a word for the table, and how many times what it names was sent, where that says more."""
+    state = STATES[int(row["state"])]
+    received, sent = int(row["rx_packets_total"]), int(row["tx_packets_total"])
+    ours = bool(int(row["flags"]) & FLAG_OPENED_BY_LOCAL)
+    asked, answered = (sent, received) if ours else (received, sent)
+    if row["state"] == STATE_SYN and not answered:
+        return state, asked
+    found = no_connection(row)
+    if found is None:
+        return state, 1
+    if found.term == "refused":
+        return found.term, 1
+    return "synack", int(row["rx_retransmits" if ours else "tx_retransmits"]) + 1
 
 
 def _far_end(e: Evidence) -> Finding | None:

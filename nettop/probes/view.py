@@ -103,6 +103,17 @@ class Column:
     wanted: Callable[[NDArray[Any]], bool] | None = (
         None  # by rows: the column comes, and stays, when it has something
     )
+    # Where this column has no room: the key of the one whose cell it takes, in the rows that need it said.
+    instead: str = ""
+    needed: Callable[[Any], bool] | None = None
+
+
+def cell_of(column: Column, absent: Sequence[Column], row: Any, canvas: Canvas, frame: Frame) -> Span:
+    """A row's cell, or that of a column for which there is no room (``absent``), where the row needs it said."""
+    for other in absent:
+        if other.instead == column.key and other.needed is not None and other.needed(row):
+            return other.cell(row, canvas, frame)
+    return column.cell(row, canvas, frame)
 
 
 @dataclass(frozen=True)

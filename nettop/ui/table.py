@@ -13,7 +13,7 @@ from nettop import units
 from nettop.model import Frame
 from nettop.probes.draw import cells, fit
 from nettop.probes.rows import MOST, order
-from nettop.probes.view import ACCENT, DIM, LABEL, PLAIN, Canvas, Column, Line, Span, line
+from nettop.probes.view import ACCENT, DIM, LABEL, PLAIN, Canvas, Column, Line, Span, cell_of, line
 from nettop.ui.panes import PaneWidget
 from nettop.ui.state import Place, State
 
@@ -153,7 +153,9 @@ class TablePane(PaneWidget):
         lines = [self._titles()]
         canvas = self.state.canvas(width, height)
         canvases = [replace(canvas, width=p.width) for p in self._places]
-        lines += [self._row(place, frame, canvases) for place in self._shown]
+        placed = {p.column.key for p in self._places}
+        absent = [c for c in self.table.columns if c.instead and c.key not in placed]
+        lines += [self._row(place, frame, canvases, absent) for place in self._shown]
         if not len(self._ids):
             word = self.state.filter_word
             lines.append(line((f"  nothing matches {word}" if word else "  none yet", DIM)))
@@ -190,7 +192,7 @@ class TablePane(PaneWidget):
             x = p.x + p.width
         return tuple(s for s in spans if s.text)
 
-    def _row(self, place: int, frame: Frame, canvases: list[Canvas]) -> Line:
+    def _row(self, place: int, frame: Frame, canvases: list[Canvas], absent: list[Column]) -> Line:
         row = self._rows[self._order[place]]
         here = place == self.at and self.focused
         suffix = "+row" if here else ""
@@ -198,7 +200,7 @@ class TablePane(PaneWidget):
         spans = [Span(mark, ACCENT + suffix)]
         x = 0
         for p, canvas in zip(self._places, canvases, strict=True):
-            cell = p.column.cell(row, canvas, frame)
+            cell = cell_of(p.column, absent, row, canvas, frame)
             text = cell.text if cells(cell.text) == p.width else fit(cell.text, p.width, p.column.align)
             # The gap goes with the cell: a style's escape sequence is five times as long as the gap.
             spans.append(Span(" " * (p.x - x) + text, cell.role + suffix))

@@ -327,6 +327,15 @@ def test_trouble(name: str) -> None:
     assert not kind.term or found["term"] == kind.term
 
 
+def test_a_syn_that_icmp_rejects_is_sent_once_and_icmp_is_said_to_be_unseen() -> None:
+    """The wire takes 5 ms: at once, within connect(), the kernel would let the error pass and send a second SYN."""
+    with scene(the("rejected by ICMP")) as judge:
+        found = judge()
+    assert (found["verdict"], found["term"]) == ("no connection", "unanswered")
+    assert "did not answer one SYN, and this host sent no other" in found["headline"]
+    assert any("ICMP error" in reason and "would not show" in reason for reason in found["reasons"])
+
+
 def test_a_wire_that_becomes_longer_by_the_far_ends_clock() -> None:
     """Of 40 ms more, 20 are on the way back; the wire was told so."""
     with scene(the("echo, and the wire goes from 2 to 22 ms each way")) as judge:

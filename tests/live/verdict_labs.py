@@ -395,6 +395,13 @@ def unanswered(s: Scene) -> None:
     _connect(s, fresh_port(), absent)
 
 
+def rejected(s: Scene) -> None:
+    """The peer forwards, and has no way there: it says so by ICMP, and the kernel sends no second SYN."""
+    s.b.ns.sysctl("net.ipv4.ip_forward", 1)
+    s.b.ns.run("ip", "route", "replace", "unreachable", s.b.v4.rpartition(".")[0] + ".200")
+    unanswered(s)
+
+
 def not_accepted(s: Scene) -> None:
     """Three handshakes at once end where there is room for one: the other two are not accepted."""
     listener = s.stack.enter_context(s.b.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)))
@@ -476,6 +483,9 @@ TROUBLES = (
     ),
     Kind("refused", ("no connection",), refused, fresh=True, term="refused"),
     Kind("SYNs dropped on the way", ("no connection",), unanswered, interval_s=0.4, fresh=True, term="unanswered"),
+    Kind(
+        "rejected by ICMP", ("no connection",), rejected, wire=wire(5), interval_s=1.0, fresh=True, term="unanswered",
+    ),
     Kind(
         "accept queue full", ("no connection",), not_accepted, wire=wire(5), interval_s=0.6, fresh=True,
         term="not accepted",

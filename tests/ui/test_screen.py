@@ -16,9 +16,16 @@ from textual.theme import BUILTIN_THEMES
 
 from nettop.errors import ExitCode, NettopError
 from nettop.model import Frame, Health, ProbeStatus
+from nettop.output.text import plain_lines, table_lines
 from nettop.probes import flows_view
-from nettop.probes.flows_layout import TUNNELS
-from nettop.probes.view import Pane
+from nettop.probes.flows_layout import (
+    FLAG_OPENED_BY_LOCAL,
+    STATE_OPEN,
+    STATE_RESET,
+    STATE_SYN,
+    TUNNELS,
+)
+from nettop.probes.view import Canvas, Pane
 from nettop.ui.app import NettopApp
 from nettop.ui.bars import Header
 from nettop.ui.control import Commands, Look, Options
@@ -46,8 +53,9 @@ async def _help(d: Driven) -> None:
     text = d.text()
     assert "3 Flows" in text
     assert "Every connection" in text
-    assert "98 ns a run" in text
-    await d.press("j", "pagedown", "k", "G", "escape")
+    await d.press("j", "pagedown", "k", "G")
+    assert "98 ns a run" in d.text()
+    await d.press("escape")
     assert not isinstance(d.app.screen, HelpScreen)
     await d.press("f1")
     assert isinstance(d.app.screen, HelpScreen)
@@ -547,6 +555,63 @@ def test_columns_leave_by_priority_and_the_sorted_one_stays():
     assert "state" in [p.column.key for p in place_columns(usual, 74, keep="state")]
     narrow = [p.column.key for p in place_columns(flows_view.COLUMNS, 74)]
     assert narrow == ["protocol", "tunnel", "remote", "rx", "tx", "rtt"]
+
+
+OPENED_HERE = FLAG_OPENED_BY_LOCAL
+STATES_SHOWN = {
+    # state, flags, received, sent, received again, sent again, round trips: what the row says
+    "refused": (STATE_RESET, OPENED_HERE, 1, 1, 0, 0, 0),
+    "reset": (STATE_RESET, OPENED_HERE, 40, 40, 0, 0, 30),
+    "syn": (STATE_SYN, OPENED_HERE, 0, 1, 0, 0, 0),
+    "syn×4": (STATE_SYN, OPENED_HERE, 0, 4, 0, 3, 0),
+    "synack×3": (STATE_OPEN, OPENED_HERE, 3, 2, 2, 0, 1),
+}
+
+
+def with_states() -> Frame:
+    """A flow in each of these states, by its remote port, and one that is as it should be."""
+    table = frames.flow_rows(5, extra=0)
+    for at, (state, flags, received, sent, again_in, again_out, trips) in enumerate(STATES_SHOWN.values()):
+        row = table[at : at + 1]
+        row["protocol"], row["remote_port"], row["state"], row["flags"] = 6, 7001 + at, state, flags
+        row["rx_packets_total"], row["tx_packets_total"] = received, sent
+        row["rx_bytes_total"], row["tx_bytes_total"] = 60 * received, 60 * sent
+        row["rx_retransmits"], row["tx_retransmits"] = again_in, again_out
+        row["rtt"]["samples_total"] = trips
+    made = frames.frame(5)
+    return replace(made, sections={**made.sections, "flows": replace(frames.flows(5), rows=table)})
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (180, 50)])
+async def test_a_connection_that_failed_says_so_at_every_width(width, height):
+    async with running(width, height, frames=[with_states()]) as d:
+        for at, word in enumerate(STATES_SHOWN):
+            text = d.line(f":{7001 + at} ")
+            # Where there is no room for the count, the word alone.
+            word = word if "state" in d.line("proto") else word.replace("synack×3", "synack")
+            assert f" {word} " in text
+            assert text.count(word.split("×")[0]) == 1
+        assert " ms" in d.line(":6443 "), "the others keep their RTT"
+
+
+async def test_what_failed_is_found_by_the_word_that_the_row_shows():
+    async with running(80, 24, frames=[with_states()]) as d:
+        await d.press("slash", *"refused", "enter")
+        assert "1 match refused" in d.text()
+        assert d.line(":7001 ")
+
+
+def test_text_without_room_for_the_state_says_it_in_the_place_of_the_rtt():
+    made = with_states()
+    for width in (80, 120):
+        lines = table_lines(flows_view.TABLE, made, Canvas(width, 40), 20, "")
+        assert "state" not in lines[0]
+        assert "refused" in next(text for text in lines if ":7001 " in text)
+    plain = plain_lines(flows_view.TABLE, made, Canvas(80, 40), 20, "")
+    assert "state" in plain[0]
+    row = dict(zip(plain[0].split(), next(text for text in plain if ":7001 " in text).split(), strict=True))
+    assert (row["state"], row["rtt"]) == ("refused", "-"), "there the state has a column"
+    assert all(len(text.split()) == len(plain[0].split()) for text in plain)
 
 
 async def test_the_tunnel_has_a_column_from_the_first_flow_in_one_on():

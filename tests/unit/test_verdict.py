@@ -103,6 +103,7 @@ class Facts:
     state: int = 2
     since: tuple[int, int] = (0, 0)  # packets since the start, where they are not those of the intervals
     dropped: int = 0
+    last: int = 0  # when its newest packet came; 0: in every interval
 
 
 def row(step: int, facts: Facts) -> Any:
@@ -111,6 +112,7 @@ def row(step: int, facts: Facts) -> Any:
     one["local"], one["remote"] = (np.frombuffer(packed(a), "u1") for a in ("10.0.0.1", "10.0.0.2"))
     one["local_port"], one["remote_port"] = 40_000, 443
     one["pid"], one["process"] = 7, b"curl"
+    one["last"] = facts.last or (step + 1) * S
     for way, index in (("rx", 0), ("tx", 1)):
         one[f"{way}_packets"], one[f"{way}_bytes"] = facts.packets[index], facts.size[index]
         one[f"{way}_bytes_total"] = facts.size[index] * (step + 1)
@@ -219,6 +221,8 @@ CASES = {
         {**SYN, "state": 5, "since": (1, 1), "packets": (1, 1), "size": (54, 74)},
         # A SYN flood: nobody completes the handshake.
         {**SYN, "flags": FLAG_OPENED_BY_REMOTE, "again": (0, 3), "since": (1, 4), "packets": (1, 3), "size": (7, 7)},
+        # One SYN alone, three seconds and more ago: the rows' clock is at ten seconds.
+        {**SYN, "since": (0, 1), "last": 6 * S},
         # A SYN-ACK again and again: no loss.
         {**SYN, "state": 2, "again": (3, 0), "since": (4, 2), "packets": (3, 1), "size": (7, 74), "focus": True},
     ],
@@ -306,6 +310,8 @@ CASES = {
         {**LATE, "flags": FLAG_MIDWAY, "rtt": 30 * MS, "least": 29 * MS, "payload": 64},
         # A connection that was reset after its handshake: not refused.
         {"state": 5, "since": (1, 2), "focus": False},
+        # One SYN, three seconds ago: the second may still come.
+        {**SYN, "since": (0, 1), "last": 7 * S},
         # A few packets: nothing to judge loss by.
         {"packets": (4, 4), "again": (0, 1), "focus": False},
     ],
@@ -325,6 +331,49 @@ def test_verdict(expected: str, facts: dict[str, Any]) -> None:
     assert found.verdict == expected, (found.headline, found.reasons)
     assert found.headline
     assert found.reasons
+
+
+@pytest.mark.parametrize(
+    "facts", [SYN, {**SYN, "since": (0, 1), "last": 6 * S}], ids=["three SYNs", "one SYN"]
+)
+def test_silence_is_not_said_to_be_no_refusal(facts: dict[str, Any]) -> None:
+    """A firewall rejects with ICMP, which is not looked at."""
+    found = explained(**facts)
+    assert found.term == "unanswered"
+    assert any("ICMP error" in reason and "would not show" in reason for reason in found.reasons)
+    assert "no refusal" not in " ".join(found.reasons)
+
+
+def handshake(*then: Facts) -> verdict.Explanation:
+    return verdict.explain([frame(step, facts) for step, facts in enumerate(then)], FLOW)
+
+
+WAITING = Facts(**{**SYN, "since": (0, 1)})
+OPENED = Facts(packets=(4, 5), again=(0, 1), since=(4, 6), focus=False)
+LATE_HANDSHAKE = "a late handshake: after 1.00 s this host had sent {}, and nothing had come back"
+
+
+def test_a_syn_that_was_lost_is_said_of_the_connection_that_came_about() -> None:
+    """One frame saw the SYN and no answer; then there was a connection, and one segment sent again: that SYN."""
+    assert LATE_HANDSHAKE.format("1 SYN") in handshake(WAITING, OPENED).reasons
+    in_time = handshake(WAITING, replace(OPENED, again=(0, 0)))
+    assert not any("handshake" in reason for reason in in_time.reasons), "the far end took its time"
+
+
+def test_two_syns_before_an_answer_are_a_late_handshake_whatever_else_was_sent_again() -> None:
+    found = handshake(replace(WAITING, since=(0, 2)), replace(OPENED, again=(0, 0)))
+    assert LATE_HANDSHAKE.format("2 SYNs") in found.reasons
+
+
+def test_of_a_flow_too_short_for_a_verdict_it_is_said_what_was_sent_again() -> None:
+    found = handshake(OPENED)
+    assert found.verdict == ""
+    assert found.reasons == ("1 of 10 segments sent again so far",)
+    assert handshake(replace(OPENED, again=(0, 0))).reasons == ()
+
+
+def test_a_handshake_that_no_frame_saw_is_not_called_late() -> None:
+    assert not any("handshake" in reason for reason in handshake(OPENED, OPENED).reasons)
 
 
 def test_every_verdict_has_a_case() -> None:
