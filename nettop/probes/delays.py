@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nettop import stats, units
-from nettop.model import SLOTS, Histogram
+from nettop.model import SLOTS, Frame, Histogram
 from nettop.probes import draw
 from nettop.probes.view import (
     ACCENT,
@@ -57,19 +57,40 @@ class Row:
         return Histogram.empty() if found is None else found
 
 
-def behind(frames: History, histograms: Sequence[Histogram | None]) -> tuple[int, int]:
-    """Where the budget has the hooks attached in some of the seconds only: frames since the last samples, and ns.
+def holding(history: History) -> History:
+    """The frames whose values still stand: the newest one.
 
-    0 where they are attached all the time: nothing is then the figure.  What is older than twice their rest is no more.
+    Where the budget has the hooks attached in some of the seconds only, those of twice their rest; a frame without
+    samples is then no figure.
     """
-    one_in = frames[-1].health.shed.seconds_one_in
-    for number, (frame, histogram) in enumerate(zip(reversed(frames), reversed(histograms), strict=True)):
-        age = frames[-1].time_ns - frame.time_ns
-        if one_in <= 1 or age > 2 * one_in * 1_000_000_000:
-            break
-        if histogram is not None and histogram.count:
-            return number, age
+    one_in = history[-1].health.shed.seconds_one_in
+    if one_in <= 1:
+        return history[-1:]
+    since = history[-1].time_ns - 2 * one_in * 1_000_000_000
+    return [frame for frame in history if frame.time_ns >= since]
+
+
+def newest(history: History, seen: Callable[[Frame], bool]) -> tuple[int, int]:
+    """How many frames ago there was something, among those that hold, and ns; 0 where there was nothing in any."""
+    for back, frame in enumerate(reversed(holding(history))):
+        if seen(frame):
+            return back, history[-1].time_ns - frame.time_ns
     return 0, 0
+
+
+def behind(frames: History, histograms: Sequence[Histogram | None]) -> tuple[int, int]:
+    """The same of one row: frames since its last samples, and ns."""
+    for back, (frame, histogram) in enumerate(
+        zip(reversed(holding(frames)), reversed(histograms), strict=False)
+    ):
+        if histogram is not None and histogram.count:
+            return back, frames[-1].time_ns - frame.time_ns
+    return 0, 0
+
+
+def ago(age_ns: int) -> Line:
+    """From when a figure is that is not of now; empty where it is of now."""
+    return line((f"{units.age(age_ns)} ago", DIM)) if age_ns else ()
 
 
 def _matrix(histograms: Sequence[Histogram | None]) -> NDArray[np.int64]:
@@ -204,8 +225,8 @@ def page(row: Row, history: History, canvas: Canvas) -> list[Line]:
         for name, value, priority in values
     ]
     if row.behind:
-        pieces.insert(1, (0, line((f"{units.age(row.age_ns)} ago", DIM))))
-    seconds = history[-1].seconds if history else 1.0
+        pieces.insert(1, (0, ago(row.age_ns)))
+    seconds = history[-1 - row.behind].seconds if history else 1.0
     pieces.append((6, line((units.si(latest.count / seconds, ""), VALUE), ("/s", LABEL))))
     head = draw.parts(pieces, canvas.width)
     notes = draw.wrap(row.note, canvas.width, DIM)[:3] if row.note and canvas.height >= 12 else []

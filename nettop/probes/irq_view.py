@@ -64,12 +64,20 @@ def _rate(histogram: Histogram, frame: Frame) -> tuple[tuple[int, Line], ...]:
     return ((7, (Span(draw.fit(text, 7, "right"), VALUE if histogram.count else DIM),)),)
 
 
-def _named(section: Irq, everything: bool) -> list[str]:
+def _named(history: History, everything: bool) -> list[str]:
     """Rows by name: ours first, the network's softirqs, the poll; then, on demand, whatever else there is."""
+    section = _section(history[-1])
+    if section is None:
+        return []
+    held = [s for s in map(_section, delays.holding(history)) if s is not None]
+    ran = {s.vector for h in held for s in h.soft if s.run.count}
+    some = ran | {s.vector for h in held for s in h.soft if s.wait.count}
     own = [f"irq {x.irq}" for x in section.hard if x.own]
     others = [f"irq {x.irq}" for x in section.hard if not x.own]
-    soft = [s.vector for s in section.soft if s.vector == "NET_RX" or (s.vector in _USUAL and s.run.count)]
-    rest = [s.vector for s in section.soft if s.vector not in soft and (s.run.count or s.wait.count)]
+    soft = [
+        s.vector for s in section.soft if s.vector == "NET_RX" or (s.vector in _USUAL and s.vector in ran)
+    ]
+    rest = [s.vector for s in section.soft if s.vector not in soft and s.vector in some]
     names = [*own, *(f"{v} {what}" for v in soft for what in ("wait", "run"))]
     if any(p.irq_to_poll is not None for p in section.poll):
         names.append("irq to poll")
@@ -142,26 +150,27 @@ def _rows(history: History, canvas: Canvas, everything: bool) -> list[delays.Row
     if section is None:
         return []
     rows = []
-    for name in _named(section, everything):
+    for name in _named(frames, everything):
         histograms = [_histogram(_section(f), name) for f in frames]
-        latest = histograms[-1] or Histogram.empty()
+        back, age = delays.behind(frames, histograms)
+        latest = histograms[-1 - back] or Histogram.empty()
         rows.append(
             delays.Row(
                 name,
                 _label(section, name, canvas),
                 histograms,
-                _rate(latest, frames[-1]),
+                _rate(latest, frames[-1 - back]),
                 _note(section, name),
-                *delays.behind(frames, histograms),
+                back,
+                age,
             )
         )
     return rows
 
 
-def names(frame: Frame) -> tuple[str, ...]:
+def names(history: History) -> tuple[str, ...]:
     """What can be entered: every row that there is."""
-    section = _section(frame)
-    return tuple(_named(section, True)) if section is not None else ()
+    return tuple(_named(history, True))
 
 
 def pane(history: History, canvas: Canvas) -> list[Line]:
@@ -175,17 +184,17 @@ def pane(history: History, canvas: Canvas) -> list[Line]:
         return []
 
     def listed(inner: Canvas) -> list[Line]:
-        return [*delays.table(rows, inner, "interrupts", _HEADS), *_foot(section, inner)]
+        return [*delays.table(rows, inner, "interrupts", _HEADS), *_foot(history, section, inner)]
 
     if canvas.zoomed:
         return delays.zoomed(rows, history, canvas, listed)
     lines = delays.table(rows, canvas, "interrupts", _HEADS)
-    foot = _foot(section, canvas)
+    foot = _foot(history, section, canvas)
     room = max(canvas.height - len(foot), 2)
     return draw.clip([*lines[:room], *foot], canvas)
 
 
-def _foot(section: Irq, canvas: Canvas) -> list[Line]:
+def _foot(history: History, section: Irq, canvas: Canvas) -> list[Line]:
     lines: list[Line] = []
     if section.hardware is False:
         lines.append(
@@ -193,16 +202,27 @@ def _foot(section: Irq, canvas: Canvas) -> list[Line]:
                 [(0, line(("no hardware interrupts: packets come by the CPU's backlog", DIM)))], canvas.width
             )
         )
-    poll = _poll(section)
-    if poll is not None:
-        lines.append(_work(poll, section, canvas))
+    if (work := _work(history, section, canvas)) is not None:
+        lines.append(work)
     if section.cpus is not None:
         lines.append(_cpus(section, canvas))
     return lines
 
 
-def _work(poll: Poll, section: Irq, canvas: Canvas) -> Line:
+def _polled(frame: Frame) -> bool:
+    """Whether there were polls in the frame."""
+    section = _section(frame)
+    poll = _poll(section) if section is not None else None
+    return poll is not None and bool(poll.polls)
+
+
+def _work(history: History, section: Irq, canvas: Canvas) -> Line | None:
     """Packets a poll, polls that spent their budget, squeezes and drops."""
+    back, age = delays.newest(history, _polled)
+    then = _section(history[-1 - back])
+    poll = _poll(then) if then is not None else None
+    if poll is None:
+        return None
     work = poll.work / poll.polls if poll.polls else None
     squeezed = None if section.cpus is None else sum(c.time_squeeze for c in section.cpus)
     dropped = None if section.cpus is None else sum(c.dropped for c in section.cpus)
@@ -215,6 +235,7 @@ def _work(poll: Poll, section: Irq, canvas: Canvas) -> Line:
                 (f" of {_BUDGET}", LABEL),
             ),
         ),
+        (0, delays.ago(age)),
         (1, _count("budget spent", poll.budget_exhausted, WARN)),
         (2, _count("squeezed", squeezed, WARN)),
         (3, _count("dropped", dropped, BAD)),
@@ -240,11 +261,24 @@ def _cpus(section: Irq, canvas: Canvas) -> Line:
 
 def subtitle(history: History, canvas: Canvas) -> str:
     """The network's softirq in the newest interval."""
-    section = _section(history[-1])
-    found = _soft_of(section, "NET_RX") if section is not None else None
+    found, age = _net_rx(history)
     if found is None or not found.wait.count:
         return ""
-    return f"NET_RX waits p99 {units.duration(stats.percentile(found.wait, 0.99))}"
+    text = f"NET_RX waits p99 {units.duration(stats.percentile(found.wait, 0.99))}"
+    return f"{text} · {units.age(age)} ago" if age else text
+
+
+def _net_rx(history: History) -> tuple[SoftIrq | None, int]:
+    """The network's softirq as it was last seen to wait, and how long ago, in ns."""
+
+    def of(frame: Frame) -> SoftIrq | None:
+        section = _section(frame)
+        return _soft_of(section, "NET_RX") if section is not None else None
+
+    back, age = delays.newest(
+        history, lambda frame: (soft := of(frame)) is not None and bool(soft.wait.count)
+    )
+    return of(history[-1 - back]), age
 
 
 def compact(history: History, canvas: Canvas) -> list[Line]:
@@ -252,16 +286,15 @@ def compact(history: History, canvas: Canvas) -> list[Line]:
     section = _section(history[-1])
     if section is None:
         return []
-    found = _soft_of(section, "NET_RX")
-    pieces: list[tuple[int, Line]] = [(0, line(("irq", TITLE)))]
+    found, age = _net_rx(history)
+    pieces: list[tuple[int, Line]] = [(0, line(("irq", TITLE))), (0, delays.ago(age))]
     if found is not None:
         for name, histogram in (("wait", found.wait), ("run", found.run)):
             value = units.duration(stats.percentile(histogram, 0.5))
             pieces.append((1, line((f"NET_RX {name} ", LABEL), (value, VALUE))))
-    poll = _poll(section)
     lines = [draw.parts(pieces, canvas.width)]
-    if poll is not None:
-        lines.append(_work(poll, section, canvas))
+    if (work := _work(history, section, canvas)) is not None:
+        lines.append(work)
     return draw.clip(lines, canvas)
 
 

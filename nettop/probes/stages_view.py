@@ -100,21 +100,23 @@ def _find(section: Stages | None, direction: str, stage: str) -> Stage | None:
     return next((s for s in (section.rx if direction == "rx" else section.tx) if s.stage == stage), None)
 
 
-def _shown(frame: Frame) -> list[tuple[str, Stage]]:
-    """The rows of a frame; those beside the usual way only where there is something in them."""
-    section = _section(frame)
+def _shown(history: History) -> list[tuple[str, Stage]]:
+    """The rows of the newest frame; those beside the usual way only where there is something in them."""
+    section = _section(history[-1])
     if section is None:
         return []
+    held = [s for s in map(_section, delays.holding(history)) if s is not None]
     return [
         (direction, stage)
         for direction, stage in section.rows()
-        if stage.stage not in ("forward", "done") or stage.matched
+        if stage.stage not in ("forward", "done")
+        or any((found := _find(s, direction, stage.stage)) is not None and found.matched for s in held)
     ]
 
 
-def names(frame: Frame) -> tuple[str, ...]:
+def names(history: History) -> tuple[str, ...]:
     """What can be entered: ``rx ip``, ``tx qdisc``, ..."""
-    return tuple(f"{direction} {stage.stage}" for direction, stage in _shown(frame))
+    return tuple(f"{direction} {stage.stage}" for direction, stage in _shown(history))
 
 
 def shares(frames: Sequence[Frame]) -> dict[str, tuple[float, dict[str, float]]]:
@@ -164,14 +166,19 @@ def seen_below(frame: Frame) -> bool:
 
 def _rows(history: History, canvas: Canvas) -> list[delays.Row]:
     frames = history[-max(canvas.width, 60) :]
-    parts = shares(frames[-1:])
+    parts: dict[int, dict[str, tuple[float, dict[str, float]]]] = {}  # by how many frames ago
     rows: list[delays.Row] = []
-    for direction, stage in _shown(frames[-1]):
+    for direction, stage in _shown(frames):
         histograms = [
             None if (found := _find(_section(f), direction, stage.stage)) is None else found.latency
             for f in frames
         ]
-        part = parts.get(direction, (0.0, {}))[1].get(stage.stage)
+        back, age = delays.behind(frames, histograms)
+        then = frames[-1 - back]
+        if back not in parts:
+            parts[back] = shares([then])
+        part = parts[back].get(direction, (0.0, {}))[1].get(stage.stage)
+        stage = _find(_section(then), direction, stage.stage) or stage
         rows.append(
             delays.Row(
                 f"{direction} {stage.stage}",
@@ -179,7 +186,8 @@ def _rows(history: History, canvas: Canvas) -> list[delays.Row]:
                 histograms,
                 ((8, _share(part, canvas)), (5, _seen(stage))),
                 _note(stage),
-                *delays.behind(frames, histograms),
+                back,
+                age,
             )
         )
     return rows
@@ -248,17 +256,25 @@ def _in_one(sent: Sequence[delays.Row], canvas: Canvas, before: int) -> Line:
 
 def where(history: History, canvas: Canvas) -> Line:
     """Where a packet's mean microsecond goes, and what changed most in the last minute."""
-    found = sorted(shares(history[-_RECENT:]).items(), key=lambda item: -item[1][0])
+    recent = history[-max(_RECENT, len(delays.holding(history))) :]
+    found = sorted(shares(recent).items(), key=lambda item: -item[1][0])
     if not found:
         return line(("no packet has gone the whole way yet", DIM))
     change = _change(history, canvas)
-    part = _paced([s for f in history[-_RECENT:] if (s := _find(_section(f), "tx", "qdisc")) is not None])
+    part = _paced([s for f in recent if (s := _find(_section(f), "tx", "qdisc")) is not None])
+    when = delays.ago(delays.newest(history, _went)[1])
     for full in (True, False):
         pieces = [(2 * index, _where_one(*entry, full, part)) for index, entry in enumerate(found)]
-        pieces[1:1] = [(1, change)]
+        pieces[1:1] = [(0, when), (1, change)]
         if draw.cells_of(pieces[0][1]) + 2 + draw.cells_of(change) <= canvas.width:
             break
     return draw.parts(pieces, canvas.width)
+
+
+def _went(frame: Frame) -> bool:
+    """Whether a packet of the frame went the whole way."""
+    section = _section(frame)
+    return section is not None and bool(section.rx_whole.count or section.tx_whole.count)
 
 
 def _where_one(direction: str, whole: tuple[float, dict[str, float]], full: bool, paced: float) -> Line:
@@ -297,7 +313,7 @@ def changed(history: History) -> tuple[str, str, float, float] | None:
     if len(earlier) < _RECENT:
         return None
     best: tuple[float, tuple[str, str, float, float]] | None = None
-    for direction, stage in _shown(history[-1]):
+    for direction, stage in _shown(history):
         if stage.stage == "done":
             continue
         means = [
@@ -327,20 +343,24 @@ def changed(history: History) -> tuple[str, str, float, float] | None:
 
 def subtitle(history: History, canvas: Canvas) -> str:
     """The whole way, both ways."""
-    section = _section(history[-1])
+    back, age = delays.newest(history, _went)
+    section = _section(history[-1 - back])
     if section is None:
         return ""
     texts = []
     for name, whole in (("rx", section.rx_whole), ("tx", section.tx_whole)):
         if whole.count:
             texts.append(f"{name} {units.duration(stats.percentile(whole, 0.5))}")
-    return "whole way p50 " + " · ".join(texts) if texts else "no packets"
+    if not texts:
+        return "no packets"
+    return "whole way p50 " + " · ".join([*texts, f"{units.age(age)} ago"] if age else texts)
 
 
 def compact(history: History, canvas: Canvas) -> list[Line]:
     """Two lines for a small terminal."""
-    parts = shares(history[-1:])
-    pieces: list[tuple[int, Line]] = [(0, line(("stages", TITLE)))]
+    back, age = delays.newest(history, _went)
+    parts = shares([history[-1 - back]])
+    pieces: list[tuple[int, Line]] = [(0, line(("stages", TITLE))), (0, delays.ago(age))]
     for direction, (mean, _) in parts.items():
         pieces.append((1, line((f"{WAYS[direction]} ", LABEL), (units.duration(mean), VALUE))))
     return draw.clip([draw.parts(pieces, canvas.width), where(history, canvas)], canvas)

@@ -156,5 +156,5 @@ class Pane:
     weight: int = 10
     height: int = 0
     help: str = ""
-    rows: Callable[[Frame], tuple[str, ...]] | None = field(default=None)  # names that ``enter`` can select
+    rows: Callable[[History], tuple[str, ...]] | None = field(default=None)  # names that ``enter`` can select
     badge: Callable[[Frame], str] | None = None

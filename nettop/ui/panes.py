@@ -137,7 +137,7 @@ class PaneWidget(LineWidget):
         frame = self.state.shown
         if self.pane.rows is None or frame is None or self.probe not in frame.sections:
             return ()
-        return self.pane.rows(frame)
+        return self.pane.rows(self.state.frames())
 
     def move(self, x: int, y: int) -> None:
         """Move the cursor: over rows, or over the plane when zoomed.  x counts back from the newest column."""

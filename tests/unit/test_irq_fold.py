@@ -257,6 +257,10 @@ def nothing(frame: Frame) -> Irq:
         section,
         hard=tuple(replace(line, latency=empty) for line in section.hard),
         soft=tuple(replace(s, wait=empty, run=empty) for s in section.soft),
+        poll=tuple(
+            replace(p, run=empty, irq_to_poll=empty, polls=0, work=0, budget_exhausted=0)
+            for p in section.poll
+        ),
     )
 
 
@@ -267,6 +271,28 @@ def test_while_the_budget_lets_it_rest_the_last_values_stay_with_their_age(one_i
     waited = next(row for row in lines if "NET_RX wait" in row)
     assert ("NET_RX wait 3 s" in waited) is held
     assert ("µs" in waited or "ms" in waited) is held
+
+
+def test_while_it_rests_every_column_and_every_line_keeps_its_last_value():
+    """All of the pane as it was, but for the ages that it names."""
+    was, held = (
+        [text_of(row) for row in irq_view.pane(resting(8, silent), Canvas(110, 40, zoomed=True, cursor=None))]
+        for silent in (0, 3)
+    )
+    rows = was.index(next(text for text in was if text.startswith("poll work")))
+    assert [text.split()[0] for text in held[:rows]] == [text.split()[0] for text in was[:rows]]
+    for then, now in zip(was[1:rows], held[1:rows], strict=True):
+        assert now.split()[-1] == then.split()[-1], "the rate"
+        assert (" 3 s " in now) == (then.split()[-1] != "-"), "and its age"
+    assert held[rows].split("  ")[:2] == ["poll work 12.1 of 64", "3 s ago"]
+    assert "budget spent 4" in held[rows]
+    assert irq_view.names(resting(8, 3)) == irq_view.names(resting(8, 0))
+    assert (
+        irq_view.subtitle(resting(8, 3), Canvas(60, 1))
+        == irq_view.subtitle(resting(8, 0), Canvas(60, 1)) + " · 3 s ago"
+    )
+    small = [text_of(row) for row in irq_view.compact(resting(8, 3), Canvas(110, 2))]
+    assert all("3 s ago" in text for text in small)
 
 
 def test_the_pane_of_a_device_without_interrupts_says_so():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nettop.control import Config, Flag
-from nettop.model import Frame
+from nettop.model import Frame, Health, Shed
 from nettop.probes import stages_view
 from nettop.probes.base import Reads, Setup
 from nettop.probes.stages import (
@@ -254,7 +254,8 @@ def frames(*stages_ns: dict[str, int], count: int = 100) -> list[Frame]:
     for number, delays_ns in enumerate(stages_ns):
         for stage, ns in delays_ns.items():
             kernel.record(RX[stage], 0, ns, count)
-        kernel.record(RX_WHOLE, 0, sum(delays_ns.values()), count, path=False)
+        if delays_ns:
+            kernel.record(RX_WHOLE, 0, sum(delays_ns.values()), count, path=False)
         section = folded(fold, kernel)
         result.append(Frame(number * SECOND, SECOND, "h", "eth0", sections={"stages": section}))
     return result
@@ -274,6 +275,47 @@ def test_the_last_line_says_where_a_mean_microsecond_goes():
     text = text_of(stages_view.where(frames(*[USUAL] * 3), Canvas(120, 1)))
     assert "100 µs" in text
     assert "95 % waiting for its reader" in text
+
+
+def resting(one_in: int, silent: int) -> list[Frame]:
+    """Frames a second apart; in the last ones the hooks were not attached."""
+    forwarding = {**USUAL, "forward": 5_000}
+    health = Health(shed=Shed(seconds_one_in=one_in))
+    return [replace(frame, health=health) for frame in frames(*[forwarding] * 3, *[{}] * silent)]
+
+
+def test_while_it_rests_every_column_and_the_last_line_keep_their_values_with_their_age():
+    canvas = Canvas(130, 24)
+    was, held = ([text_of(row) for row in stages_view.pane(resting(8, silent), canvas)] for silent in (0, 6))
+    assert len(held) == len(was)
+    for name in ("driver→stack", "application", "forward"):
+        then = next(text for text in was if name in text)
+        now = next(text for text in held if name in text)
+        assert now.startswith(f" {name} 6 s ")
+        assert now[-38:] == then[-38:], "p50, p99, max, share and seen"
+        assert now.endswith("100 %")
+    last = next(text for text in held if "mean" in text)
+    assert "105 µs: 90 % waiting for its reader" in last
+    assert "6 s ago" in last
+    assert stages_view.names(resting(8, 6)) == stages_view.names(resting(8, 0))
+    assert "rx forward" in stages_view.names(resting(8, 6))
+    assert stages_view.subtitle(resting(8, 6), canvas).endswith(" · 6 s ago")
+    assert "6 s ago" in text_of(stages_view.compact(resting(8, 6), Canvas(120, 2))[0])
+
+
+@pytest.mark.parametrize(("one_in", "silent"), [(1, 1), (8, 17)])
+def test_what_is_no_rest_or_too_old_is_nothing(one_in, silent):
+    """Attached all the time, silence is the figure; and nothing stays longer than twice the rest."""
+    history = resting(one_in, silent)
+    lines = [text_of(row) for row in stages_view.pane(history, Canvas(130, 24))]
+    assert next(text for text in lines if "application" in text).split()[-5:] == ["-"] * 5
+    assert not any(" ago" in text for text in lines)
+    assert stages_view.subtitle(history, Canvas(130, 1)) == "no packets"
+
+
+@pytest.mark.parametrize(("one_in", "silent"), [(1, 6), (8, 17)])
+def test_the_last_line_does_not_tell_of_long_ago(one_in, silent):
+    assert text_of(stages_view.where(resting(one_in, silent), Canvas(120, 1))) == "no packet has gone the whole way yet"
 
 
 @pytest.mark.parametrize(("part", "said"), [(0.9, "paced: not to leave"), (0.1, "in the qdisc")])
@@ -356,7 +398,7 @@ def test_no_line_is_wider_or_more_than_the_canvas(width, height, zoomed, selecte
 
 def test_names_that_can_be_entered_are_the_rows_in_order():
     history = frames(USUAL)
-    names = stages_view.names(history[-1])
+    names = stages_view.names(history)
     assert names[0] == "rx stack"
     assert "rx forward" not in names  # nothing was forwarded
     lines = [text_of(row) for row in stages_view.pane(history, Canvas(120, 40, cursor=(0, 2)))]
