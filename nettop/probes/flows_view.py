@@ -438,6 +438,7 @@ TABLE = Table(
     identity="id",
     default_sort="rate",
     detail=detail,
+    detail_help=focus_view.HELP,
     copy=copy,
     matches=matches,
 )

@@ -60,6 +60,33 @@ _LOOKS: dict[str, tuple[Role, str, str]] = {
 }
 
 
+HELP = """\
+What is wrong with this flow, and where the time of its packets goes. docs/verdict.md has the rules.
+
+The verdict comes first, then the field's own term and the figures behind it; also: what holds besides. no \
+connection: refused, or not answered. far end: it takes data, or answers, too slowly. application reads late: what \
+has arrived waits for this host's process. queue: this host's own qdisc. interrupts: a CPU comes late to what has \
+arrived. loss: segments had to be sent again. stack: the code between driver and socket. application writes little: \
+nothing holds the flow up but that its sender has nothing to send. network: the way is long, or packets wait on it. \
+healthy: every part was seen, and none is wrong. nothing found: not every part was seen. no verdict yet: two \
+intervals with packets are needed.
+
+delay: a packet's way to the far end and back, and to its reader. Each column of the bar is an interval; the figures \
+are the mean of the last ones, and each part's share of the sum. An arrow marks the parts that the verdict speaks of.
+
+send stack: from IP to the qdisc, and in the driver. qdisc: in this host's own queue. RTT, least seen: the shortest \
+round trip. RTT, above least: what comes on top of it now, most often queues on the way. interrupt to poll: until a \
+CPU fetches what has arrived; host-wide, of all flows. receive stack: from the driver to the socket. wait for reader: \
+from there until the process has read it. send buffer: from its write until the segment may go; not in the bar. not \
+in focus: this is measured while the page is open, and comes with the next frames.
+
+sent, received: rates. RTT: the newest round trip, the least, and the method (the table's help has them); the \
+kernel's: what its socket has measured. cwnd: the congestion window in segments; in flight: bytes sent and not \
+acknowledged; window: bytes that each end still takes. again: segments sent again; late: out of order, and not lost. \
+buffered: how long data waits in the send buffer, and how much does.
+"""
+
+
 def _glyph(name: str, canvas: Canvas) -> str:
     if canvas.unicode and canvas.shades:
         return "█"

@@ -121,7 +121,7 @@ class Table:
     """A sortable table over a structured array.
 
     ``rows`` takes the frame's rows out; ``identity`` names the field (uint64) by which the cursor follows a row;
-    ``detail`` draws the page of the entered row.
+    ``detail`` draws the page of the entered row, which ``detail_help`` explains.
     """
 
     columns: tuple[Column, ...]
@@ -129,6 +129,7 @@ class Table:
     identity: str
     default_sort: str
     detail: Callable[[History, int, Canvas], list[Line]] | None = None
+    detail_help: str = ""
     copy: Callable[[Any], str] | None = None  # one row as text for the clipboard
     matches: Callable[[NDArray[np.void], str], NDArray[np.bool_]] | None = None  # a plain word in the filter
 

@@ -410,7 +410,7 @@ class NettopApp(App[int], inherit_bindings=False):
         page = HelpPage(
             self.state,
             self.actions,
-            f"{pane.pane.number} {pane.pane.title}" if pane else "nettop",
+            f"{pane.pane.number} {pane.heading()}" if pane else "nettop",
             pane.help() if pane else "",
             probe,
             written_by(self._driver),

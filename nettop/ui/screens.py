@@ -22,6 +22,24 @@ from nettop.ui.state import State
 from nettop.ui.terminal import Written
 
 _KEYS_WIDTH = 64
+# What the words at the screen's edges mean; every pane's help has it.
+EDGES = (
+    (
+        "The first line",
+        "kernel: what nettop's own programs there take of one CPU. user: what its processes take, and then their "
+        "memory. Neither is the machine's.",
+        "shed: what is left out while that is more than --budget allows. stages 1:16: one packet in 16 is followed; "
+        "stages and irq 1 s in 4: they are attached for one second of four, and between show their last values with "
+        "their age; RTT 1:4: a quarter of the probes; frames 1:2: half of the frames.",
+    ),
+    (
+        "The last line",
+        "lost: events that found no room on their way here. evicted: flows that left the full table before their time. "
+        "untracked: packets that should have a flow and have none: a broken header, or no room. All of the interval.",
+        "hooks 28/30: of the 30 places in the kernel that nettop wants to watch, it watches 28; those of this pane are "
+        "listed under Measured at.",
+    ),
+)
 Result = TypeVar("Result")
 
 
@@ -41,6 +59,10 @@ def help_lines(
     room = width - _KEYS_WIDTH - 3 if beside else width
     meaning: list[Line] = [line((title, TITLE)), *wrap(text or "No description.", room, PLAIN), ()]
     meaning += _hooks(probe, frame, room)
+    for head, *texts in EDGES:
+        meaning += [(), line((head, TITLE))]
+        for text in texts:
+            meaning += wrap(text, room, PLAIN)
     if not beside:
         return [*keys, *meaning]
     rows = max(len(keys), len(meaning))

@@ -221,6 +221,10 @@ class TablePane(PaneWidget):
             text = f"first {units.count(len(self._ids))} {text}"
         return (*said, Span("· " if said else " ", DIM), Span(text, LABEL))
 
+    def help(self) -> str:
+        """What the table shows, or the page of a row."""
+        return self.table.detail_help if self.entered is not None else super().help()
+
     def heading(self) -> str:
         """The title; with a row's page open, a way back."""
         return f"{self.pane.title} › details" if self.entered is not None else self.pane.title

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import re
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -14,10 +15,11 @@ from driven import Driven, Heard, Refusing, running
 from textual.command import CommandPalette
 from textual.theme import BUILTIN_THEMES
 
+from nettop.budget import words
 from nettop.errors import ExitCode, NettopError
-from nettop.model import Frame, Health, ProbeStatus
+from nettop.model import Frame, Health, ProbeStatus, Shed
 from nettop.output.text import plain_lines, table_lines
-from nettop.probes import flows_view
+from nettop.probes import flows_view, verdict
 from nettop.probes.flows_layout import (
     FLAG_OPENED_BY_LOCAL,
     STATE_OPEN,
@@ -25,13 +27,13 @@ from nettop.probes.flows_layout import (
     STATE_SYN,
     TUNNELS,
 )
-from nettop.probes.view import Canvas, Pane
+from nettop.probes.view import Canvas, Pane, text_of
 from nettop.ui.app import NettopApp
 from nettop.ui.bars import Header
 from nettop.ui.control import Commands, Look, Options
 from nettop.ui.keys import ACTIONS
 from nettop.ui.panes import PaneWidget
-from nettop.ui.screens import HelpScreen, SortScreen
+from nettop.ui.screens import HelpPage, HelpScreen, SortScreen
 from nettop.ui.table import TablePane, place_columns
 from nettop.ui.theme import NETTOP, Palette
 
@@ -61,6 +63,53 @@ async def _help(d: Driven) -> None:
     assert isinstance(d.app.screen, HelpScreen)
     await d.press("q")
     assert d.app.is_running
+
+
+async def all_of_help(d: Driven) -> str:
+    """The text of the whole help page, its lines joined, without the keys beside it."""
+    page = d.app.screen.query_one(HelpPage)
+    return " ".join(text_of(row).strip() for row in page.rows(80))
+
+
+async def test_the_help_of_a_flows_page_is_about_that_page():
+    async with running() as d:
+        await d.press("enter", "?")
+        assert "3 Flows › details" in d.text()
+        text = await all_of_help(d)
+        assert "Every connection that had packets" not in text
+        for kind in verdict.KINDS:
+            assert f"{kind.words}: " in text
+        for word in (
+            *verdict.VERDICTS,
+            "also",
+            "cwnd",
+            "in flight",
+            "again",
+            "late",
+            "buffered",
+            "the kernel's",
+            "not in focus",
+        ):
+            assert f"{word}: " in text, word
+        await d.press("escape", "escape", "?")
+        assert "Every connection that had packets" in await all_of_help(d)
+
+
+@pytest.mark.parametrize("pane", ["1", "2", "3", "4", "5"])
+async def test_the_words_at_the_edges_are_explained_in_every_panes_help(pane):
+    shed = Shed(16, 4, 2, 2)
+    health = Health(12, 3, 7, 5_000_000, 0, 0, shed=shed)
+    async with running(160, 50, frames=[frames.frame(0, health=health)]) as d:
+        edges = d.rows()[0] + d.rows()[-1]
+        await d.press(pane, "?")
+        text = await all_of_help(d)
+    assert "Neither is the machine's" in text
+    for word in ("kernel", "user", "shed", "lost", "evicted", "untracked", "hooks"):
+        assert f"{word} " in edges
+        assert re.search(rf"\b{word}( 28/30)?: ", text), word
+    for what in words(shed):  # as the budget names it
+        assert what.rstrip("0123456789") in text, what
+        assert what.rstrip("0123456789") in edges
 
 
 async def _pause(d: Driven) -> None:

@@ -315,7 +315,10 @@ def test_what_is_no_rest_or_too_old_is_nothing(one_in, silent):
 
 @pytest.mark.parametrize(("one_in", "silent"), [(1, 6), (8, 17)])
 def test_the_last_line_does_not_tell_of_long_ago(one_in, silent):
-    assert text_of(stages_view.where(resting(one_in, silent), Canvas(120, 1))) == "no packet has gone the whole way yet"
+    assert (
+        text_of(stages_view.where(resting(one_in, silent), Canvas(120, 1)))
+        == "no packet has gone the whole way yet"
+    )
 
 
 @pytest.mark.parametrize(("part", "said"), [(0.9, "paced: not to leave"), (0.1, "in the qdisc")])
