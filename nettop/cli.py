@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +127,7 @@ def _settings(arguments: Arguments, interface: str = "", filter_text: str = "") 
     """The settings in effect; as the user, so after privileges are given up."""
     _start_log(arguments)
     chosen = settings.build(arguments, Path(privilege.home(os.environ)), interface, filter_text)
-    _check_names(chosen)
-    return chosen
+    return _checked(chosen)
 
 
 def _start_log(arguments: Arguments) -> None:
@@ -151,20 +150,24 @@ def _start_log(arguments: Arguments) -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
 
 
-def _check_names(chosen: Settings) -> None:
-    """Names of probes and columns, which settings can't know.  Raises NettopError (2)."""
+def _checked(chosen: Settings) -> Settings:
+    """With the names of probes and columns, which settings can't know.  Raises NettopError (2)."""
     if chosen.focus:
         _check_end(chosen.focus)
     if not (chosen.probes or chosen.sort):
-        return
+        return chosen
     from nettop.probes.base import all_probes
 
     probes = all_probes()
     for name in chosen.probes:
-        _known("probe", name, list(probes))
-    columns = [c.key for p in probes.values() for pane in p.panes if pane.table for c in pane.table.columns]
-    if chosen.sort:
-        _known("column", chosen.sort, columns)
+        _known("probe", name, {each: each for each in probes})
+    if not chosen.sort:
+        return chosen
+    columns = [c for p in probes.values() for pane in p.panes if pane.table for c in pane.table.columns]
+    # As it is called in files and by awk, and as it stands over the column: both are right.
+    words = {word: c for c in columns for word in (c.title.lower(), c.key)}
+    said = {w: c.key if c.title == c.key else f"{c.title} ({c.key})" for w, c in words.items()}
+    return replace(chosen, sort=words[_known("column", chosen.sort.lower(), said)].key)
 
 
 def _check_end(text: str) -> None:
@@ -177,11 +180,14 @@ def _check_end(text: str) -> None:
         raise NettopError(f"--focus {text}: {error}", hint, ExitCode.USAGE) from None
 
 
-def _known(kind: str, name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+def _known(kind: str, name: str, said: Mapping[str, str]) -> str:
+    """The name, if it is one; ``said``: how each is named in the complaint."""
+    if name not in said:
+        near = dict.fromkeys(said[word] for word in difflib.get_close_matches(name, said, n=3))
+        everything = ", ".join(dict.fromkeys(said.values()))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {everything}"
         raise NettopError(f"unknown {kind}: {name}", hint, ExitCode.USAGE)
+    return name
 
 
 def _list_probes() -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it brings numpy, whose threads would keep privileges
 FORMATS = ("text", "ndjson", "csv")
 UNITS = ("bits", "bytes")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_/]*")
 _T = TypeVar("_T", int, float)
 
 
@@ -180,6 +181,12 @@ def _name(value: object) -> str:
     return value
 
 
+def _column(value: object) -> str:
+    if not isinstance(value, str) or (value and not _COLUMN.fullmatch(value)):
+        raise ValueError("must be a column's name or its title, such as rx or rx/s")
+    return value
+
+
 def _items(value: object) -> list[object]:
     if isinstance(value, str):
         return [item.strip() for item in value.split(",")]
@@ -242,7 +249,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("subnets", _subnets, "prefix lengths for RTT by subnet, IPv4 and IPv6", ("--subnets",), "V4,V6"),
     Option("top", _whole(1, 1_000_000), "flows in text, CSV and JSON output", ("--top",), "N"),
-    Option("sort", _name, "column that orders the flows; none: by rate", ("-s", "--sort"), "COLUMN"),
+    Option(
+        "sort",
+        _column,
+        "column that orders the flows, by title or name; none: by rate",
+        ("-s", "--sort"),
+        "COLUMN",
+    ),
     Option("format", _choice(*FORMATS), "format of --batch: text, ndjson or csv", ("--format",), "FORMAT"),
     Option("units", _choice(*UNITS), "rates in bits or bytes a second"),
     Option("names", _flag, "host names instead of addresses, by reverse DNS"),

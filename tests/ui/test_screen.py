@@ -8,6 +8,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import frames
 import pytest
@@ -292,12 +293,22 @@ async def _record(d: Driven) -> None:
     assert d.heard.calls == [("record", True), ("record", False)]
 
 
+def text_in(name: str) -> str:
+    return Path(name).read_text(encoding="utf-8")
+
+
 async def _screenshot(d: Driven) -> None:
     await d.press("ctrl+s")
     pictures = os.listdir()
     assert len(pictures) == 1
     assert pictures[0].endswith(".svg")
     assert stat.S_IMODE(os.stat(pictures[0]).st_mode) == 0o600
+    picture = text_in(pictures[0])
+    assert "203.0.113.7" in picture
+    assert "font-family: Fira Code, monospace" in picture
+    # The name of the format is an address that nobody asks; nothing else of a server is in it.
+    assert re.findall(r"[a-z]+://[^\s\"]+", picture) == ["http://www.w3.org/2000/svg"]
+    assert not re.search(r"url\((?!#)|@import|@font-face", picture)
     await d.press("ctrl+s")  # perhaps in the same second: never over another file
     assert "wrote" in d.rows()[-1] or "can't write" in d.rows()[-1]
 

@@ -22,6 +22,7 @@ from standins import traffic
 from nettop import cli, interfaces, privilege, settings
 from nettop.errors import ExitCode, NettopError
 from nettop.model import Frame
+from nettop.probes import flows_view
 from nettop.recording import Header, Recorder, Recording
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +160,31 @@ def test_no_such_interface_is_5_and_names_those_there_are(live, capfd):
     assert "eth7" in first
     assert "lo, eth0" in second
     assert live.events == []
+
+
+@pytest.mark.parametrize("column", flows_view.COLUMNS, ids=lambda column: column.key)
+def test_a_column_to_sort_by_has_the_name_that_stands_over_it_and_the_one_in_files(live, column, capfd):
+    """--sort via and --sort method are one column."""
+    for word in (column.key, column.title, column.title.upper()):
+        assert cli.main(["eth0", "-b", "-n", "1", "--sort", word]) == ExitCode.OK
+        assert live.settings is not None
+        assert live.settings.sort == column.key, word
+        capfd.readouterr()
+
+
+def test_no_word_names_two_columns():
+    words = [{column.key, column.title.lower()} for column in flows_view.COLUMNS]
+    assert sum(map(len, words)) == len(set().union(*words))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [("retra", "did you mean retr (retransmits)?"), ("zzz", "via (method), ")]
+)
+def test_an_unknown_column_names_both_of_each(live, wrong, hint, capfd):
+    assert cli.main(["eth0", "-b", "--sort", wrong]) == ExitCode.USAGE
+    first, second = two_lines(capfd)
+    assert first == f"nettop: unknown column: {wrong}"
+    assert hint in second
 
 
 def test_a_loader_that_cannot_is_4(live, monkeypatch, capfd):
