@@ -13,6 +13,7 @@ import sys
 import time
 import types
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from standins import traffic
 
 from nettop import cli, interfaces, privilege, settings
 from nettop.errors import ExitCode, NettopError
-from nettop.model import Frame
+from nettop.model import Frame, Histogram, ProbeStatus
 from nettop.probes import flows_view
+from nettop.probes.stages import Stages, TraceEvent
 from nettop.recording import Header, Recorder, Recording
 
 ROOT = Path(__file__).parents[2]
@@ -294,6 +296,46 @@ def test_a_snapshot_is_one_frame_that_replays(live, tmp_path, capfd):
 def test_a_snapshot_without_a_file_goes_to_standard_output(live, capfd):
     assert cli.main(["eth0", "--snapshot", "--format", "ndjson"]) == 0
     assert len(capfd.readouterr().out.splitlines()) == 1
+
+
+def test_what_a_snapshot_prints_without_a_file_is_what_a_replay_takes(live, tmp_path, capfd):
+    assert cli.main(["eth0", "--snapshot"]) == 0
+    path = tmp_path / "shown.json"
+    path.write_text(capfd.readouterr().out)
+    with Recording(str(path)) as recording:
+        assert list(recording.frames()) == [traffic(0)]
+        assert recording.header.kind == "snapshot"
+    assert cli.main(["-b", "--replay", str(path), "--format", "ndjson"]) == 0
+    assert json.loads(capfd.readouterr().out)["time_ns"] == traffic(0).time_ns
+
+
+def tracing(*each: tuple[TraceEvent, ...]) -> list[Frame]:
+    """A frame for each of these lists of events, of stages that are live."""
+    none = Histogram.empty()
+    made = []
+    for index, events in enumerate(each):
+        one = traffic(index)
+        sections = {**one.sections, "stages": Stages((), (), none, none, trace=events)}
+        made.append(replace(one, probes={**one.probes, "stages": ProbeStatus("live")}, sections=sections))
+    return made
+
+
+@pytest.mark.parametrize(("focus", "which"), [([], ""), (["--focus", ":443"], "of a flow with :443 ")])
+def test_a_trace_that_ends_without_a_packet_says_so_and_fails(live, capfd, focus, which):
+    """A script is not to take an empty file for a quiet interface."""
+    live.frames_made = tracing((), (), ())
+    assert cli.main(["eth0", "-b", "--trace", *focus, "-n", "3"]) == ExitCode.FAILURE
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == f"nettop: no packet {which}was traced"
+    assert second.startswith("hint: ")
+
+
+def test_a_trace_of_one_packet_is_a_trace(live, capfd):
+    live.frames_made = tracing((), (TraceEvent(5, 7, 42, "rx", "", None, 1),), ())
+    assert cli.main(["eth0", "-b", "--trace", "-n", "3"]) == ExitCode.OK
+    out, err = capfd.readouterr()
+    assert " 2a  rx   (begin)" in out
+    assert err == ""
 
 
 def test_recording_beside_the_output(live, tmp_path, capfd):
