@@ -59,7 +59,8 @@ rx/s, tx/s: bytes on the wire, received and sent, in the interval. rate is their
 RTT: the newest round trip to the remote end, measured from packets that pass: nothing is sent. min: the smallest \
 ever; an RTT is coloured when it is far above it: that much is waiting in queues. jitter: its variation (RFC 6298). \
 via: how it was measured: ts TCP timestamps, seq sequence and ACK, syn handshake, echo ICMP, dns query and response, \
-spin QUIC's bit.
+spin QUIC's bit. In brackets, via kern: no packet gave a round trip, as where this host sends no data (a download); \
+it is the kernel's own estimate, smoothed, and takes no part in the order.
 
 state: syn is a SYN without an answer, syn×3 three of them; refused: a RST came back to it; synack×3: a SYN-ACK was \
 sent three times, and the connection has not come about; unreplied: one direction alone was seen. In a narrow table \
@@ -190,11 +191,22 @@ def _rtt_cell(field: str) -> Callable[[Any, Canvas, Frame], Span]:
     def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
         rtt = row["rtt"]
         if not rtt["samples_total"]:
-            return Span(draw.fit(units.NONE, canvas.width, "right"), DIM)
+            text = _kernels(row) if field == "last" else ""
+            return Span(
+                draw.fit(text or units.NONE, canvas.width, "right"), _alive(row, LABEL if text else DIM)
+            )
         text = draw.quantity(units.duration(int(rtt[field])), canvas.width, 2)
         return Span(text, _rtt_role(rtt, frame) if field == "last" else _alive(row, PLAIN))
 
     return cell
+
+
+def _kernels(row: Any) -> str:
+    """What the kernel has where no packet gave a round trip, as in a download: in brackets, in at most 7 cells."""
+    if not row["srtt_us"]:
+        return ""
+    figure, _, unit = units.duration(int(row["srtt_us"]) * 1000).partition(" ")
+    return f"({float(figure):.{0 if float(figure) >= 9.95 else 1}f}{unit})"
 
 
 def _rtt_role(rtt: Any, frame: Frame) -> Role:
@@ -209,6 +221,8 @@ def _rtt_role(rtt: Any, frame: Frame) -> Role:
 
 def _method_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
     name = METHODS[int(row["rtt"]["method"])] if row["rtt"]["samples_total"] else ""
+    if not name and row["srtt_us"]:
+        return Span("kernel" if canvas.width > 5 else "kern", _alive(row, LABEL))
     return Span(_SHORT.get(name, name) or units.NONE, _alive(row, LABEL) if name else DIM)
 
 

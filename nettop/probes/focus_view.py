@@ -277,13 +277,14 @@ def _trips(page: _Page, height: int) -> list[Line]:
     assert page.newest is not None
     rtt = page.newest["rtt"]
     how = METHODS[int(rtt["method"])] if rtt["samples_total"] else ""
-    without = _no_trips(page)
     side: list[Line] = [
         line(
             (draw.fit("RTT", 9), LABEL),
-            (draw.fit(units.duration(int(rtt["last"])) if how else "-", 10, "right"), VALUE),
-            (f"   least {units.duration(int(rtt['min']))}" if how else f"   {without}", LABEL),
+            (draw.fit(units.duration(int(rtt["last"])), 10, "right"), VALUE),
+            (f"   least {units.duration(int(rtt['min']))}", LABEL),
         )
+        if how
+        else line((draw.fit("RTT", 9), LABEL), (_no_trips(page), LABEL))
     ]
     if height > 1 and how:
         side.append(line((f"by {how}, jitter {units.duration(int(rtt['variance']))}", LABEL)))
@@ -309,19 +310,24 @@ def _trips(page: _Page, height: int) -> list[Line]:
 
 
 def _no_trips(page: _Page) -> str:
-    """Why there is no round trip, and what the kernel has instead."""
+    """Why there is no round trip, and what the kernel has instead; short, as it stands in the place of a figure."""
     row = page.newest
     assert row is not None
     if spinning(row) is False:
         return "does not spin"
-    socket = next((s for s in reversed(page.sockets) if s is not None), None)
-    if socket is not None and socket.rtt_min_ns is not None:
-        return f"sends no data; kernel's least {units.duration(socket.rtt_min_ns)}"
-    if row["srtt_us"]:
-        return f"sends no data; kernel's {units.duration(int(row['srtt_us']) * 1000)}"
     if not row["tx_packets_total"] or not row["rx_packets_total"]:
         return "one direction only"
-    return "nothing was answered" if int(row["protocol"]) == PROTOCOLS["tcp"] else "not measured: no TCP"
+    if int(row["protocol"]) != PROTOCOLS["tcp"]:
+        return "not measured: no TCP"
+    looks = [look for look in page.looks if look is not None]
+    silent = bool(looks) and not any(look.data[1] for look in looks)
+    why = "no data sent" if silent else "no sample"
+    socket = next((s for s in reversed(page.sockets) if s is not None), None)
+    if row["srtt_us"]:
+        return f"{why}; kernel {units.duration(int(row['srtt_us']) * 1000)}"
+    if socket is not None and socket.rtt_min_ns is not None:
+        return f"{why}; kernel {'≥' if page.canvas.unicode else '>'}{units.duration(socket.rtt_min_ns)}"
+    return why
 
 
 def _buffer(

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import frames
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nettop.model import ProbeStatus
+from nettop.model import Frame, ProbeStatus
 from nettop.probes import draw, flows_view, focus_view, verdict
 from nettop.probes.view import Canvas, text_of
 
@@ -137,3 +138,42 @@ def test_what_came_late_and_cannot_be_told_is_said_as_that():
     made = replace(last, sections={**last.sections, "flows": replace(last.sections["flows"], rows=table)})
     rows = page(Canvas(160, 37), [*HISTORY[:-1], made])
     assert any("late, cannot tell 7" in row and "duplicated 3" in row for row in rows)
+
+
+def without_round_trips(
+    data: tuple[int, int], srtt_us: int = 0, least: int | None = None, **fields: int
+) -> list[Frame]:
+    """Of a flow in focus.  ``data``: packets with data, received and sent; ``least``: the socket's least, in ns."""
+    made = []
+    for frame in frames.frames(75)[-3:]:
+        section = frame.sections["flows"]
+        rows = section.rows.copy()
+        ours = np.flatnonzero(rows["id"] == frames.FOCUS)
+        row = rows[ours[0] : ours[0] + 1]
+        row["rtt"]["samples_total"], row["rtt"]["samples"], row["srtt_us"] = 0, 0, srtt_us
+        for name, value in {"rx_packets_total": 900, "tx_packets_total": 400, **fields}.items():
+            row[name] = value
+        focused = replace(
+            section.focused, data=data, socket=replace(section.focused.socket, rtt_min_ns=least)
+        )
+        flows = replace(section, rows=rows, samples=(), focused=focused)
+        made.append(replace(frame, sections={**frame.sections, "flows": flows}))
+    return made
+
+
+WHY_NO_ROUND_TRIP = [
+    ({"data": (300, 0), "srtt_us": 40_300}, "no data sent; kernel 40.3 ms"),
+    ({"data": (300, 0), "least": 40_100_000}, "no data sent; kernel ≥40.1 ms"),
+    ({"data": (300, 0)}, "no data sent"),
+    ({"data": (300, 9), "srtt_us": 40_300}, "no sample; kernel 40.3 ms"),
+    ({"data": (0, 9), "rx_packets_total": 0}, "one direction only"),
+    ({"data": (9, 9), "protocol": 17, "spin_packets": 0}, "not measured: no TCP"),
+]
+
+
+@pytest.mark.parametrize(("width", "height"), [(116, 37), (76, 21)])
+@pytest.mark.parametrize(("facts", "why"), WHY_NO_ROUND_TRIP, ids=[why for _, why in WHY_NO_ROUND_TRIP])
+def test_where_there_is_no_round_trip_the_page_says_why_and_whole(facts, why, width, height):
+    rows = page(Canvas(width, height), without_round_trips(**facts))
+    said = [row.split("RTT  ")[1].strip() for row in rows if "  RTT  " in row]
+    assert said == [why]

@@ -87,6 +87,30 @@ def test_what_is_not_known_is_a_dash_and_never_zero():
         assert shown(key, 8) == "-", key
 
 
+@pytest.mark.parametrize(
+    ("us", "said"),
+    [
+        (40_300, "(40ms)"),
+        (3_270, "(3.3ms)"),
+        (9_960, "(10ms)"),
+        (350, "(350µs)"),
+        (1_240_000, "(1.2s)"),
+        (0, "-"),
+    ],
+)
+def test_without_a_round_trip_of_the_flow_the_kernels_stands_in_brackets(us, said):
+    """A download sends nothing that is answered; what its socket knows is not taken for what was measured."""
+    made = frames.frame(0)
+    rows = flows_view.rows(made).copy()
+    rows["rtt"]["samples_total"][0], rows["srtt_us"][0] = 0, us
+    made = replace(made, sections={"flows": replace(made.sections["flows"], rows=rows)})
+    assert shown("rtt", 0, made) == said
+    assert shown("method", 0, made) == ("kern" if us else "-")
+    assert shown("min", 0, made) == "-"
+    assert shown("rtt", 1, made) == "234 ms", "where there is one, it alone"
+    assert np.isnan(next(c for c in flows_view.COLUMNS if c.key == "rtt").sort(rows)[0])
+
+
 def test_rates_are_in_bytes_when_asked():
     assert shown("rx", 0, frames.frame(0), bits=False) == "101 MB/s"
 
