@@ -21,8 +21,8 @@ def measure(options: Options) -> Iterable[Table]:
         ("connections", "a second", "opened", "closed", "evicted", "lost events", "beyond"),
         words="""
 Connect, 64 bytes, 64 bytes back, close, 64 at once, both ends on this machine: its own limit, not nettop's. `beyond`
-are opened that were no connection of the client's (neighbour discovery and its like). Lost events are single
-connections that are missing in the events' list; the counts do not depend on it.
+are opened that were no connection of the client's (neighbour discovery and its like). Connections are counted in the
+kernel, where they open and close, and send no event: lost ones would be samples of a flow in focus or traced packets.
 """,
     )
     for number in range(options.times(3)):

@@ -34,7 +34,8 @@ EDGES = (
     ),
     (
         "The last line",
-        "lost: events that found no room on their way here. evicted: flows that left the full table before their time. "
+        "lost: RTT samples of the flow in focus, and traced packets, that found no room on their way here. "
+        "evicted: flows that left the full table before their time. "
         "untracked: packets that should have a flow and have none: a broken header, or no room. All of the interval.",
         "hooks 28/30: of the 30 places in the kernel that nettop wants to watch, it watches 28; those of this pane are "
         "listed under Measured at.",
