@@ -66,7 +66,7 @@ class Guest:
 GUESTS = [
     # With NETTOP_VM_ARGS= (empty) all of the tests run in these two, which takes 25 minutes each.
     Guest("bookworm", "bookworm", SHORT, once=False),
-    Guest("trixie", "trixie", f"{SHORT} or test_devices or irq_waits", once=False),
+    Guest("trixie", "trixie", f"{SHORT} or below_a_tunnel or above_another or irq_waits", once=False),
     Guest("trixie-backports", "trixie", f"{SHORT} or merged"),
     Guest("trixie", "trixie", cpus="8", connections=2003),
     Guest("bookworm", "trixie", LADDER),
