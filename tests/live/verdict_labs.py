@@ -397,7 +397,7 @@ def unanswered(s: Scene) -> None:
 
 def rejected(s: Scene) -> None:
     """The peer forwards, and has no way there: it says so by ICMP, and the kernel sends no second SYN."""
-    s.b.ns.sysctl("net.ipv4.ip_forward", 1)
+    s.b.ns.sysctl("ipv4.ip_forward", 1)
     s.b.ns.run("ip", "route", "replace", "unreachable", s.b.v4.rpartition(".")[0] + ".200")
     unanswered(s)
 

@@ -105,7 +105,7 @@ def draw_everything(history: list[Frame]) -> None:
 
 def draw_pane(pane: Pane, history: list[Frame]) -> None:
     frame = history[-1]
-    selected = pane.rows([frame])[:3] if pane.rows else ()
+    selected = pane.rows(history)[:3] if pane.rows else ()
     for canvas in (
         Canvas(116, 9),
         Canvas(76, 8, unicode=False, shades=False, bits=False),
