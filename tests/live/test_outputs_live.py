@@ -9,16 +9,17 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
-from lab import Lab, Link, Nettop, run_nettop
+from lab import Direction, Lab, Link, Nettop, run_nettop
 from lab.program import REPOSITORY, Outcome, command
 from lab.shell import run
-from lab.traffic import answering, asking
+from lab.traffic import answering, asking, transfer
 from observed import PROBES, endpoint
 
 from nettop.probes.base import all_probes
@@ -72,6 +73,33 @@ def test_all_probes_at_once_are_what_the_schema_says(lab: Lab, veth: Link) -> No
         jsonschema.validate(frame, schema)
         states = {name: (probe["state"], probe["detail"]) for name, probe in frame["probes"].items()}
         assert states == dict.fromkeys(all_probes(), ("live", ""))
+
+
+def test_a_running_download_shows_the_kernels_round_trip_in_brackets(lab: Lab) -> None:
+    """Older than nettop, and this end sends nothing but ACKs: the wire takes 20 ms each way, and its socket knows."""
+    link = lab.wire(Direction(delay_ms=20))
+    with transfer(link.b, link.a) as pair:
+        over, port = threading.Event(), pair.local[1]
+
+        def send() -> None:
+            while not over.wait(0.01):
+                pair.sender.sendall(b"." * 5000)
+                pair.receiver.recv(1 << 20)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        try:
+            outcome = run_nettop(lab, link.a, "-b", "-n", "3", "-d", "0.5", "-p", "flows")
+        finally:
+            over.set()
+            sending.join()
+    titles = next(text.split() for text in outcome.stdout.splitlines() if text.startswith("protocol "))
+    rows = [text.split() for text in outcome.stdout.splitlines() if f":{port} " in text]
+    last = dict(zip(titles, rows[-1], strict=True))
+    assert (last["method"], last["min"]) == ("kernel", "-")
+    assert last["rtt"].startswith("(")
+    # The handshake's, whose SYN-ACK is this end's: 40 ms and what the forwarder takes.
+    assert float(last["rtt"].removeprefix("(").removesuffix("ms)")) == pytest.approx(44, abs=5)
 
 
 def test_csv_has_a_row_for_each_flow(lab: Lab, veth: Link) -> None:
