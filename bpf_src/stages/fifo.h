@@ -13,8 +13,10 @@
 #define GROUP_MAX 0x7fff /* packets of one group; what is beyond is missed */
 #define SPAN_SHIFT 10
 
+#ifndef UNKNOWN
 /* Make the verifier take this for any number, with the help of one. */
 #define UNKNOWN(number, any) asm volatile("%0 += %1; %0 -= %1" : "+r"(number) : "r"(any))
+#endif
 
 /* Packets that came one after the other. */
 struct group {

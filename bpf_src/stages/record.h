@@ -37,7 +37,7 @@ struct traced_event {
 	u16 cpu;
 };
 
-#define CPU_BITS 10 /* of a packet's number: as of a flow's id */
+#define CPU_BITS 10 /* of a packet's number: beyond 1024 CPUs two may have the same one */
 
 /* What of the trace is not there, on one CPU. */
 struct tracing {

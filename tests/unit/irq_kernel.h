@@ -1,35 +1,11 @@
-/* What bpf_src/irq.c finds in the kernel, for a process: its maps as arrays, a clock that is set, one CPU. */
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+/* What bpf_src/irq.c finds in the kernel, for a process. */
+#include "process_kernel.h"
 
-typedef uint8_t u8;
-typedef uint16_t u16;
-typedef uint32_t u32;
-typedef uint64_t u64;
-typedef int64_t s64;
-
-#define __always_inline inline __attribute__((always_inline))
-#define LINUX_VERSION_CODE 0x061200
-#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))
 #define BPF_F_NO_PREALLOC 1
-#define AS_NUMBER(pointer) ((u64)(pointer))
 #define ROOM 16
 
 struct irqaction {
 	const char *name;
-};
-struct net {
-	struct {
-		u32 inum;
-	} ns;
-};
-struct net_device {
-	int ifindex;
-	struct {
-		struct net *net;
-	} nd_net;
 };
 struct napi_struct {
 	struct net_device *dev;
@@ -38,36 +14,6 @@ struct sk_buff {
 	u16 vlan_proto, vlan_tci;
 };
 
-static u64 clock_ns;
-
-static u64 bpf_ktime_get_ns(void)
-{
-	return clock_ns;
-}
-
-static long bpf_probe_read_kernel(void *to, u32 size, const void *from)
-{
-	memcpy(to, from, size);
-	return 0;
-}
-
-static long bpf_probe_read_kernel_str(void *to, u32 size, const char *from)
-{
-	strncpy(to, from, size);
-	return 0;
-}
-
-#define ARRAY(name, type, entries)                    \
-	static type name##_values[entries];           \
-	static type *name##_lookup(void *index)       \
-	{                                             \
-		return &name##_values[*(u32 *)index]; \
-	}                                             \
-	static struct {                               \
-		type *(*lookup)(void *);              \
-	} name = {name##_lookup};
-#define BPF_ARRAY(name, type, entries) ARRAY(name, type, entries)
-#define BPF_PERCPU_ARRAY(name, type, entries) ARRAY(name, type, entries)
 #define HASH(key_type, type, name)                             \
 	static key_type name##_keys[ROOM];                     \
 	static type name##_values[ROOM];                       \

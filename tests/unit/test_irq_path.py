@@ -30,8 +30,8 @@ void start(void)
 	memset(cpus_values, 0, sizeof(cpus_values));
 	memset(pollers_values, 0, sizeof(pollers_values));
 	waits_used = lines_used = 0;
-	config_values[0].ifindex = 5;
-	config_values[0].netns = 1;
+	config_values[0][0].ifindex = 5;
+	config_values[0][0].netns = 1;
 }
 void at(u64 ns) { clock_ns = ns; }
 void irq_in(u32 irq) { irq_entry(irq); }
