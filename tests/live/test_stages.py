@@ -5,6 +5,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -19,6 +20,7 @@ from stagelab import MS, Driven, Total, stages, watching
 
 RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
 SEND = ("application", "ip", "qdisc", "driver")
+BOTH = (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND))
 
 pytestmark = pytest.mark.alone
 # But not those that count a few packets and time nothing: load changes nothing for these.
@@ -32,6 +34,21 @@ def small(totals: dict[tuple[str, str], Total], *but: tuple[str, str]) -> None:
             assert total.mean_ns < 1 * MS, f"{key}: {total.mean_ns / 1e6} ms"
 
 
+def all_seen(
+    totals: dict[tuple[str, str], Total], keys: Iterable[tuple[str, str]], *, least: int, share: float = 0.95
+) -> None:
+    """Each of these stages has so many packets at the least, and that share of all that reached its end."""
+    for key in keys:
+        assert totals[key].count >= least, f"{key}: {totals[key].count}"
+        assert totals[key].coverage >= share, f"{key}: {totals[key].coverage}"
+
+
+def few(totals: dict[tuple[str, str], Total], keys: Iterable[tuple[str, str]], most: int = 99) -> None:
+    """Hardly a packet comes there: what opens and closes connections, and says when to begin."""
+    for key in keys:
+        assert totals[key].count + totals[key].missed <= most, f"{key}: {totals[key]}"
+
+
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("kind", ["bulk", "tcp", "udp"])
 def test_every_boundary_sees_every_packet(lab: Lab, veth: Link, kind: str, ipv6: bool) -> None:
@@ -42,17 +59,16 @@ def test_every_boundary_sees_every_packet(lab: Lab, veth: Link, kind: str, ipv6:
             with answering(veth.b) as server:
                 ask(veth.a, server, kind=kind, flows=4, seconds=2, ipv6=ipv6)  # type: ignore[arg-type]
     totals = stages(frames)
-    # UDP has no boundary of its own between IP and the socket here, nor before IP on its way out.
-    without = {"transport", "application"} if kind == "udp" else set()
-    for stage in RECEIVE:
-        total = totals["rx", stage]
-        assert stage in without or total.count > 1000, f"rx {stage}: {total.count}"
-        assert total.count < 100 or total.coverage >= 0.95, f"rx {stage}: {total.coverage}"
-    assert totals["rx", "application"].count > 1000
-    for stage in SEND:
-        total = totals["tx", stage]
-        assert stage in without or kind == "bulk" or total.count > 1000, f"tx {stage}: {total.count}"
-        assert total.count < 100 or total.coverage >= 0.95, f"tx {stage}: {total.coverage}"
+    nobody = []
+    if kind == "bulk":
+        nobody = [("tx", "application")]  # it comes in, and nobody writes the ACKs that go out
+    elif kind == "udp":
+        # These boundaries of UDP are functions, which a kernel need not let us watch.
+        functions = {"udp_queue_rcv_skb": ("rx", "transport"), "udp_sendmsg": ("tx", "application")}
+        hooks = {hook["hook"] for hook in frames[-1]["probes"]["stages"]["hooks"]}
+        nobody = [key for function, key in functions.items() if function not in hooks]
+    all_seen(totals, [key for key in BOTH if key not in nobody], least=1001)
+    few(totals, nobody)
 
 
 @beside_others
@@ -274,10 +290,11 @@ def test_coverage_at_full_speed(lab: Lab, veth: Link, reverse: bool, offload: bo
     with watching(lab, veth.a) as frames:
         result = iperf3(veth.a, veth.b, seconds=2, reverse=reverse)
     assert result.bits_per_s > 1e9
-    for (direction, stage), total in stages(frames).items():
-        if stage not in ("whole", "done", "forward"):
-            assert total.count < 100 or total.coverage >= 0.8, f"{direction} {stage}: {total.coverage}"
-    assert stages(frames)["rx", "stack"].count > 1000
+    # Data goes one way, and the other ACKs alone, which nobody writes or reads.
+    nobody = [("tx", "application")] if reverse else [("rx", "socket"), ("rx", "application")]
+    totals = stages(frames)
+    all_seen(totals, [key for key in BOTH if key not in nobody], least=1001, share=0.8)
+    few(totals, nobody)
 
 
 def test_steering_to_another_cpu_is_time_of_the_stack_stage(lab: Lab, veth: Link) -> None:
@@ -502,10 +519,8 @@ def test_a_filter_is_changed_under_traffic(lab: Lab, veth: Link) -> None:
             share = 2 if not text else 1
             per_second = totals["rx", "ip"].count / sum(f["interval_ns"] for f in settled) * 1e9
             assert per_second > 1000 * share, text
-            for key, total in totals.items():
-                assert key[1] in ("whole", "done") or total.count < 100 or total.coverage >= 0.98, (text, key)
-        for key, total in stages(nettop.frames[first:]).items():
-            assert key[1] in ("whole", "done") or total.count < 100 or total.coverage >= 0.95, key
+            all_seen(totals, BOTH, least=1001, share=0.98)
+        all_seen(stages(nettop.frames[first:]), BOTH, least=4001)
         new = held(nettop.process.pid)
         assert len(new.links) == len(objects.links)
         assert new.maps == objects.maps
