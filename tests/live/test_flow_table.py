@@ -1,0 +1,174 @@
+"""The kernel refuses a flow its place in the table: what that costs, and that no other flow pays for it.
+
+The programs run by BPF_PROG_TEST_RUN, attached nowhere, and their table is made as a plain hash of a few entries: that
+is full one day, where an LRU gives up an old one.
+"""
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lab import packets
+from lab.packets import ACK, SYN
+
+from nettop import bpf
+from nettop.control import Config, Counting
+from nettop.loader.compile import compile_probe
+from nettop.probes.flows_layout import COUNTERS, FLOW
+
+ROOM = 5
+NEAR, FAR = "10.1.0.1", "10.1.0.2"
+MAC = bytes(range(2, 14)) + b"\x08\x00"
+
+
+class FullTable:
+    """The programs of both directions with a table that has ROOM entries."""
+
+    def __init__(self, cache: Path) -> None:
+        made = compile_probe("flows", cache)
+        self.fds: dict[str, int] = {}
+        for m in made.maps:
+            kind, entries, flags = (
+                (bpf.MapType.HASH, ROOM, 0) if m.name == "flows" else (m.kind, m.max_entries, m.flags)
+            )
+            self.fds[m.name] = bpf.map_create(kind, m.key_size, m.value_size, entries, flags, m.name)
+        config = Config(ifindex=1, count_in=Counting.SKB, count_out=Counting.SKB)
+        bpf.map_update(self.fds["config"], bytes(4), config.pack())
+        self.programs = {
+            way: bpf.prog_load(
+                bpf.ProgType.SCHED_CLS, made.linked(f"flows_{way}", list(self.fds.values())), f"flows_{way}"
+            )
+            for way in ("ingress", "egress")
+        }
+
+    def close(self) -> None:
+        for fd in (*self.programs.values(), *self.fds.values()):
+            os.close(fd)
+
+    def sent(self, port: int, flags: int = SYN, times: int = 1) -> None:
+        """A segment from this port; its flow is half-open for as long as nobody answers."""
+        frame = MAC + packets.ip(NEAR, FAR, 6, packets.tcp(NEAR, FAR, port, 80, seq=port, flags=flags))
+        bpf.test_run(self.programs["egress"], frame, times)
+
+    def received(self, port: int, flags: int = SYN | ACK) -> None:
+        frame = MAC + packets.ip(
+            FAR, NEAR, 6, packets.tcp(FAR, NEAR, 80, port, seq=7, ack=port + 1, flags=flags)
+        )
+        bpf.test_run(self.programs["ingress"], frame)
+
+    def flow(self, port: int) -> np.ndarray | None:
+        value = np.zeros(1, FLOW)
+        there = bpf.map_lookup(self.fds["flows"], key(port), int(value.ctypes.data))
+        return value[0] if there else None
+
+    def ids(self, *ports: int) -> list[int]:
+        """Of those of these flows that are in the table."""
+        return [int(flow["id"]) for flow in map(self.flow, ports) if flow is not None]
+
+    def forget(self, port: int) -> None:
+        assert bpf.map_delete(self.fds["flows"], key(port))
+
+    def count(self, name: str) -> int:
+        values = np.zeros(bpf.possible_cpus(), COUNTERS)
+        bpf.map_lookup(self.fds["counters"], bytes(4), int(values.ctypes.data))
+        return int(values[name].sum())
+
+
+def key(port: int) -> bytes:
+    """As struct flow_key has it: v4-mapped addresses, ports in the host's order."""
+    ends = b"".join(bytes(10) + b"\xff\xff" + bytes(map(int, end.split("."))) for end in (NEAR, FAR))
+    return ends + struct.pack("=HHIII", port, 80, 6, 0, 0)
+
+
+@contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """Ids are given out by each CPU for itself."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[FullTable]:
+    made = FullTable(Path("/var/cache/nettop-lab/objects"))
+    with on_one_cpu():
+        yield made
+    made.close()
+
+
+def test_a_flow_that_found_no_room_leaves_its_id_to_nobody(table: FullTable) -> None:
+    living, refused = range(1001, 1001 + ROOM), range(2001, 2102)
+    for port in living:
+        table.sent(port)
+        table.received(port)
+    before = table.ids(*living)
+    assert len(set(before)) == ROOM
+    for port in refused:
+        table.sent(port)
+    assert table.ids(*refused) == []
+    # Each is counted as what it is: a packet that belongs to no flow, and no connection that was opened.
+    assert (table.count("untracked"), table.count("created"), table.count("opened")) == (
+        len(refused),
+        ROOM,
+        ROOM,
+    )
+    for number, port in enumerate(living):
+        table.forget(port)
+        table.sent(3001 + number)
+        (new,) = table.ids(3001 + number)
+        assert new not in before
+        assert new > max(before)
+        assert table.ids(*living[number + 1 :]) == before[number + 1 : ROOM]  # the others are what they were
+        before.append(new)
+    assert len(set(before)) == 2 * ROOM
+    assert (table.count("created"), table.count("replaced")) == (2 * ROOM, 0)
+
+
+def test_a_half_open_flow_that_lost_its_place_leaves_its_id_to_nobody(table: FullTable) -> None:
+    """It is put in anew with each SYN; another CPU that waits for a place to become free takes it meanwhile."""
+    living, half_open, foreign, wanted = range(1001, 1001 + ROOM - 1), 2001, 4001, 7
+    hunting, over = threading.Event(), threading.Event()
+
+    def take() -> None:
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - os.sched_getaffinity(0))
+        value = bytes(FLOW.itemsize)
+        while not over.is_set():
+            if hunting.wait(0.1):
+                with suppress(OSError):  # full
+                    bpf.map_update(table.fds["flows"], key(foreign), value)
+                    hunting.clear()
+
+    for port in living:
+        table.sent(port)
+        table.received(port)
+    given = table.ids(*living)
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        end = time.monotonic() + 120
+        for lost in range(wanted):
+            table.sent(half_open)
+            (number,) = table.ids(half_open)
+            assert number not in given
+            given.append(number)
+            hunting.set()
+            while table.count("replaced") == lost:  # taken out, and not back
+                assert time.monotonic() < end, lost
+                table.sent(half_open, times=1000)
+            while hunting.is_set():
+                time.sleep(0.001)
+            assert table.ids(half_open) == []
+            table.forget(foreign)
+    finally:
+        over.set()
+        thread.join()
+    assert table.ids(*living) == given[: len(living)]
