@@ -135,7 +135,7 @@ def test_a_flow_that_found_no_room_leaves_its_id_to_nobody(table: FullTable) -> 
 
 def test_a_half_open_flow_that_lost_its_place_leaves_its_id_to_nobody(table: FullTable) -> None:
     """It is put in anew with each SYN; another CPU that waits for a place to become free takes it meanwhile."""
-    living, half_open, foreign, wanted = range(1001, 1001 + ROOM - 1), 2001, 4001, 7
+    living, half_open, later, foreign, wanted = range(1001, 1001 + ROOM - 2), 2001, 3001, 4001, 2
     hunting, over = threading.Event(), threading.Event()
 
     def take() -> None:
@@ -157,17 +157,23 @@ def test_a_half_open_flow_that_lost_its_place_leaves_its_id_to_nobody(table: Ful
         end = time.monotonic() + 120
         for lost in range(wanted):
             table.sent(half_open)
-            (number,) = table.ids(half_open)
-            assert number not in given
-            given.append(number)
+            table.sent(later)
+            table.received(later)
+            given += table.ids(half_open, later)
             hunting.set()
             while table.count("replaced") == lost:  # taken out, and not back
                 assert time.monotonic() < end, lost
-                table.sent(half_open, times=1000)
+                table.sent(half_open)
             while hunting.is_set():
                 time.sleep(0.001)
             assert table.ids(half_open) == []
             table.forget(foreign)
+            table.sent(half_open + 1)  # the next one of this CPU
+            given += table.ids(half_open + 1)
+            assert len(given) == len(set(given)) == len(living) + 3 * (lost + 1)
+            assert table.ids(later) == given[-2:-1]
+            table.forget(half_open + 1)
+            table.forget(later)
     finally:
         over.set()
         thread.join()
