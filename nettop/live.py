@@ -492,7 +492,7 @@ class Live:
                 if not hook.links:
                     self._exchange(answer.probe.name, hook, tuple(answer.fds[n] for n in hook.programs))
         # What cannot be given other programs has been attached twice: this decides which of the two counts.
-        self._configure(self._config.filtered(done.generation, bool(text)))
+        self._configure(replace(self._config.filtered(done.generation, bool(text)), epoch=done.epoch))
         for answer in loaded:
             beside = tuple(hook for hook in answer.probe.hooks if hook.links)
             self._hook(replace(answer.probe, hooks=beside), answer.fds)

@@ -183,6 +183,7 @@ class Done:
     config: str = ""  # struct config as hex, after Load and Reattach
     note: str = ""  # what the user should know
     generation: int = 0  # of the programs, after Filter: the config that names it sets them going
+    epoch: int = 0  # of the config, likewise: generations come again
 
 
 Message = Load | Reattach | Filter | Again | Stats | Loaded | Done

@@ -232,10 +232,11 @@ class Loader:
         finally:
             TYPES.close()
         self._filter, self._generation = instructions, generation
+        self._epoch += 1
         for ready in made:
             send(self._sock, attach.exchange(ready, self._place))
             attach.handed_over(ready.probe)
-        return Done(generation=generation)
+        return Done(generation=generation, epoch=self._epoch)
 
     def _attach_again(self, names: tuple[str, ...]) -> Done:
         assert self._place
