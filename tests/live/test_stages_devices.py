@@ -2,10 +2,11 @@
 
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 from lab import Lab, Link, Router
-from lab.packets import ethernet, ip, send, tcp
+from lab.packets import ethernet, ip, send, tcp, udp
 from lab.traffic import answering, ask
 from lab.witness import difference, sysfs
 from stagelab import Driven, above, stages, through_ifb, watching
@@ -126,6 +127,55 @@ def test_packets_that_are_routed_anew_leave_nothing_behind(lab: Lab, veth: Link)
     for name in ("ip", "qdisc"):
         assert totals["tx", name].percentile_ns(1.0) < 50_000_000, name
         assert totals["tx", name].coverage >= 0.98
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("to", ["another device", "nowhere"])
+def test_packets_that_a_mark_sends_elsewhere_leave_nothing_behind(
+    lab: Lab, veth: Link, to: str, ipv6: bool
+) -> None:
+    """They are routed by their mark after LOCAL_OUT.
+
+    Later packets get their skbs' addresses, and some of those have no LOCAL_OUT that would write down when they began.
+    """
+    count, rounds, pause = 101, 5, 0.3
+    run, version = veth.a.ns.run, "-6" if ipv6 else "-4"
+    run("nft", "add table inet marks; add chain inet marks out { type route hook output priority 0; }")
+    run("nft", "add rule inet marks out udp dport 99 counter meta mark set 7")
+    run("ip", version, "rule", "add", "fwmark", "7", "table", "77")
+    if to == "nowhere":
+        run("ip", version, "route", "add", "blackhole", "default", "table", "77")
+    else:
+        run("ip", "link", "add", "away", "type", "ifb")  # it asks for no neighbour
+        run("ip", "link", "set", "away", "up")
+        run("ip", version, "route", "add", "default", "dev", "away", "table", "77")
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    ends = veth.a.address(ipv6), veth.b.address(ipv6)
+    raw = ethernet(veth.a, veth.b, ip(*ends, 17, udp(*ends, 9, 9, b"x")))
+    with (
+        watching(lab, veth.a) as frames,
+        veth.a.ns.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sender,
+        answering(veth.b) as server,
+    ):
+        for _ in range(rounds):
+            before = sysfs(veth.a)
+            for _ in range(count):
+                with suppress(OSError):  # nowhere: some kernels say so
+                    sender.sendto(b"x", (veth.b.address(ipv6), 99))
+            assert difference(sysfs(veth.a), before)["tx_packets"] <= 3  # what is not theirs
+            time.sleep(pause)
+            assert send(lab, veth.a, [raw] * count) == count
+            assert ask(veth.a, server, count=count, ipv6=ipv6).transactions == count
+    rule = run("nft", "list", "chain", "inet", "marks", "out").stdout
+    assert f"counter packets {rounds * count} " in rule, rule
+    totals = stages(frames)
+    whole = range(rounds * count, rounds * (count + 10))  # with what opens and closes the connections
+    for name in ("ip", "qdisc", "driver"):
+        stage = totals["tx", name]
+        assert stage.percentile_ns(1.0) < pause * 1e9 / 3, name
+        # Not one of those that went elsewhere; and nobody knows when the raw ones came to IP.
+        assert stage.count - (name != "ip") * rounds * count in whole, name
+        assert stage.missed - (name == "ip") * rounds * count <= 2, name
 
 
 def test_corrupt_segments_are_dropped_and_counted(lab: Lab, veth: Link) -> None:
