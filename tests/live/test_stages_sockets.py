@@ -4,6 +4,7 @@ Sockets that are closed with data unread, gaps, queues longer than nettop's, hal
 many calls by which data is read.
 """
 
+import fcntl
 import os
 import socket
 import statistics
@@ -11,7 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import reassembly
@@ -136,6 +137,54 @@ def test_a_gap_that_a_closed_connection_left_is_not_the_next_ones(lab: Lab, veth
     stage = stages(frames)["rx", "socket"]
     assert (stage.count, stage.missed) == (13 + 39, 0)
     assert stage.percentile_ns(1.0) < 20 * MS
+
+
+@pytest.mark.parametrize("left", ["unsent", "unacknowledged"])
+def test_what_a_closed_connection_had_still_to_send_is_not_the_next_ones(
+    lab: Lab, veth: Link, left: str
+) -> None:
+    """Closed by a RST with writes in the socket; the next ones get its address at once, and their own writes' times."""
+    rounds, others, pause = 13, 5, 0.3
+    write_left_behind(veth, left, 5, 0)  # warm the slab: the kernel hands the same addresses out again
+    with watching(lab, veth.a) as frames:
+        for _ in range(rounds):
+            write_left_behind(veth, left, 1, pause)
+            for _ in range(others):
+                with transfer(veth.a, veth.b) as pair:
+                    pair.sender.sendall(b"x" * 50)
+                    assert pair.receiver.recv(100)
+    totals = stages(frames)
+    application = totals["tx", "application"]
+    sent = application.count - rounds * others
+    assert sent == rounds if left == "unacknowledged" else rounds <= sent <= 10 * rounds
+    assert application.missed == 0
+    # Of the closed connections' own, what goes out at all waits for a delayed ACK at the most.
+    assert application.percentile_ns(1.0) < pause * 1e9 / 2
+
+
+def write_left_behind(link: Link, left: str, count: int, pause: float) -> None:
+    """Connections that end with what was written in them: the peer's window is closed, or its ACKs are lost."""
+    size = 777
+    with dropping(link.b, 52 + size):
+        for _ in range(count):
+            with transfer(link.a, link.b, receive_buffer=4096 if left == "unsent" else None) as pair:
+                if left == "unacknowledged":
+                    pair.sender.sendall(b"x" * size)
+                else:
+                    pair.sender.setblocking(False)
+                    with suppress(BlockingIOError):
+                        while True:
+                            pair.sender.send(b"x" * 1000)
+                time.sleep(pause)
+                if left == "unsent":
+                    assert unsent(pair.sender) > 0
+                pair.sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                pair.sender.close()
+
+
+def unsent(sender: socket.socket) -> int:
+    """Bytes that were written and not sent (SIOCOUTQNSD)."""
+    return int(struct.unpack("i", fcntl.ioctl(sender, 0x894B, bytes(4)))[0])
 
 
 # --- behind gaps -----------------------------------------------------------------------------------------------------
