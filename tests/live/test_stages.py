@@ -3,6 +3,7 @@
 import math
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from stagelab import MS, Driven, Total, stages, watching
 
 RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
 SEND = ("application", "ip", "qdisc", "driver")
+SO_TXTIME = 61
 BOTH = (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND))
 
 pytestmark = pytest.mark.alone
@@ -246,6 +248,35 @@ def test_a_token_bucket_is_the_qdisc_stage_alone(lab: Lab, veth: Link) -> None:
     assert qdisc.percentile_ns(0.5) == pytest.approx(10 * MS, rel=0.07, abs=1 * MS)
     assert totals["tx", "whole"].percentile_ns(0.5) == pytest.approx(10 * MS, rel=0.07, abs=1 * MS)
     small(totals, ("tx", "qdisc"))
+
+
+# ms from the sending of a packet to the time before which it is not to leave -> of its wait so much is pacing.
+PACED = {"without a time": (None, 0), "ahead": (8, 8), "past": (-8, 0), "beyond fq's horizon": (20_000, 0)}
+
+
+@pytest.mark.parametrize("when", PACED)
+def test_of_a_wait_what_is_before_the_packets_own_time_is_pacing(lab: Lab, veth: Link, when: str) -> None:
+    """By SO_TXTIME, which this queue does not know: each packet waits longer than that, and only so much is pacing."""
+    count, frame_ms = 31, 10
+    ahead, pacing = PACED[when]
+    words = f"tbf rate {1514 * 8 * 1000 // frame_ms}bit burst 1600 limit 90000".split()
+    veth.a.ns.run("tc", "qdisc", "add", "dev", veth.a.name, "root", *words)
+    with (
+        watching(lab, veth.a) as frames,
+        veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
+    ):
+        sender.setsockopt(socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", time.CLOCK_MONOTONIC, 0))
+        for _ in range(count):
+            at = [] if ahead is None else [struct.pack("Q", time.monotonic_ns() + ahead * MS)]
+            control = [(socket.SOL_SOCKET, SO_TXTIME, data) for data in at]
+            sender.sendmsg([b"x" * 1472], control, 0, (veth.b.v4, 9))
+        time.sleep(count * frame_ms / 1000)
+    paced = sum(s["paced_ns"] for f in frames for s in f["stages"]["tx"] if s["stage"] == "qdisc")
+    queue = stages(frames)["tx", "qdisc"]
+    assert count <= queue.count <= count + 3
+    assert queue.mean_ns > 100 * MS
+    # The first two wait for hardly anything; what lies between the sender's clock and the queue is no pacing.
+    assert (count - 2) * pacing * MS * 0.9 <= paced <= count * pacing * MS
 
 
 @pytest.mark.parametrize("traffic", ["bulk", "request-response"])
