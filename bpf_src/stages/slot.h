@@ -130,7 +130,8 @@ struct gso_parent {
 	u32 stage_ns[SLOT_STAGES];
 	u32 flow;
 	u64 mark;
-	u64 segments; /* that are still to come */
+	u32 segments; /* that are still to come */
+	u32 paced;
 };
 
 CONFIG_MAP;

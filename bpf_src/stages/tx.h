@@ -225,6 +225,8 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 		s->stage_ns[1] = parent->stage_ns[1];
 		s->stage_ns[2] = short_ns(ns);
 		record(TX_QDISC, ns, s->mark);
+		if (parent->paced)
+			record_paced(parent->paced < ns ? parent->paced : ns, s->mark);
 	} else if (partial_tracking(c)) {
 		slot_clear(s, key);
 		return 0;
@@ -309,6 +311,7 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 			parent->segments = segments_of(skb, typed);
 			parent->segmented_at = bpf_ktime_get_ns();
 			parent->at = s->at;
+			parent->paced = s->paced;
 			parent->start = s->start;
 			parent->mark = s->mark;
 			parent->stage_ns[0] = s->stage_ns[0];

@@ -21,7 +21,7 @@ from stagelab import MS, Driven, Total, stages, watching
 
 RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
 SEND = ("application", "ip", "qdisc", "driver")
-SO_TXTIME = 61
+SO_TXTIME, UDP_SEGMENT = 61, 103
 BOTH = (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND))
 
 pytestmark = pytest.mark.alone
@@ -277,6 +277,31 @@ def test_of_a_wait_what_is_before_the_packets_own_time_is_pacing(lab: Lab, veth:
     assert queue.mean_ns > 100 * MS
     # The first two wait for hardly anything; what lies between the sender's clock and the queue is no pacing.
     assert (count - 2) * pacing * MS * 0.9 <= paced <= count * pacing * MS
+
+
+def test_segments_that_the_stack_makes_have_the_pacing_of_the_whole(lab: Lab, veth: Link) -> None:
+    """The time is the large packet's; it is cut at the driver, and each segment has waited as long."""
+    count, segments, ahead, gap_ms = 11, 7, 8, 50
+    size = 1000
+    frame = segments * size + 42
+    veth.a.ns.run("ethtool", "-K", veth.a.name, "tx-udp-segmentation", "off")
+    words = f"tbf rate {frame * 8 * 1000 // gap_ms}bit burst {segments * (size + 42)} limit 900000".split()
+    veth.a.ns.run("tc", "qdisc", "add", "dev", veth.a.name, "root", *words)
+    with (
+        watching(lab, veth.a) as frames,
+        veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
+    ):
+        sender.setsockopt(socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", time.CLOCK_MONOTONIC, 0))
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+        for _ in range(count):
+            at = struct.pack("Q", time.monotonic_ns() + ahead * MS)
+            sender.sendmsg([b"x" * segments * size], [(socket.SOL_SOCKET, SO_TXTIME, at)], 0, (veth.b.v4, 9))
+        time.sleep(count * gap_ms / 1000)
+    paced = sum(s["paced_ns"] for f in frames for s in f["stages"]["tx"] if s["stage"] == "qdisc")
+    queue = stages(frames)["tx", "qdisc"]
+    assert count * segments <= queue.count <= count * segments + 3
+    # The first one goes at once.
+    assert (count - 1) * segments * ahead * MS * 0.9 <= paced <= count * segments * ahead * MS
 
 
 @pytest.mark.parametrize("traffic", ["bulk", "request-response"])
