@@ -235,11 +235,15 @@ def _reading(results: dict[str, Table]) -> str:
     return rows(["kernel", "CPUs", "possible", "ms a frame", "memory, MB"], body)
 
 
+def in_order(results: dict[str, Table]) -> dict[str, Table]:
+    return {guest.name: results[guest.name] for guest in GUESTS if guest.name in results}
+
+
 def load() -> dict[str, Table]:
-    found: dict[str, Table] = json.loads(RESULTS.read_text())
-    return {guest.name: found[guest.name] for guest in GUESTS if guest.name in found}
+    return in_order(json.loads(RESULTS.read_text()))
 
 
 def store(results: dict[str, Table]) -> None:
+    results = in_order(results)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     DOCUMENT.write_text(document(results))
