@@ -559,7 +559,7 @@ def test_a_packet_of_many_segments_is_as_many_bytes(
         for name, old in zip(("bytes", "packets"), before, strict=True)
     )
     if headers is not None:
-        many = segments or max(-(-(len(frame) - 14 - headers) // size), 1)
+        many = segments or max(-(-(len(frame) - headers) // size), 1)
         assert (count, number) == (len(frame) - 14 + max(many - 1, 0) * (headers - 14), max(many, 1))
     assert len(frame) - 14 <= count <= len(frame) - 14 + 65535 * 12400
 
