@@ -322,9 +322,8 @@ class Compared:
 
     def __init__(self, enough: int) -> None:
         self._enough = enough  # of the interface's own counting, before anything is told
-        self._sums: deque[tuple[int, int]] = deque(
-            [(0, 0)], _JUDGED_FRAMES
-        )  # counted and seen, since the start
+        # Counted and seen, since the start.
+        self._sums: deque[tuple[int, int]] = deque([(0, 0)], _JUDGED_FRAMES)
 
     def add(self, counted: int, seen: int) -> float:
         """A frame's; by which share of the interface's we have more, below 0 less: 0 where that cannot be told."""

@@ -127,12 +127,13 @@ class Explanation:
 def explain(history: Sequence[Frame], flow: int) -> Explanation:
     """One flow's delay in parts, and the verdict, from the newest intervals in which it moved."""
     e = gather(history, flow)
-    parts = _parts(e.parts if e is not None else dict.fromkeys(NAMES), history, flow, e)
-    span, intervals = (e.span_ns, e.intervals) if e is not None else (0, 0)
     row, at = next(
         ((row, _now_ns(frame)) for frame in reversed(history) if (row := row_of(frame, flow)) is not None),
         (None, 0),
     )
+    tunnel = "" if row is None else TUNNELS[int(row["tunnel"])]
+    parts = _parts(e.parts if e is not None else dict.fromkeys(NAMES), history, flow, tunnel, e)
+    span, intervals = (e.span_ns, e.intervals) if e is not None else (0, 0)
     refused = None if row is None else no_connection(row, at)
     if refused is not None:
         return Explanation(
@@ -205,7 +206,7 @@ def _late_handshake(history: Sequence[Frame], flow: int) -> tuple[str, ...]:
 
 
 def _parts(
-    values: dict[str, float | None], history: Sequence[Frame], flow: int, e: Evidence | None
+    values: dict[str, float | None], history: Sequence[Frame], flow: int, tunnel: str, e: Evidence | None
 ) -> tuple[Part, ...]:
     total = sum(values[name] or 0.0 for name in WAY)
     return tuple(
@@ -215,13 +216,15 @@ def _parts(
             value := values[kind.name],
             None if value is None or not total or kind.name not in WAY else value / total,
             kind.source,
-            _note(kind, value, history, flow, e),
+            _note(kind, value, history, flow, tunnel, e),
         )
         for kind in KINDS
     )
 
 
-def _note(kind: Kind, value: float | None, history: Sequence[Frame], flow: int, e: Evidence | None) -> str:
+def _note(
+    kind: Kind, value: float | None, history: Sequence[Frame], flow: int, tunnel: str, e: Evidence | None
+) -> str:
     """What is special about a part, or why it is not known."""
     if value is not None:
         if kind.name == "softirq":
@@ -234,9 +237,8 @@ def _note(kind: Kind, value: float | None, history: Sequence[Frame], flow: int, 
     if status is not None and status.state != "live":
         return {"off": f"{kind.source} is off"}.get(status.state, f"{kind.source}: {status.state}")
     if kind.source == "stages" and newest is not None:
-        row = next((row for frame in reversed(history) if (row := row_of(frame, flow)) is not None), None)
-        if row is not None and row["tunnel"]:
-            return f"inside {TUNNELS[int(row['tunnel'])]}"  # there a packet has its outer headers
+        if tunnel:
+            return f"inside {tunnel}"  # there a packet has its outer headers
         if stages_of(newest, flow) is None:
             return "not in focus"
     if kind.source == "flows" and e is not None:

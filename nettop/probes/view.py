@@ -100,9 +100,8 @@ class Column:
     priority: int = 0
     ascending: bool = False
     stretch: bool = False  # takes a share of what width is left over
-    wanted: Callable[[NDArray[Any]], bool] | None = (
-        None  # by rows: the column comes, and stays, when it has something
-    )
+    # By rows: the column comes, and stays, when it has something to say.
+    wanted: Callable[[NDArray[Any]], bool] | None = None
     # Where this column has no room: the key of the one whose cell it takes, in the rows that need it said.
     instead: str = ""
     needed: Callable[[Any], bool] | None = None
