@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, Link, Router
+from observed import Station, watching
 
 TIME_LIMIT_S = 120.0
 
@@ -39,6 +40,15 @@ def host_veth(lab: Lab) -> Link:
 def router(lab: Lab) -> Router:
     """Client - router - server, over veth."""
     return lab.router()
+
+
+@pytest.fixture(scope="module")
+def station() -> Iterator[Station]:
+    """A link whose end `a` one nettop watches for all of the tests of a module that need nothing else."""
+    with Lab() as lab:
+        link = lab.veth()
+        with watching(lab, link.a) as watch:
+            yield Station(lab, link, watch)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import observed
-from lab import Lab, Link, shell
+from lab import Lab, Link, shell, witness
 from lab.errors import LabError
 from lab.namespace import Endpoint, Namespace
 from lab.program import REPOSITORY, command
@@ -633,6 +633,26 @@ def watched(lab: Lab, make: Callable[[Lab], Device], probes: str) -> Iterator[tu
     device = make(lab)
     with watching(lab, device.watched, probes=probes) as watch:
         yield device, watch
+
+
+def check_below(
+    make: Callable[[Lab], Device], tunnel: tuple[str, int]
+) -> tuple[Observed, list[dict[str, Any]]]:
+    """Below a tunnel are the two connections in it, whole, and every byte; what was observed, and their rows."""
+    with Lab() as lab, watched(lab, make, "throughput,flows") as (device, watch):
+        exchange(device)
+        before = witness.netstat(device.near.ns)
+        with watch.observing() as seen:
+            exchange(device)
+        again = witness.difference(witness.netstat(device.near.ns), before)["TcpRetransSegs"]
+        compared = compare(seen, device.kind, "as made")
+    assert compared.equal, compared
+    found = list({row["id"]: row for row in seen.rows(protocol="tcp") if row["rx_packets"]}.values())
+    assert [(row["tunnel"], row["tunnel_id"]) for row in found] == [tunnel] * 2
+    for way in ("rx", "tx"):
+        assert max(row[f"{way}_bytes_total"] for row in found) > TCP_BYTES
+    assert sum(row["tx_retransmits_total"] for row in found) == again
+    return seen, found
 
 
 def rows(

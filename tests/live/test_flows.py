@@ -1,26 +1,17 @@
 """Flows: what belongs to which connection, how many there were, and what was sent again."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from lab import Lab, Link, packets
 from lab.traffic import answering, ask, churn, fresh_port
-from observed import Station, endpoint, observing, watching
+from observed import Station, endpoint, observing
 
 CONNECTIONS = 10_007
 
 
 # Tags and fragments: crafted frames, so every figure is known to the byte
-
-
-@pytest.fixture(scope="module")
-def station() -> Iterator[Station]:
-    """A link whose end `a` one nettop watches for all of the tests that need nothing else."""
-    with Lab() as lab:
-        link = lab.veth()
-        with watching(lab, link.a) as watch:
-            yield Station(lab, link, watch)
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])

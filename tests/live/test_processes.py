@@ -19,15 +19,6 @@ KNOWN_WITHIN_NS = 2_000_000_000
 
 
 @pytest.fixture(scope="module")
-def station() -> Iterator[Station]:
-    """A link between two namespaces, watched at `a`."""
-    with Lab() as lab:
-        link = lab.veth()
-        with watching(lab, link.a) as watch:
-            yield Station(lab, link, watch)
-
-
-@pytest.fixture(scope="module")
 def container() -> Iterator[Station]:
     """A container seen from its host: `a` is watched in the machine's own namespace, `b` is in one of ours."""
     with Lab() as lab:

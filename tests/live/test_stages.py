@@ -6,7 +6,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -222,24 +223,24 @@ def test_what_waits_behind_a_gap_is_not_the_readers_fault(lab: Lab) -> None:
     assert application.percentile_ns(0.95) < 2 * MS
 
 
+def token_bucket(end: Endpoint, frame: int, ms: int, burst: int, limit: int) -> None:
+    """A queue in which a frame of so many bytes takes so many ms of tokens."""
+    rate = f"{frame * 8 * 1000 // ms}bit"
+    words = ("tbf", "rate", rate, "burst", str(burst), "limit", str(limit))
+    end.ns.run("tc", "qdisc", "add", "dev", end.name, "root", *words)
+
+
+@contextmanager
+def timed_sender(end: Endpoint) -> Iterator[socket.socket]:
+    """A UDP socket whose datagrams may say before which time of CLOCK_MONOTONIC they are not to leave."""
+    with end.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", time.CLOCK_MONOTONIC, 0))
+        yield sender
+
+
 def test_a_token_bucket_is_the_qdisc_stage_alone(lab: Lab, veth: Link) -> None:
-    # A frame of 1514 bytes takes 10 ms of tokens, and asks for the next one only when it has arrived.
-    rate = 1514 * 8 * 100
-    veth.a.ns.run(
-        "tc",
-        "qdisc",
-        "add",
-        "dev",
-        veth.a.name,
-        "root",
-        "tbf",
-        "rate",
-        f"{rate}bit",
-        "burst",
-        "1600",
-        "limit",
-        "90000",
-    )
+    # A frame asks for the next one only when it has arrived.
+    token_bucket(veth.a, 1514, 10, 1600, 90_000)
     with watching(lab, veth.a) as frames, answering(veth.b, request=1472, response=64) as server:
         ask(veth.a, server, kind="udp", count=60)
     totals = stages(frames)
@@ -261,13 +262,8 @@ def test_of_a_wait_what_is_before_the_packets_own_time_is_pacing(lab: Lab, veth:
     """By SO_TXTIME, which this queue does not know: each packet waits longer than that, and only so much is pacing."""
     count, frame_ms = 31, 10
     ahead, pacing = PACED[when]
-    words = f"tbf rate {1514 * 8 * 1000 // frame_ms}bit burst 1600 limit 90000".split()
-    veth.a.ns.run("tc", "qdisc", "add", "dev", veth.a.name, "root", *words)
-    with (
-        watching(lab, veth.a) as frames,
-        veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
-    ):
-        sender.setsockopt(socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", time.CLOCK_MONOTONIC, 0))
+    token_bucket(veth.a, 1514, frame_ms, 1600, 90_000)
+    with watching(lab, veth.a) as frames, timed_sender(veth.a) as sender:
         for _ in range(count):
             at = [] if ahead is None else [struct.pack("Q", time.monotonic_ns() + ahead * MS)]
             control = [(socket.SOL_SOCKET, SO_TXTIME, data) for data in at]
@@ -287,13 +283,8 @@ def test_segments_that_the_stack_makes_have_the_pacing_of_the_whole(lab: Lab, ve
     size = 1000
     frame = segments * size + 42
     veth.a.ns.run("ethtool", "-K", veth.a.name, "tx-udp-segmentation", "off")
-    words = f"tbf rate {frame * 8 * 1000 // gap_ms}bit burst {segments * (size + 42)} limit 900000".split()
-    veth.a.ns.run("tc", "qdisc", "add", "dev", veth.a.name, "root", *words)
-    with (
-        watching(lab, veth.a) as frames,
-        veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
-    ):
-        sender.setsockopt(socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", time.CLOCK_MONOTONIC, 0))
+    token_bucket(veth.a, frame, gap_ms, segments * (size + 42), 900_000)
+    with watching(lab, veth.a) as frames, timed_sender(veth.a) as sender:
         sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
         for _ in range(count):
             at = struct.pack("Q", time.monotonic_ns() + ahead * MS)

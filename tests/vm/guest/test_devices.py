@@ -5,7 +5,7 @@ tests/live/devices.py measures all of them with all settings, for docs/devices.m
 
 import devices
 import pytest
-from lab import Lab, witness
+from lab import Lab
 
 SETTINGS = {name: devices.SETTINGS[name] for name in ("all on", "tso off")}
 QUEUES = {name: (devices.QUEUES | devices.MORE_QUEUES)[name] for name in ("none", "cake", "netem delay")}
@@ -47,21 +47,7 @@ def test_what_a_tunnels_own_gro_merges_is_said() -> None:
 
 @pytest.mark.parametrize("kind", ["gre", "geneve"])
 def test_below_a_tunnel_are_the_connections_in_it(kind: str) -> None:
-    make = devices.ELSEWHERE[f"veth below {kind}"]
-    with Lab() as lab, devices.watched(lab, make, "throughput,flows") as (device, watch):
-        devices.exchange(device)
-        before = witness.netstat(device.near.ns)
-        with watch.observing() as seen:
-            devices.exchange(device)
-        again = witness.difference(witness.netstat(device.near.ns), before)["TcpRetransSegs"]
-        compared = devices.compare(seen, device.kind, "as made")
-    assert compared.equal, compared
-    rows = {row["id"]: row for row in seen.rows(protocol="tcp") if row["rx_packets"]}
-    number = 7 if kind == "geneve" else 0
-    assert [(row["tunnel"], row["tunnel_id"]) for row in rows.values()] == [(kind, number)] * 2
-    for way in ("rx", "tx"):
-        assert max(row[f"{way}_bytes_total"] for row in rows.values()) > devices.TCP_BYTES
-    assert sum(row["tx_retransmits_total"] for row in rows.values()) == again
+    devices.check_below(devices.ELSEWHERE[f"veth below {kind}"], (kind, 7 if kind == "geneve" else 0))
 
 
 @pytest.mark.parametrize("kind", ["8021q", "bond active-backup"])
