@@ -1,6 +1,6 @@
 """From a NIC's interrupt to its poll, while another device's packets hold the softirq (run.sh's NIC=cards).
 
-The witnesses are /proc/interrupts, each of whose interrupts waits for a poll, and how long the softirq was held.  (Not
+The witnesses are /proc/interrupts, the interrupts of which wait for a poll, and how long the softirq was held.  (Not
 ping: the emulated CPUs take turns, so that one which is busy holds the other up.)
 """
 
@@ -107,10 +107,11 @@ def test_what_waits_behind_another_device(lab: Lab, hold_ms: int) -> None:
         f"busy: {more} interrupts, {found.count} waits, {missed} missed; {held} longer than a quarter of {hold_ms} ms"
     )
     print(sorted(found.buckets.items()))
-    assert busy.received >= PINGS - 3
-    assert quiet.received >= PINGS - 3
-    # A line that interrupts again before its poll waits once.
-    assert found.count + missed >= 0.9 * more
+    for pings, lines, count in (quiet, interrupts, before.count + unseen), (busy, more, found.count + missed):
+        assert pings.received >= PINGS - 3
+        # A line that interrupts again before its poll has ended waits once: an answer's completion often does.  What the
+        # kernel sends by itself (ARP, router solicitations) is among the waits, and not in the answers.
+        assert 0.9 * pings.received <= count <= lines + 4
     assert missed <= 0.03 * found.count
     # Held for half of the time: of the questions that come meanwhile some wait for nearly all of it.
     assert held >= PINGS / 10
