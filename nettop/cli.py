@@ -443,6 +443,7 @@ def _writer(chosen: Settings, emit: Callable[[str], None], stream: Any) -> Write
         unicode=draws_unicode(chosen.charset),
         plain=not terminal,
         focus=chosen.focus,
+        trace=chosen.trace,
     )
     if chosen.trace and chosen.format == "text":
         from nettop.output.trace import TraceWriter

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nettop.errors import NettopError
 from nettop.model import Frame
 from nettop.output.focus import Explainer
+from nettop.probes.stages import Stages
 
 Emit = Callable[[str], None]
 
@@ -28,6 +29,7 @@ class Style:
     unicode: bool = True
     plain: bool = False
     focus: str = ""  # an end of the flow to explain
+    trace: bool = False  # packets one by one were asked for
 
 
 class Writer(ABC):
@@ -37,16 +39,24 @@ class Writer(ABC):
         self._emit = emit
         self.style = style
         self.explainer = Explainer(style.focus) if style.focus else None
+        self._traced = False
 
     def begin(self) -> None:  # noqa: B027  (most have nothing at the head)
         """A file begins: what is due at its head comes with the next frame."""
 
     def write(self, frame: Frame) -> None:
         """Write one frame."""
+        stages = frame.sections.get("stages")
+        self._traced = self._traced or (isinstance(stages, Stages) and bool(stages.trace))
         self._emit(self.format(frame))
 
     def unmet(self) -> NettopError | None:
         """What was asked for and never came, once there are no more frames; None where there is no such thing."""
+        if self.style.trace and not self._traced:
+            which = f"of a flow with {self.style.focus} " if self.style.focus else ""
+            return NettopError(
+                f"no packet {which}was traced", "it takes one that passes: -n N waits for more frames"
+            )
         if self.explainer is None or self.explainer.flow:
             return None
         return NettopError(

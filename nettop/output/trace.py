@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from nettop import units
-from nettop.errors import NettopError
 from nettop.model import Frame
 from nettop.output.base import Writer
 from nettop.probes.flows import Flows
@@ -24,16 +23,6 @@ class TraceWriter(Writer):
         super().__init__(*values)
         self._flow: int | None = None
         self._name = ""
-        self._traced = False
-
-    def unmet(self) -> NettopError | None:
-        """No packet at all."""
-        if self._traced:
-            return None
-        which = f"of a flow with {self.style.focus} " if self.style.focus else ""
-        return NettopError(
-            f"no packet {which}was traced", "it takes one that passes: -n N waits for more frames"
-        )
 
     def begin(self) -> None:
         """Which flow it is, and the titles, are due."""
@@ -63,7 +52,6 @@ class TraceWriter(Writer):
         }  # fmt: skip
         first = {direction: row.begin for direction, row in reversed(section.rows())}
         written = {e.packet for e in section.trace if (e.direction, e.stage) == ("tx", "application")}
-        self._traced = self._traced or bool(len(section.trace))
         for event in section.trace:
             if event.stage:
                 at = ends.get((event.direction, event.stage), "")

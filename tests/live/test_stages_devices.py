@@ -94,6 +94,33 @@ def test_the_flow_in_focus_behind_nat(lab: Lab, router: Router, how: str) -> Non
             ), name
 
 
+@pytest.mark.parametrize("of", ["wire", "inside"])
+def test_a_filter_behind_masquerade_is_of_the_addresses_on_the_wire(
+    lab: Lab, router: Router, of: str
+) -> None:
+    """As with tcpdump on that interface: the source is the router, and who is behind it matches nothing."""
+    count = 251
+    router.ns.run(
+        "nft", "add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }"
+    )
+    router.ns.run("nft", f"add rule ip nat post oifname {router.server_side.name} masquerade")
+    source = router.server_side.v4 if of == "wire" else router.client.v4
+    with (
+        answering(router.server) as server,
+        Driven(router.server_side, "tcp", "and", "host", source) as nettop,
+    ):
+        before = len(nettop.frames)
+        assert ask(router.client, server, count=count).transactions == count
+        nettop.more_frames(3)
+        totals = stages(nettop.frames[before:])
+    for key in (("rx", "stack"), ("rx", "forward"), ("tx", "ip"), ("tx", "qdisc"), ("tx", "driver")):
+        assert totals[key].missed == 0, key
+        if of == "wire":
+            assert count <= totals[key].count <= count + 10, key
+        else:
+            assert totals[key].count == 0, key
+
+
 def test_a_redirect_through_an_ifb_counts_a_packet_once(lab: Lab, veth: Link) -> None:
     through_ifb(veth.a)
     count = 503

@@ -320,21 +320,24 @@ def tracing(*each: tuple[TraceEvent, ...]) -> list[Frame]:
     return made
 
 
+@pytest.mark.parametrize("form", ["text", "ndjson"])
 @pytest.mark.parametrize(("focus", "which"), [([], ""), (["--focus", ":443"], "of a flow with :443 ")])
-def test_a_trace_that_ends_without_a_packet_says_so_and_fails(live, capfd, focus, which):
+def test_a_trace_that_ends_without_a_packet_says_so_and_fails(live, capfd, focus, which, form):
     """A script is not to take an empty file for a quiet interface."""
     live.frames_made = tracing((), (), ())
-    assert cli.main(["eth0", "-b", "--trace", *focus, "-n", "3"]) == ExitCode.FAILURE
+    asked = ["eth0", "-b", "--trace", *focus, "-n", "3", "--format", form]
+    assert cli.main(asked) == ExitCode.FAILURE
     first, second = capfd.readouterr().err.splitlines()
     assert first == f"nettop: no packet {which}was traced"
     assert second.startswith("hint: ")
 
 
-def test_a_trace_of_one_packet_is_a_trace(live, capfd):
+@pytest.mark.parametrize(("form", "shown"), [("text", " 2a  rx   (begin)"), ("ndjson", '"packet":42,')])
+def test_a_trace_of_one_packet_is_a_trace(live, capfd, form, shown):
     live.frames_made = tracing((), (TraceEvent(5, 7, 42, "rx", "", None, 1),), ())
-    assert cli.main(["eth0", "-b", "--trace", "-n", "3"]) == ExitCode.OK
+    assert cli.main(["eth0", "-b", "--trace", "-n", "3", "--format", form]) == ExitCode.OK
     out, err = capfd.readouterr()
-    assert " 2a  rx   (begin)" in out
+    assert shown in out
     assert err == ""
 
 

@@ -109,8 +109,8 @@ def test_what_waits_behind_another_device(lab: Lab, hold_ms: int) -> None:
     print(sorted(found.buckets.items()))
     for pings, lines, count in (quiet, interrupts, before.count + unseen), (busy, more, found.count + missed):
         assert pings.received >= PINGS - 3
-        # A line that interrupts again before its poll has ended waits once: an answer's completion often does.  What the
-        # kernel sends by itself (ARP, router solicitations) is among the waits, and not in the answers.
+        # A line that interrupts again before its poll has ended waits once: an answer's completion often does.  What
+        # the kernel sends by itself (ARP, router solicitations) is among the waits, and not in the answers.
         assert 0.9 * pings.received <= count <= lines + 4
     assert missed <= 0.03 * found.count
     # Held for half of the time: of the questions that come meanwhile some wait for nearly all of it.
