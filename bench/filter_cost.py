@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a packet costs that the filter lets through, and one that it does not, in ns.
 
-    sudo .venv/bin/python bench/filter_cost.py [--json]
+    sudo .venv/bin/python bench/filter_cost.py [--json] [FILTER ...]
 
 Each program is run a million times on one packet by BPF_PROG_TEST_RUN, packets in turn, and the median of the rounds
 is taken.  An empty program is the base, which is subtracted: entering a program costs the same whatever it does.  The
@@ -76,12 +76,13 @@ def cost(programs: list[tuple[int, bytes]]) -> list[float]:
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
-def measure(cache: Path) -> list[dict[str, object]]:
-    """A row for each probe and filter."""
+def measure(cache: Path, labels: list[str]) -> list[dict[str, object]]:
+    """A row for each probe and each of these filters."""
     rows: list[dict[str, object]] = []
     empty = bpf.prog_load(bpf.ProgType.SCHED_CLS, EMPTY, "empty")
     for name in ("throughput", "flows"):
-        for label, text in FILTERS.items():
+        for label in labels:
+            text = FILTERS[label]
             with (
                 program(name, "egress", "", cache) as plain,
                 program(name, "egress", text, cache) as filtered,
@@ -102,9 +103,12 @@ def measure(cache: Path) -> list[dict[str, object]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "filters", nargs="*", choices=[*FILTERS, []], metavar="FILTER", help=f"of these: {', '.join(FILTERS)}"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
-        rows = measure(Path(cache))
+        rows = measure(Path(cache), arguments.filters or list(FILTERS))
     if arguments.json:
         for row in rows:
             print(json.dumps(row))

@@ -37,7 +37,10 @@ struct cpu_state {
 	u32 irq;
 	u32 raised_here; /* the handler that runs has raised NET_RX */
 	u32 asks; /* how many of asked[] */
-	u32 pad;
+	/* answer()'s, in memory: at hand, each number would be another way for the verifier to follow */
+	u32 kept;
+	u32 unknown;
+	u32 taken;
 	struct asked asked[WAITING];
 };
 
@@ -93,14 +96,15 @@ static __always_inline struct softirq *softirq_of(u32 vector)
 
 static __always_inline u64 since(u64 then, u64 now)
 {
-	s64 ns = now - then;
+	s64 ns = now - then, sign = ns >> 63;
 
-	return ns & ~(ns >> 63);
+	asm volatile("" : "+r"(sign)); /* see hist_any() */
+	return ns & ~sign;
 }
 
 static __always_inline void line_add(struct hist *h, u64 ns)
 {
-	u32 slot = hist_bound(hist_slot(ns));
+	u32 slot = hist_slot(ns);
 
 	ADD(h->sum, ns);
 	ADD(h->slots[slot], 1);
@@ -275,15 +279,16 @@ static __always_inline void forget(struct cpu_state *cpu)
  */
 static __always_inline void answer(struct cpu_state *cpu, u32 napi, u64 began)
 {
-	u32 i, irq, kept = 0, unknown = 0, taken = 0;
+	u32 i, irq;
 	struct wait *w;
 
+	cpu->kept = cpu->unknown = cpu->taken = 0;
 	for (i = 0; i < WAITING; i++) {
 		if (i >= cpu->asks)
 			break;
 		irq = cpu->asked[i].irq;
 		w = waits.lookup(&irq);
-		unknown += w && !w->napi;
+		cpu->unknown += w && !w->napi;
 	}
 	for (i = 0; i < WAITING; i++) {
 		if (i >= cpu->asks)
@@ -292,21 +297,21 @@ static __always_inline void answer(struct cpu_state *cpu, u32 napi, u64 began)
 		w = waits.lookup(&irq);
 		/* Later than that: in the middle of this poll, which had enabled interrupts again. */
 		if (!w || cpu->asked[i].at > began || (w->napi && w->napi != napi && w->napi != ANY_NAPI) ||
-		    (!w->napi && taken)) {
-			cpu->asked[kept & (WAITING - 1)] = cpu->asked[i];
-			kept++;
+		    (!w->napi && cpu->taken)) {
+			cpu->asked[cpu->kept & (WAITING - 1)] = cpu->asked[i];
+			cpu->kept++;
 			continue;
 		}
 		if (!w->napi) {
-			taken = 1;
-			if (unknown == 1)
+			cpu->taken = 1;
+			if (cpu->unknown == 1)
 				w->napi = napi;
 		} else if (w->napi == napi) {
 			w->strikes = 0;
 		}
 		line_add(&w->to_poll, since(cpu->asked[i].at, began));
 	}
-	cpu->asks = kept;
+	cpu->asks = cpu->kept;
 }
 
 static __always_inline int left(u32 vector)

@@ -278,7 +278,7 @@ class LiveMeter:
                 continue
             attached_ns = interval_ns * self.share.get(probe, 1.0)
             runs, ns = (
-                int(sum(rates.get(fd, 0.0) for fd in hook.programs) * attached_ns)
+                int(sum(rates.get(fd, 0.0) for fd in set(hook.programs)) * attached_ns)
                 for rates in (self._cost.runs, self._cost.ns)
             )
             result.append(HookStatus(hook.info.hook, hook.info.via, runs, ns, missed))

@@ -250,7 +250,7 @@ static __always_inline void subnet_add(const struct flow_key *key, u8 version, c
 	}
 	if (subnet) {
 		ADD(subnet->sum, rtt_ns);
-		ADD(subnet->slots[hist_slot(rtt_ns) & (HIST_SLOTS - 1)], 1);
+		ADD(subnet->slots[hist_slot(rtt_ns)], 1);
 		if (!subnet->min || rtt_ns < subnet->min)
 			subnet->min = rtt_ns;
 	} else {

@@ -90,8 +90,14 @@ static __always_inline void walk_options(struct __sk_buff *skb, u32 end, u32 len
 		return;
 #pragma unroll
 	for (i = 0; i < 8; i++) {
-		u8 *option = &w->options[at & 63]; /* the mask is for the verifier */
+		u8 *option;
 
+		/* however it came to this one */
+		FORGET(at, 0x1ff);
+		FORGET(stamp_at, 63);
+		FORGET(sack_at, 63);
+		FORGET(sack_length, 0xff);
+		option = &w->options[at & 63]; /* the mask is for the verifier */
 		if (at > 37 || option[0] == 0)
 			break;
 		if (option[0] == TCPOPT_NOP) {

@@ -52,13 +52,10 @@ static __always_inline u32 hist_slot(u64 ns)
 	u32 slot = (octave << HIST_SHIFT) + ((ns >> octave) & (HIST_STEPS - 1)) +
 		   (hist_any(ns >> HIST_SHIFT) << HIST_SHIFT);
 
-	return slot < HIST_SLOTS ? slot : HIST_SLOTS - 1;
-}
-
-/* The mask that the verifier wants to see; the compiler would leave it out, as it knows better. */
-static __always_inline u32 hist_bound(u32 slot)
-{
-	asm volatile("" : "+r"(slot));
+	/* Beyond the last one all bits are set, without a branch: numbers end below 2 * HIST_SLOTS. */
+	slot |= -(slot / HIST_SLOTS);
+	asm volatile(""
+		     : "+r"(slot)); /* the verifier wants to see the mask; the compiler would leave it out */
 	return slot & (HIST_SLOTS - 1);
 }
 
@@ -68,7 +65,7 @@ static __always_inline void hist_add_many(struct hist *h, u64 ns, u32 count)
 	u32 slot = hist_slot(ns);
 
 	h->sum += ns * count;
-	h->slots[hist_bound(slot)] += count;
+	h->slots[slot] += count;
 }
 
 static __always_inline void hist_add(struct hist *h, u64 ns)
@@ -76,7 +73,7 @@ static __always_inline void hist_add(struct hist *h, u64 ns)
 	u32 slot = hist_slot(ns);
 
 	h->sum += ns;
-	h->slots[hist_bound(slot)]++;
+	h->slots[slot]++;
 }
 
 #endif

@@ -111,6 +111,17 @@ static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, voi
 	return data + offset;
 }
 
+/*
+ * Make the verifier forget what it knows of a number but its highest bits, for two negations' worth of time. Kernels
+ * before 6.8 or so otherwise follow each way through the parser to the program's end by itself, and give up at a
+ * million instructions.
+ */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
+#define BLUR(number, mask) asm volatile("%0 = -%0; %0 = -%0; %0 &= %1" : "+r"(number) : "i"(mask))
+#else
+#define BLUR(number, mask) asm volatile("%0 &= %1" : "+r"(number) : "i"(mask))
+#endif
+
 static __always_inline void map_v4(u32 *to, u32 address)
 {
 	to[0] = 0;
@@ -194,21 +205,13 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		}
 		next = extension[0];
 		p->protocol = next;
+		/* however it came to this one */
+		FORGET(p->l4, 0x3fff);
+		FORGET(p->fragment, 3);
 		if (p->fragment == FRAGMENT_LATER)
 			break;
 	}
 }
-
-/*
- * Make the verifier forget what it knows of a number but its highest bits, for two negations' worth of time. Kernels
- * before 6.8 or so otherwise follow each way through the parser to the program's end by itself, and give up at a
- * million instructions.
- */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
-#define BLUR(number, mask) asm volatile("%0 = -%0; %0 = -%0; %0 &= %1" : "+r"(number) : "i"(mask))
-#else
-#define BLUR(number, mask) asm volatile("%0 &= %1" : "+r"(number) : "i"(mask))
-#endif
 
 /* What a packet is that is no IP, by its EtherType. */
 static __always_inline u16 not_ip(u16 ethertype)
@@ -337,12 +340,9 @@ static __always_inline void parse_any(struct __sk_buff *skb, u32 l2_len, struct 
 		p->protocol = not_ip(ethertype);
 }
 
-/* What is known of a packet once its headers are read. */
+/* What is known of a packet once its headers are read. All ways come together here before the next branch. */
 static __always_inline void parsed(struct packet *p)
 {
-	/* by its own length too short for the header: what follows in the frame is padding */
-	if (unlikely(p->fragment == FRAGMENT_LATER) || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
-		p->l4 = 0;
 	BLUR(p->l4, 0x3fff); /* the longest chain of extension headers ends before 12400 */
 	BLUR(p->end, 0x7fffffff);
 	BLUR(p->vlans, 0xffffff);
@@ -350,6 +350,10 @@ static __always_inline void parsed(struct packet *p)
 	BLUR(p->version, 7);
 	BLUR(p->fragment, 3);
 	BLUR(p->tunnel, 7);
+	/* by its own length too short for the header: what follows in the frame is padding */
+	if (unlikely(p->fragment == FRAGMENT_LATER) || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
+		p->l4 = 0;
+	BLUR(p->l4, 0x3fff);
 }
 
 static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)

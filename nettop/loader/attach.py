@@ -80,7 +80,7 @@ def _load(probe: Attached, candidate: Candidate, index: int) -> int:
     # A program of these types can be attached anywhere: load it once, whatever the number of places.
     place = (
         ""
-        if kind in (bpf.ProgType.SCHED_CLS, bpf.ProgType.RAW_TRACEPOINT)
+        if kind in (bpf.ProgType.SCHED_CLS, bpf.ProgType.RAW_TRACEPOINT, bpf.ProgType.NETFILTER)
         else f"{candidate.via} {attachment.target}"
     )
     key = (attachment.program, place)

@@ -96,11 +96,11 @@ def watching(
     """The frames of the block's traffic, and a second of silence after it."""
     frames: list[Frame] = []
     with Nettop(
-        lab, at, "-p", "stages", "-d", "0.5", *words, env={"NETTOP_VIA": via, "NETTOP_WITHOUT": without}
+        lab, at, "-p", "stages", "-d", "0.25", *words, env={"NETTOP_VIA": via, "NETTOP_WITHOUT": without}
     ) as nettop:
         before = len(nettop.wait_frames(1))
         yield frames
-        nettop.more_frames(3)
+        nettop.more_frames(5)
         frames += nettop.frames[before:]
 
 

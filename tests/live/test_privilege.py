@@ -28,7 +28,7 @@ from nettop.privilege import BPF, DAC_READ_SEARCH, NET_ADMIN, PERFMON, SYS_ADMIN
 NOBODY = pwd.getpwnam("nobody")
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 LOADING = mask(NET_ADMIN, BPF, PERFMON)
-CASES = int(os.environ.get("NETTOP_FUZZ_LOADERS", 80))
+CASES = int(os.environ.get("NETTOP_FUZZ_LOADERS", 40))
 
 
 def status(pid: int) -> dict[str, str]:

@@ -433,7 +433,10 @@ def test_every_kind_of_device_counts_as_it_does_itself(kind: str) -> None:
 
 def test_what_a_queue_cuts_up_counts_as_the_device_counts_it() -> None:
     """By a tbf: what is larger than its burst.  Where only some packets go through it, the pane says so."""
-    rows = list(devices.queue_rows(devices.veth, devices.QUEUES))
+    queues = {
+        name: devices.QUEUES[name] for name in ("none", "tbf, burst of 9000", "tbf below htb", "none again")
+    }
+    rows = list(devices.queue_rows(devices.veth, queues))
     print(*rows, sep="\n")
     below = [row for row in rows if "below" in row.device]
     assert [str(row) for row in rows if row not in below and not row.equal] == []
