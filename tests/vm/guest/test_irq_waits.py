@@ -20,6 +20,8 @@ from lab.traffic import Pings, ping
 from stagelab import MS, Total, slow_to_receive
 from test_nic import cards, device_of, lines_of
 
+pytestmark = pytest.mark.timing  # how long is what it asks, and emulated CPUs are others' to hold up
+
 PINGS = 97
 BUSY, OTHER = 0, 1
 
