@@ -52,11 +52,10 @@ class Writer(ABC):
 
     def unmet(self) -> NettopError | None:
         """What was asked for and never came, once there are no more frames; None where there is no such thing."""
-        if self.style.trace and not self._traced:
+        if self.style.trace:
             which = f"of a flow with {self.style.focus} " if self.style.focus else ""
-            return NettopError(
-                f"no packet {which}was traced", "it takes one that passes: -n N waits for more frames"
-            )
+            hint = "it takes one that passes: -n N waits for more frames"
+            return None if self._traced else NettopError(f"no packet {which}was traced", hint)
         if self.explainer is None or self.explainer.flow:
             return None
         return NettopError(

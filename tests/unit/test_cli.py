@@ -332,10 +332,11 @@ def test_a_trace_that_ends_without_a_packet_says_so_and_fails(live, capfd, focus
     assert second.startswith("hint: ")
 
 
+@pytest.mark.parametrize("focus", [[], ["--focus", ":443"]])
 @pytest.mark.parametrize(("form", "shown"), [("text", " 2a  rx   (begin)"), ("ndjson", '"packet":42,')])
-def test_a_trace_of_one_packet_is_a_trace(live, capfd, form, shown):
+def test_a_trace_of_one_packet_is_a_trace(live, capfd, form, shown, focus):
     live.frames_made = tracing((), (TraceEvent(5, 7, 42, "rx", "", None, 1),), ())
-    assert cli.main(["eth0", "-b", "--trace", "-n", "3", "--format", form]) == ExitCode.OK
+    assert cli.main(["eth0", "-b", "--trace", *focus, "-n", "3", "--format", form]) == ExitCode.OK
     out, err = capfd.readouterr()
     assert shown in out
     assert err == ""
