@@ -3,7 +3,7 @@
 
     sudo .venv/bin/python bench/filter_cost.py [--json] [FILTER ...]
 
-Each program is run a million times on one packet by BPF_PROG_TEST_RUN, packets in turn, and the median of the rounds
+Each program is run a million times on one packet by BPF_PROG_TEST_RUN, packets in turn, and the least of the rounds
 is taken.  An empty program is the base, which is subtracted: entering a program costs the same whatever it does.  The
 flow is an established one with timestamps, so what matches is an ordinary segment that finds its flow.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import struct
 import sys
 import tempfile
@@ -69,11 +68,11 @@ def program(name: str, direction: str, text: str, cache: Path) -> Iterator[int]:
 
 
 def cost(programs: list[tuple[int, bytes]]) -> list[float]:
-    """ns a run of each program on its packet: the median over rounds, all of them in each round."""
+    """ns a run of each program on its packet: the least of the rounds, all of them in each: others only add to it."""
     for fd, packet in programs:
         bpf.test_run(fd, packet, 1000)  # opens the flow, warms the caches
     rounds = [[bpf.test_run(fd, packet, REPEAT)[2] for fd, packet in programs] for _ in range(ROUNDS)]
-    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+    return [min(column) for column in zip(*rounds, strict=True)]
 
 
 def measure(cache: Path, labels: list[str]) -> list[dict[str, object]]:
