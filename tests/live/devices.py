@@ -97,7 +97,7 @@ def _tcp(sender: Endpoint, receiver: Endpoint, size: int) -> None:
             while data := connection.recv(1 << 20):
                 received += len(data)
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)  # where nobody connects it waits for ever
     reader.start()
     address = listener.getsockname()
     with listener, sender.ns.call(lambda: socket.create_connection(address, 20)) as connection:
@@ -291,11 +291,15 @@ def bond(mode: str) -> Callable[[Lab], Device]:
                 _strip(port)
                 end.ns.run("ip", "link", "set", port.name, "down")
                 end.ns.run("ip", "link", "set", port.name, "master", "bond0")
+            if mode == "active-backup":  # the same pair at both ends, whichever had its carrier first
+                end.ns.run("ip", "link", "set", "bond0", "type", "bond", "primary", ports[0].name)
             _address(end)
             ends.append(end)
         for _ in range(100):  # LACP takes its time
             if ends[0].ns.run("ping", "-c", "1", "-W", "1", ends[1].v4, check=False).returncode == 0:
                 break
+        else:
+            raise LabError(f"the two bonds of {mode} do not reach each other")
         return Device(f"bond {mode}", ends[0], ends[0], ends[1], (first.a, first.b, second.a, second.b))
 
     return make
