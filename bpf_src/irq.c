@@ -94,14 +94,6 @@ static __always_inline struct softirq *softirq_of(u32 vector)
 	return softirqs.lookup(&vector);
 }
 
-static __always_inline u64 since(u64 then, u64 now)
-{
-	s64 ns = now - then, sign = ns >> 63;
-
-	asm volatile("" : "+r"(sign)); /* see hist_any() */
-	return ns & ~sign;
-}
-
 static __always_inline void line_add(struct hist *h, u64 ns)
 {
 	u32 slot = hist_slot(ns);

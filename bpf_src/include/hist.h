@@ -54,9 +54,18 @@ static __always_inline u32 hist_slot(u64 ns)
 
 	/* Beyond the last one all bits are set, without a branch: numbers end below 2 * HIST_SLOTS. */
 	slot |= -(slot / HIST_SLOTS);
-	asm volatile(""
-		     : "+r"(slot)); /* the verifier wants to see the mask; the compiler would leave it out */
+	/* the verifier wants to see the mask; the compiler would leave it out */
+	asm volatile("" : "+r"(slot));
 	return slot & (HIST_SLOTS - 1);
+}
+
+/* A delay; 0 if negative: the clocks of two CPUs may differ by some ns. */
+static __always_inline u64 since(u64 then, u64 now)
+{
+	s64 ns = now - then, sign = ns >> 63;
+
+	asm volatile("" : "+r"(sign)); /* see hist_any() */
+	return ns & ~sign;
 }
 
 /* The same delay for several packets that went together. */

@@ -80,11 +80,4 @@ struct config {
 #define READ_FIELD(to, pointer, type, field) \
 	bpf_probe_read_kernel(&(to), sizeof(to), (const char *)(pointer) + offsetof(type, field))
 
-/*
- * Make the verifier forget what it knows of a number, but its highest bits: in a loop it otherwise follows each way
- * through one round by itself through all that come after. Two instructions that change nothing, for ways that few
- * packets take.
- */
-#define FORGET(number, mask) asm volatile("%0 = be64 %0; %0 = be64 %0; %0 &= %1" : "+r"(number) : "i"(mask))
-
 #endif

@@ -218,15 +218,6 @@ static __always_inline struct slot *tx_slot(u64 skb)
 	return tx_slots.lookup(&index);
 }
 
-static __always_inline u64 since(u64 then, u64 now)
-{
-	s64 ns = now - then, sign = ns >> 63;
-
-	/* 0 if negative: the clocks of two CPUs may differ by some ns. */
-	asm volatile("" : "+r"(sign)); /* see hist_any() */
-	return ns & ~sign;
-}
-
 /* Is this a mark of the flow that is in focus now? */
 static __always_inline bool in_focus(u64 mark)
 {
