@@ -156,8 +156,13 @@ def attach(
 
 
 def again(probe: Attached, place: Place) -> None:
-    """Attach what is not bound to the interface where it was before, and forget what was under way then."""
-    for hook in probe.object.hooks:
+    """Attach what is not bound to the interface where it was before, and forget what was under way then.
+
+    That first: the first program that runs would take it up.  And the last hook first, so that what a program leaves
+    for another one has that one there.
+    """
+    forget(probe)
+    for hook in reversed(probe.object.hooks):
         candidate = probe.via.get(hook.name)
         if candidate is None or MECHANISMS[candidate.via].bound:
             continue
@@ -165,14 +170,10 @@ def again(probe: Attached, place: Place) -> None:
             _try(probe, hook, candidate, place)
         except OSError as error:
             print(f"{probe.name}: {hook.name} cannot be attached again: {error}", file=sys.stderr, flush=True)
-    forget(probe)
 
 
 def forget(probe: Attached) -> None:
-    """Empty the maps in which programs leave each other notes of what is under way.
-
-    A program that runs meanwhile may lose such a note, as if it had not seen what it is about.
-    """
+    """Empty the maps in which programs leave each other notes of what is under way."""
     for spec, fd in zip(probe.object.maps, probe.maps, strict=True):
         if spec.name not in probe.object.state:
             continue

@@ -1,9 +1,11 @@
 """Many flows, a table that is read more seldom than frames come, and a budget that is kept."""
 
 import math
+import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -20,7 +22,8 @@ from nettop.kernel.maps import ArrayReader, open_reader
 from nettop.loader import attach, interface
 from nettop.loader.compile import compile_probe
 from nettop.loader.hooks import Place
-from nettop.probes.flows import PROBE
+from nettop.probes import flows, irq
+from nettop.probes.base import Probe
 from nettop.protocol import MapInfo, Plan
 
 S = 1_000_000_000
@@ -197,13 +200,17 @@ def test_fewer_rtt_probes_find_the_same_delays(lab: Lab, cache: Path) -> None:
     assert slow_of_eighth == pytest.approx(slow, abs=5 * math.sqrt(0.25 / eighth) + 0.01)
 
 
-def _outward(copy: attach.Attached) -> np.ndarray:
-    fd, spec = next((fd, s) for fd, s in zip(copy.maps, copy.object.maps, strict=True) if s.name == "rtts")
-    layout = next(m for m in PROBE.maps if m.name == "rtts")
+def _read(copy: attach.Attached, probe: Probe, name: str) -> np.ndarray:
+    fd, spec = next((fd, s) for fd, s in zip(copy.maps, copy.object.maps, strict=True) if s.name == name)
+    layout = next(m for m in probe.maps if m.name == name)
     info = MapInfo(spec.name, spec.kind, spec.key_size, spec.value_size, spec.max_entries, 0)
     reader = open_reader(fd, info, layout)
     assert isinstance(reader, ArrayReader)
-    return np.asarray(reader.read()["slots"].sum(axis=1)[0])
+    return reader.read()
+
+
+def _outward(copy: attach.Attached) -> np.ndarray:
+    return np.asarray(_read(copy, flows.PROBE, "rtts")["slots"].sum(axis=1)[0])
 
 
 def _longest(frames: list[Frame]) -> float:
@@ -211,6 +218,31 @@ def _longest(frames: list[Frame]) -> float:
     ways = [s["latency"] for f in frames for way in ("rx", "tx") for s in f["stages"][way]]
     waits = [s[what] for f in frames for s in f["irq"]["soft"] for what in ("wait", "run")]
     return max((bucket[0] for latency in (*ways, *waits) for bucket in latency["buckets"]), default=0.0)
+
+
+def test_a_softirq_that_was_raised_before_a_rest_has_not_waited_all_of_it(cache: Path) -> None:
+    """Of each vector one stays raised when the hooks are taken away; the first to run afterwards has not waited."""
+    rest, rounds = 0.2, 10
+    copy = attach.Attached("irq", compile_probe("irq", cache))
+    plan = Plan("lo", ("irq",))
+    try:
+        attach.make_maps(copy, plan)
+        attach.attach(copy, Place("lo", 1), plan)
+        attach.write_config(copy, interface.describe(plan))
+        for _ in range(rounds):
+            for fd in copy.links.pop("softirq_entry"):
+                os.close(fd)
+            time.sleep(0.05)  # some of each are raised
+            attach.handed_over(copy)
+            time.sleep(rest)
+            attach.again(copy, Place("lo", 1))
+            time.sleep(0.05)
+        waits = _read(copy, irq.PROBE, "softirqs")["wait"]["slots"].sum(axis=(0, 1))
+    finally:
+        copy.close()
+    print(f"{waits.sum()} waits")
+    assert waits.sum() > 100
+    assert waits[stats.bucket_of(round(rest * S)) :].sum() == 0
 
 
 @pytest.mark.timing
