@@ -188,15 +188,17 @@ int stages_consumed_raw(struct bpf_raw_tracepoint_args *ctx)
 int stages_dropped(struct bpf_raw_tracepoint_args *ctx)
 {
 	void *skb;
+	u64 reason;
 
 	ARGUMENT(skb, ctx, 0);
-	return dropped(address(skb, TYPED));
+	ARGUMENT(reason, ctx, 2);
+	return dropped(address(skb, TYPED), reason);
 }
 
 #ifndef TYPED_ONLY
 int stages_dropped_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	return dropped(address((void *)ctx->args[0], UNTYPED));
+	return dropped(address((void *)ctx->args[0], UNTYPED), ctx->args[2]);
 }
 #endif
 

@@ -333,13 +333,28 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 	return 0;
 }
 
-static __always_inline int dropped(u64 key)
+/*
+ * kfree_skb is also how TCP ends what it is done with: a FIN that lies in the queue of a socket when that is destroyed
+ * (sk_stream_kill_queues), an ACK in a state other than ESTABLISHED (tcp_rcv_state_process).  The kernel gives such a
+ * packet no reason, or that of the queue.
+ */
+static __always_inline int is_done_with(u64 reason)
+{
+#ifdef HAVE_QUEUE_PURGE
+	if (reason == SKB_DROP_REASON_QUEUE_PURGE)
+		return 1;
+#endif
+	return reason == SKB_DROP_REASON_NOT_SPECIFIED;
+}
+
+static __always_inline int dropped(u64 key, u64 reason)
 {
 	struct slot *s = rx_slot(key);
 
 	if (s && s->skb == key) {
 		s->skb = 0;
-		if (s->mark != UNREAD && !(s->passed & EXCLUDED))
+		if (s->mark != UNREAD && !(s->passed & EXCLUDED) &&
+		    !(s->passed & PASSED_LOCAL && is_done_with(reason)))
 			drop(s->passed & PASSED_LOCAL   ? RX_TRANSPORT
 			     : s->passed & PASSED_IP    ? RX_LOCAL
 			     : s->passed & PASSED_STACK ? RX_IP

@@ -17,13 +17,14 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from nettop.errors import ExitCode, NettopError
 from nettop.loader.digest import blake2b
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-VERSION = 7  # of the tree's layout: a cache with another number is thrown away
+VERSION = 8  # of the tree's layout: a cache with another number is thrown away
 
 OLDEST = (6, 1)  # kernel that the programs are written for, and tested on
 
@@ -53,6 +54,8 @@ STRUCTS = (
     "udphdr",
     "icmphdr",
 )
+
+ENUMS = ("skb_drop_reason",)
 
 # Functions of the kernel that programs call by their number, where it has them.
 KFUNCS = ("bpf_cast_to_kern_ctx", "bpf_rdonly_cast")
@@ -194,7 +197,7 @@ _BPF_COMMON = """\
 """
 
 
-_STRUCT, _TYPEDEF, _FUNC = 4, 8, 12  # BTF_KIND_*
+_STRUCT, _ENUM, _TYPEDEF, _FUNC = 4, 6, 8, 12  # BTF_KIND_*
 
 
 class _Btf:
@@ -224,8 +227,8 @@ class _Btf:
         if not self._btf:
             raise OSError("libbpf cannot read the kernel's BTF")
 
-    def dump(self, structs: tuple[str, ...], typedefs: tuple[str, ...]) -> str:
-        """C text of the named types and all that they hold by value; unknown names are left out."""
+    def dump(self, named: Mapping[int, tuple[str, ...]]) -> str:
+        """C text of these types, by kind, and of all that they hold by value; unknown names are left out."""
         parts: list[bytes] = []
         line = ctypes.create_string_buffer(4096)
 
@@ -241,7 +244,7 @@ class _Btf:
         if not dump:
             raise OSError("libbpf cannot dump the kernel's BTF")
         try:
-            for kind, names in ((_TYPEDEF, typedefs), (_STRUCT, structs)):
+            for kind, names in named.items():
                 for name in names:
                     ident = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
                     if ident > 0:
@@ -282,7 +285,7 @@ def _renamed(text: str) -> str:
 def _kernel_types() -> str:
     btf = _Btf()
     try:
-        text = _renamed(btf.dump(STRUCTS, _TYPEDEFS))
+        text = _renamed(btf.dump({_TYPEDEF: _TYPEDEFS, _ENUM: ENUMS, _STRUCT: STRUCTS}))
         for name, ident in btf.idents(STRUCTS, _STRUCT).items():
             # So that a program can leave out what this kernel has no types for.
             text += f"#define HAVE_{name} 1\n#define BTF_{name} {ident}\n"
@@ -297,6 +300,8 @@ def _kernel_types() -> str:
             text += "".join(f"#define KFUNC_{name} {ident}\n" for name, ident in functions.items())
         if re.search(r"\bis_mptcp;", text):  # in tcp_sock: CONFIG_MPTCP
             text += "#define HAVE_is_mptcp 1\n"
+        if re.search(r"\bSKB_DROP_REASON_QUEUE_PURGE\b", text):  # since 6.6
+            text += "#define HAVE_QUEUE_PURGE 1\n"
         return text
     finally:
         btf.close()

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 from random import Random
 from typing import Any
 
@@ -296,6 +296,42 @@ def test_segments_that_the_stack_makes_have_the_pacing_of_the_whole(lab: Lab, ve
     assert 0.8 * count * segments <= queue.count <= count * segments + 3
     # The first one goes at once.
     assert (queue.count - 3 - segments) * ahead * MS * 0.9 <= paced <= count * segments * ahead * MS
+
+
+def converse(client: Endpoint, server: Endpoint, closes_first: str, ipv6: bool) -> None:
+    """A connection, a question, an answer, and its end in one of the orders that there are."""
+    at = server.v6 if ipv6 else server.v4
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    with server.ns.call(lambda: socket.create_server((at, 0), family=family)) as listener:
+        address = listener.getsockname()[:2]
+        with client.ns.call(lambda: socket.create_connection(address)) as near, listener.accept()[0] as far:
+            near.sendall(b"question")
+            if closes_first == "half":
+                near.shutdown(socket.SHUT_WR)
+                while far.recv(100):
+                    pass
+            else:
+                far.recv(100)
+            far.sendall(b"answer")
+            near.recv(100)
+            first, second = (near, far) if closes_first == "client" else (far, near)
+            first.close()
+            while second.recv(100):
+                pass
+            second.close()
+
+
+@beside_others
+def test_nothing_is_dropped_of_connections_that_end_well(lab: Lab, veth: Link) -> None:
+    """What TCP frees as if it dropped it: FINs that nobody reads, ACKs of a connection that has ended."""
+    with watching(lab, veth.a) as client, watching(lab, veth.b) as server:
+        for closes_first, ipv6 in product(("client", "server", "half"), (False, True)):
+            for _ in range(31):
+                converse(veth.a, veth.b, closes_first, ipv6)
+    for frames in (client, server):
+        totals = stages(frames)
+        assert totals["rx", "local"].count > 6 * 31 * 3
+        assert {key: total.dropped for key, total in totals.items() if total.dropped} == {}
 
 
 @beside_others
