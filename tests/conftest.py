@@ -4,9 +4,9 @@ Everything in tests/live is marked `live`: it needs root, BPF and network namesp
 missing such a test is skipped and says why; with NETTOP_REQUIRE_LIVE=1, as in CI, a live test that skips has
 failed.
 
-Where tests run side by side (pytest-xdist, as in scripts/test), those that are marked `alone` or `timing` come last,
-one after another (turns.py). A test runs once, and its failure is a failure; but those that are marked `timing` may
-run twice (timing.py).
+Where tests run side by side (pytest-xdist, as in scripts/test), those that are marked `pair` or `timing` come after
+all others, two at a time, and those marked `alone` last, one after another (turns.py). A test runs once, and its
+failure is a failure; but those that are marked `timing` may run twice (timing.py).
 """
 
 import contextlib
@@ -15,8 +15,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -86,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
     if hasattr(config, "workerinput"):
-        items.sort(key=_is_alone)  # a stable sort: for the rest they stay in their order
+        items.sort(key=_company)  # a stable sort: for the rest they stay in their order
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -98,32 +100,54 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Blocks(config, log)
 
 
-def _is_alone(item: pytest.Item) -> bool:
-    """Marked `alone` or `timing`; `alone(False)` is an exception in a module that is marked as a whole."""
-    marker = item.get_closest_marker("alone")
-    return timing.marked(item) or (marker is not None and marker.args != (False,))
+def _company(item: pytest.Item) -> int:
+    """How many may run beside it: 0: any number, 1: one that is such a one as well, 2: none.
+
+    `pair(False)` is an exception in a module that is marked as a whole.
+    """
+    alone, pair = item.get_closest_marker("alone"), item.get_closest_marker("pair")
+    if alone:
+        return 2
+    return int(timing.marked(item) or (pair is not None and pair.args != (False,)))
+
+
+def _take(places: Sequence[IO[str]], company: int) -> None:
+    """Wait for one's place among two: both, shared with all others, one of them, or both."""
+    if company != 1:
+        for place in places:
+            fcntl.flock(place, fcntl.LOCK_EX if company else fcntl.LOCK_SH)
+        return
+    while True:
+        for place in places:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
-def _turn(alone: bool) -> Iterator[None]:
-    """A place among the tests that run now: shared with others, or nobody else's.
+def _turn(company: int) -> Iterator[None]:
+    """A place among the tests that run now.
 
-    Whoever waits for it stands at the gate, so that those who come later cannot pass by.  What is locked is just two
+    Whoever waits for it stands at the gate, so that those who come later cannot pass by.  What is locked is just
     files that there are.
     """
-    with Path(__file__).open() as gate, (LIVE / "conftest.py").open() as turn:
+    with contextlib.ExitStack() as stack:
+        gate, *places = (
+            stack.enter_context(path.open())
+            for path in (Path(__file__), LIVE / "conftest.py", TESTS / "turns.py")
+        )
         fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        _take(places, company)
         fcntl.flock(gate, fcntl.LOCK_UN)
         yield
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Where tests run side by side (pytest-xdist), one that is marked `alone` has the machine to itself."""
+    """Where tests run side by side (pytest-xdist), each waits for its turn."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with _turn(_is_alone(item)):
+    with _turn(_company(item)):
         return (yield)
 
 

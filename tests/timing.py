@@ -3,7 +3,7 @@
 What such a test measures may have been its neighbours' load, or a moment in which the machine stood still.  So a
 failure in its call gets a second try, in the same place; every other test runs once, and so does this one where
 NETTOP_ONCE=1 (as `scripts/test --repeat` sets it).  None of it is silent: the run names all of them at its end, with
-what the first try said.  `timing` implies `alone` (conftest.py): nothing of ours runs beside them.
+what the first try said.  `timing` implies `pair` (conftest.py): one other of ours runs beside them at most.
 """
 
 import os
@@ -87,6 +87,6 @@ def _of_the_call_alone(reports: list[pytest.TestReport]) -> str:
 def register(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "timing: measures wall time on a shared machine: alone, and may run twice, which the run tells (timing.py)",
+        "timing: measures wall time on a shared machine: a `pair`, and may run twice, which the run tells (timing.py)",
     )
     config.pluginmanager.register(Timing())

@@ -1,7 +1,8 @@
 """The order of tests that run side by side (pytest-xdist): file by file, and those that need the machine last.
 
-A test marked `alone` waits until no other runs, and all others wait for it (tests/conftest.py).  Were these tests
-spread over the run, the workers would wait for each other most of the time.
+A test marked `alone` waits until no other runs, one marked `pair` until only another such one does, and all others wait
+for them (tests/conftest.py).  Were these tests spread over the run, the workers would wait for each other most of the
+time.
 """
 
 import itertools

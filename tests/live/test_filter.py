@@ -516,6 +516,7 @@ def sent_by(flood: Process) -> dict[str, float]:
     return said
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 @pytest.mark.parametrize(
     ("via", "packets", "texts"),
@@ -575,6 +576,7 @@ def test_what_matches_is_counted_whole_while_the_filter_changes(lab: Lab, veth: 
     assert abs(counted - said["sent"]) <= 0.005 * said["sent"]
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 def test_a_packet_that_does_not_match_costs_less_than_a_third():
     cheapest_and_dearest = ("tcp port 443", "20 ports")

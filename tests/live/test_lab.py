@@ -126,6 +126,7 @@ def test_a_rate_limit_is_kept_and_its_queue_counted(lab: Lab) -> None:
     assert 15e6 < there.hold_ns.max < 40e6
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 def test_bulk_of_some_hundred_megabits_crosses_a_delayed_wire_unharmed(lab: Lab) -> None:
     link = lab.wire(Direction(delay_ms=5))
@@ -231,6 +232,7 @@ def test_churn_makes_exactly_so_many_connections(veth: Link) -> None:
     }
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 def test_the_lab_makes_load_at_the_pace_that_tests_rely_on(lab: Lab, veth: Link) -> None:
     with answering(veth.b, ports=4) as server:

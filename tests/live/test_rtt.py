@@ -30,7 +30,7 @@ from rtts import (
     watching,
 )
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.pair
 SECONDS = 4.0
 
 

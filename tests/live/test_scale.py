@@ -33,6 +33,7 @@ FLOWS = 50_021
 # --scan-interval
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 def test_between_scans_rows_are_carried_and_rates_stay_right(lab: Lab, veth: Link) -> None:
     rate = 40_000_000
@@ -119,6 +120,7 @@ def test_tens_of_thousands_of_flows_are_counted_to_the_packet(lab: Lab, veth: Li
 # --budget
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 def test_a_load_beyond_the_budget_is_shed_and_taken_up_again(lab: Lab, veth: Link) -> None:
     with ExitStack() as stack:
@@ -163,6 +165,7 @@ def cache() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 def test_fewer_rtt_probes_find_the_same_delays(lab: Lab, cache: Path) -> None:
     """Two copies of the program on the same packets, one with an eighth of the probes: a wire of two delays."""
@@ -245,6 +248,7 @@ def test_a_softirq_that_was_raised_before_a_rest_has_not_waited_all_of_it(cache:
     assert waits[stats.bucket_of(round(rest * S)) :].sum() == 0
 
 
+@pytest.mark.alone
 @pytest.mark.timing
 def test_stages_that_rest_come_back_without_a_memory(lab: Lab, veth: Link) -> None:
     """Attached for one second in eight: what was under way when they were detached makes no delay of seconds.

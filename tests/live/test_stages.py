@@ -25,9 +25,9 @@ SEND = ("application", "ip", "qdisc", "driver")
 SO_TXTIME, UDP_SEGMENT = 61, 103
 BOTH = (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND))
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.pair
 # But not those that count a few packets and time nothing: load changes nothing for these.
-beside_others = pytest.mark.alone(False)
+beside_others = pytest.mark.pair(False)
 
 
 def small(totals: dict[tuple[str, str], Total], *but: tuple[str, str]) -> None:
@@ -354,6 +354,7 @@ def test_the_stages_add_up_to_the_whole(lab: Lab, veth: Link, traffic: str) -> N
             assert totals[direction, name].path_packets == pytest.approx(whole.count, rel=0.05)
 
 
+@pytest.mark.alone
 def test_coverage_at_50_000_packets_a_second(lab: Lab, veth: Link) -> None:
     for _ in range(4):
         with watching(lab, veth.a) as frames:
@@ -368,6 +369,7 @@ def test_coverage_at_50_000_packets_a_second(lab: Lab, veth: Link) -> None:
         assert totals["rx", stage].count >= 0.95 * (result.packets - (result.lost_packets or 0)), stage
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("offload", [False, True], ids=["gro", "tso"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["send", "receive"])
 def test_coverage_at_full_speed(lab: Lab, veth: Link, reverse: bool, offload: bool) -> None:
@@ -578,6 +580,7 @@ def test_forwarded_packets_are_filtered_as_well(lab: Lab, router: Router) -> Non
         assert 40 <= totals[key].count < 50, key
 
 
+@pytest.mark.alone
 def test_a_filter_is_changed_under_traffic(lab: Lab, veth: Link) -> None:
     """Programs of two filters are there at once, and each packet is counted by one of them or by none."""
     with (
@@ -635,6 +638,7 @@ def distance(ours: Total, theirs: Total) -> float:
     return max(abs(a - b) for a, b in zip(*shares, strict=True))
 
 
+@pytest.mark.alone
 def test_a_sample_is_like_the_whole(lab: Lab, veth: Link) -> None:
     """Two at once on the same packets, one of which follows one in sixteen: the same picture."""
     random = Random(7)
@@ -720,6 +724,7 @@ def test_the_way_of_each_packet_of_the_flow_in_focus(lab: Lab, veth: Link) -> No
         assert [e["stage"] for e in way][:4] == ["", "ip", "qdisc", "driver"]
 
 
+@pytest.mark.alone
 def test_a_trace_of_everything_keeps_to_its_budget(lab: Lab, veth: Link) -> None:
     with answering(veth.b) as server, Driven(veth.a, "port", str(server.port), trace="all") as nettop:
         before = len(nettop.frames)

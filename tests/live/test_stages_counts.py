@@ -25,7 +25,6 @@ TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR_OFF_NO_WP = 19, 20, 21, 
 TCP_RECV_QUEUE, TCP_SEND_QUEUE = 1, 2
 UNIT = 300  # bytes of a write
 
-pytestmark = pytest.mark.alone(False)  # they count, and time nothing
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from stagelab import Driven, above, stages, through_ifb, watching
 RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
 SEND = ("application", "ip", "qdisc", "driver")
 
-pytestmark = pytest.mark.alone(False)  # they count, and time nothing
 
 
 @pytest.mark.parametrize("kind", ["bridge", "macvlan"])

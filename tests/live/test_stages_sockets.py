@@ -25,12 +25,12 @@ RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
 IPPROTO_MPTCP = 262
 SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
 
-pytestmark = [pytest.mark.alone, pytest.mark.timing]  # delays by the wall clock, on a machine that others use
+pytestmark = pytest.mark.timing  # delays by the wall clock, on a machine that others use
 
 
 def beside_others(test: Callable[..., None]) -> Callable[..., None]:
     """Counts alone: nobody else's load changes these, and a failure is one."""
-    return pytest.mark.alone(False)(pytest.mark.timing(False)(test))
+    return pytest.mark.timing(False)(test)
 
 
 def datagram_socket(ns: Namespace) -> socket.socket:

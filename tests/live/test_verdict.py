@@ -32,7 +32,7 @@ from verdict_labs import (
     watching,
 )
 
-pytestmark = [pytest.mark.alone, pytest.mark.timing]  # delays by the wall clock, on a machine that others use
+pytestmark = pytest.mark.timing  # delays by the wall clock, on a machine that others use
 
 NET_RX = 3
 PAUSE_S = 0.05  # of the slow readers and of those that answer late
@@ -284,6 +284,7 @@ def test_slow_stack(town: Town, tmp_path: Path) -> None:
     assert (healthy["verdict"], healthy["also"]) == ("healthy", [])
 
 
+@pytest.mark.alone
 def test_starved_softirq(town: Town) -> None:
     """Each NET_RX softirq comes 4 ms late; the last test here, since every other flow stops for it."""
     town.stop.set()

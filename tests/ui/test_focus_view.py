@@ -161,6 +161,20 @@ def without_round_trips(
     return made
 
 
+def test_the_kernels_round_trips_stand_beside_ours():
+    """What the far end takes to answer is in ours alone: the kernel's least has an ACK that came before."""
+    made = []
+    for frame in frames.frames(75)[-3:]:
+        section = frame.sections["flows"]
+        rows = section.rows.copy()
+        rows["srtt_us"][rows["id"] == frames.FOCUS] = 30_100
+        focused = replace(section.focused, socket=replace(section.focused.socket, rtt_min_ns=11_000))
+        made.append(
+            replace(frame, sections={**frame.sections, "flows": replace(section, rows=rows, focused=focused)})
+        )
+    assert any("the kernel's 30.1 ms, least 11.0 µs" in row for row in page(Canvas(116, 37), made))
+
+
 WHY_NO_ROUND_TRIP = [
     ({"data": (300, 0), "srtt_us": 40_300}, "no data sent; kernel 40.3 ms"),
     ({"data": (300, 0), "least": 40_100_000}, "no data sent; kernel ≥40.1 ms"),

@@ -342,7 +342,7 @@ def run_tests(tested: Path, *arguments: str, **env: str) -> subprocess.Completed
     )
 
 
-def test_those_that_need_the_machine_alone_come_last_and_one_after_another(tested: Path) -> None:
+def test_those_that_need_a_quiet_machine_come_two_at_a_time_and_then_one_by_one(tested: Path) -> None:
     for name in ("a", "b", "c"):
         (tested / "tests" / "unit" / f"test_{name}.py").write_text(f"""\
 import time
@@ -353,7 +353,15 @@ def log(text):
     with Path({str(tested / "log")!r}).open("a") as file:
         file.write(text + "\\n")
 
-@pytest.mark.parametrize("kind", [pytest.param("alone", marks=pytest.mark.alone), "one", "two"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("alone", marks=[pytest.mark.alone, pytest.mark.pair]),
+        pytest.param("pair", marks=pytest.mark.pair),
+        "one",
+        "two",
+    ],
+)
 def test_{name}(kind):
     log(f"{{kind}} {name}")
     time.sleep(0.2)
@@ -362,10 +370,11 @@ def test_{name}(kind):
     result = run_tests(tested)
     assert result.returncode == 0, result.stdout + result.stderr
     log = (tested / "log").read_text().splitlines()
-    assert len(log) == 18
-    assert not any(line.startswith("alone") for line in log[:12])
-    assert all(line.startswith("alone") for line in log[12:])
-    assert log[12::2] == log[13::2], "two at a time"
+    assert [line.split()[0] for line in log[12:]] == ["pair"] * 6 + ["alone"] * 6
+    assert log[18::2] == log[19::2], "two at a time that are to be alone"
+    pairs = log[12:18]
+    assert len({*pairs[:2]}) == 2, "not even two ran side by side"
+    assert all(len({line for line in pairs if pairs[:n].count(line) == 1}) <= 2 for n in range(7)), "three did"
     assert log[0] != log[1], "not even the others ran side by side"
 
 
