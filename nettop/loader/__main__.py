@@ -147,13 +147,17 @@ class Loader:
         note = self._sweep()
         self._cache, self._scratch = cache_directory()
         self._filter = from_words(plan.filter)
+        always = TRACING if plan.trace else ()
         for name in plan.probes:
             probe = attach.Attached(name, Object((), {}))
-            try:
-                always = TRACING if plan.trace else ()
+            with self._failing(probe):
                 probe.defines = always if plan.via in _OLDER else (*TYPED_ONLY, *always)
                 probe.object = self._compiled(probe, self._filter)
                 attach.make_maps(probe, plan)
+                self._probes.append(probe)
+        attach.load_first_choices(self._probes, plan)
+        for probe in list(self._probes):
+            with self._failing(probe):
                 attach.attach(probe, self._place, plan)
                 if probe.defines != always and attach.lacks_programs(probe, plan):
                     probe.defines = always
@@ -164,22 +168,25 @@ class Loader:
                 # Until now the programs found no interface and did nothing: a half-attached probe that sees one
                 # direction before the other would take its first answers for late ones.
                 attach.write_config(probe, config)
-                answer = attach.report(probe)
-            except NettopError as error:
-                if error.code == ExitCode.UNSUPPORTED:
-                    raise
-                print(f"{name}: {error.message}\n{error.hint}", file=sys.stderr, flush=True)
-                probe.close()
-                send(
-                    self._sock,
-                    Loaded(ProbeInfo(name, "failed", error.message, error.hint.split("\n")[0][:200])),
-                )
-                continue
-            self._probes.append(probe)
-            send(self._sock, answer)
-            attach.handed_over(probe)
+                send(self._sock, attach.report(probe))
+                attach.handed_over(probe)
         TYPES.close()
         return Done(config=config.pack().hex(), note=note)
+
+    @contextlib.contextmanager
+    def _failing(self, probe: attach.Attached) -> Iterator[None]:
+        """What cannot be had of one probe is said, and costs the others nothing."""
+        try:
+            yield
+        except NettopError as error:
+            if error.code == ExitCode.UNSUPPORTED:
+                raise
+            print(f"{probe.name}: {error.message}\n{error.hint}", file=sys.stderr, flush=True)
+            probe.close()
+            if probe in self._probes:
+                self._probes.remove(probe)
+            hint = error.hint.split("\n")[0][:200]
+            send(self._sock, Loaded(ProbeInfo(probe.name, "failed", error.message, hint)))
 
     def _sweep(self) -> str:
         """Take away what a killed loader has left on the interface; what the user is told of it."""

@@ -7,7 +7,10 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from nettop import bpf
 from nettop.control import Config
@@ -18,6 +21,7 @@ from nettop.probes.hooks import Candidate, Hook
 from nettop.protocol import HookInfo, Loaded, MapInfo, Plan, ProbeInfo
 
 _LOG_BYTES = 1 << 20
+_SIDE_BY_SIDE = 4  # programs that are loaded at once, at most
 
 
 @dataclass
@@ -72,36 +76,83 @@ def write_config(probe: Attached, config: Config) -> None:
             bpf.map_update(fd, bytes(4), config.pack())
 
 
-def _load(probe: Attached, candidate: Candidate, index: int) -> int:
-    """The program of one attachment, loaded for its mechanism; the verifier's words go to the log if it refuses."""
+def _key(candidate: Candidate, index: int) -> tuple[str, str]:
+    """Of the program of one attachment.  One of these types can be attached anywhere: load it once for all places."""
+    attachment, kind = candidate.attachments[index], MECHANISMS[candidate.via].program
+    anywhere = kind in (bpf.ProgType.SCHED_CLS, bpf.ProgType.RAW_TRACEPOINT, bpf.ProgType.NETFILTER)
+    return attachment.program, "" if anywhere else f"{candidate.via} {attachment.target}"
+
+
+def _program(
+    probe: Attached, candidate: Candidate, index: int
+) -> Callable[[ctypes.Array[ctypes.c_char] | None], int]:
+    """What loads it, all but the call into the kernel done."""
     attachment = candidate.attachments[index]
     mechanism = MECHANISMS[candidate.via]
-    kind, attach_type = mechanism.program, mechanism.attach_type(attachment)
-    # A program of these types can be attached anywhere: load it once, whatever the number of places.
-    place = (
-        ""
-        if kind in (bpf.ProgType.SCHED_CLS, bpf.ProgType.RAW_TRACEPOINT, bpf.ProgType.NETFILTER)
-        else f"{candidate.via} {attachment.target}"
+    return partial(
+        bpf.prog_load,
+        mechanism.program,
+        probe.object.linked(attachment.program, probe.maps),
+        attachment.program,
+        mechanism.attach_type(attachment),
+        mechanism.btf_id(attachment),
     )
-    key = (attachment.program, place)
+
+
+def _load(probe: Attached, candidate: Candidate, index: int) -> int:
+    """The program of one attachment, loaded for its mechanism; the verifier's words go to the log if it refuses."""
+    key = _key(candidate, index)
     if key in probe.programs:
         return probe.programs[key]
-    code = probe.object.linked(attachment.program, probe.maps)
-    btf_id = mechanism.btf_id(attachment)
+    load = _program(probe, candidate, index)
     try:
-        fd = bpf.prog_load(kind, code, attachment.program, attach_type, btf_id)
+        fd = load(None)
     except OSError as error:
         log = ctypes.create_string_buffer(_LOG_BYTES)
         with contextlib.suppress(OSError):
-            os.close(bpf.prog_load(kind, code, attachment.program, attach_type, btf_id, log))
+            os.close(load(log))
         words = log.value.decode(errors="replace").strip()
-        print(f"{attachment.program} refused: {error}\n{words}", file=sys.stderr, flush=True)
+        print(f"{key[0]} refused: {error}\n{words}", file=sys.stderr, flush=True)
         lines = [w for w in words.splitlines() if not w.startswith("processed ")]
         raise OSError(
             error.errno, f"{error.strerror}: {lines[-1]}" if lines else str(error.strerror)
         ) from error
     probe.programs[key] = fd
     return fd
+
+
+def load_first_choices(probes: Iterable[Attached], plan: Plan) -> None:
+    """Load the programs that attaching will ask for first, one on each CPU: the verifier takes most of a start.
+
+    Nothing is said of one that is refused: attaching loads it again, and keeps the reason.
+    """
+    wanted: dict[tuple[str, tuple[str, str]], tuple[Attached, Callable[..., int]]] = {}
+    for probe in probes:
+        for hook in probe.object.hooks:
+            for candidate in _candidates(probe, hook, plan)[:1]:
+                for index in range(len(candidate.attachments)):
+                    with contextlib.suppress(OSError):  # a function or tracepoint that is not there
+                        load = _program(probe, candidate, index)
+                        wanted.setdefault((probe.name, _key(candidate, index)), (probe, load))
+    # The longest last, from where they are taken first.
+    left = sorted(wanted, key=lambda name: len(wanted[name][0].object.programs[name[1][0]]))
+
+    def work() -> None:
+        while True:
+            try:
+                name = left.pop()
+            except IndexError:
+                return
+            probe, load = wanted[name]
+            with contextlib.suppress(OSError):
+                probe.programs[name[1]] = load(None)
+
+    others = [threading.Thread(target=work) for _ in os.sched_getaffinity(0)][1:_SIDE_BY_SIDE]
+    for thread in others:
+        thread.start()
+    work()
+    for thread in others:
+        thread.join()
 
 
 def _try(probe: Attached, hook: Hook, candidate: Candidate, place: Place) -> None:
@@ -120,6 +171,13 @@ def _try(probe: Attached, hook: Hook, candidate: Candidate, place: Place) -> Non
     probe.via[hook.name] = candidate
 
 
+def _candidates(probe: Attached, hook: Hook, plan: Plan) -> list[Candidate]:
+    """Those that were compiled: what is asked for first, the others in their order."""
+    compiled = probe.object.programs
+    found = [c for c in hook.candidates if all(a.program in compiled for a in c.attachments)]
+    return sorted(found, key=lambda c: c.via != plan.via)
+
+
 def attach(
     probe: Attached, place: Place, plan: Plan, bound_only: bool = False, missing_only: bool = False
 ) -> None:
@@ -131,10 +189,7 @@ def attach(
     for hook in probe.object.hooks:
         if missing_only and hook.name not in probe.missing:
             continue
-        candidates = [
-            c for c in hook.candidates if all(a.program in probe.object.programs for a in c.attachments)
-        ]
-        candidates.sort(key=lambda c: c.via != plan.via)  # what is asked for first, the others in their order
+        candidates = _candidates(probe, hook, plan)
         if bound_only:
             candidates = [c for c in candidates if MECHANISMS[c.via].bound]
             if not candidates:

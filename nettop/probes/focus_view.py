@@ -214,6 +214,7 @@ class _Page:
         self.rows = [row_of(frame, flow) for frame in self.frames]
         self.looks = [focused_of(frame, flow) for frame in self.frames]
         self.sockets = [None if look is None else look.socket for look in self.looks]
+        self.socket = next((s for s in reversed(self.sockets) if s is not None), None)
         self.newest = next((row for row in reversed(self.rows) if row is not None), None)
 
     def beside(self, graph: Line, label: str, side: Line) -> Line:
@@ -289,8 +290,11 @@ def _trips(page: _Page, height: int) -> list[Line]:
     if height > 1 and how:
         side.append(line((f"by {how}, jitter {units.duration(int(rtt['variance']))}", LABEL)))
         pieces = []
+        socket = page.socket
         if page.newest["srtt_us"]:
             pieces.append(f"the kernel's {units.duration(int(page.newest['srtt_us']) * 1000)}")
+            if socket is not None and socket.rtt_min_ns is not None:
+                pieces.append(f"least {units.duration(socket.rtt_min_ns)}")
         inward = page.newest["internal_rtt"]
         if inward["samples_total"]:
             pieces.append(f"inward {units.duration(int(inward['last']))}")
@@ -322,7 +326,7 @@ def _no_trips(page: _Page) -> str:
     looks = [look for look in page.looks if look is not None]
     silent = bool(looks) and not any(look.data[1] for look in looks)
     why = "no data sent" if silent else "no sample"
-    socket = next((s for s in reversed(page.sockets) if s is not None), None)
+    socket = page.socket
     if row["srtt_us"]:
         return f"{why}; kernel {units.duration(int(row['srtt_us']) * 1000)}"
     if socket is not None and socket.rtt_min_ns is not None:
@@ -337,11 +341,10 @@ def _buffer(
     values = [parts["buffer"] for parts in columns]
     known = [v for v in values if v is not None]
     role = _role("buffer", culprits) if "buffer" in culprits else TX
-    socket = next((s for s in reversed(page.sockets) if s is not None), None)
     side = line(
         (draw.fit("buffered", 9), role),
         (draw.fit(units.duration(known[-1]) if known else "-", 10, "right"), VALUE),
-        ("" if socket is None else f"   {units.size(socket.unsent)}", LABEL),
+        ("" if page.socket is None else f"   {units.size(page.socket.unsent)}", LABEL),
     )
     return page.strip(values, role, [side], height, units.duration)
 
