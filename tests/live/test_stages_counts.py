@@ -26,7 +26,6 @@ TCP_RECV_QUEUE, TCP_SEND_QUEUE = 1, 2
 UNIT = 300  # bytes of a write
 
 
-
 @dataclass(frozen=True)
 class Scene:
     """Where it is watched, what lies upon that, and the traffic."""

@@ -15,7 +15,6 @@ RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
 SEND = ("application", "ip", "qdisc", "driver")
 
 
-
 @pytest.mark.parametrize("kind", ["bridge", "macvlan"])
 def test_a_device_above_the_watched_one(lab: Lab, veth: Link, kind: str) -> None:
     """What is received is followed up to the application."""

@@ -374,7 +374,9 @@ def test_{name}(kind):
     assert log[18::2] == log[19::2], "two at a time that are to be alone"
     pairs = log[12:18]
     assert len({*pairs[:2]}) == 2, "not even two ran side by side"
-    assert all(len({line for line in pairs if pairs[:n].count(line) == 1}) <= 2 for n in range(7)), "three did"
+    assert all(len({line for line in pairs if pairs[:n].count(line) == 1}) <= 2 for n in range(7)), (
+        "three did"
+    )
     assert log[0] != log[1], "not even the others ran side by side"
 
 
