@@ -726,20 +726,23 @@ def test_the_way_of_each_packet_of_the_flow_in_focus(lab: Lab, veth: Link) -> No
 
 @pytest.mark.alone
 def test_a_trace_of_everything_keeps_to_its_budget(lab: Lab, veth: Link) -> None:
+    transactions, per_second = 40_009, 2000
     with answering(veth.b) as server, Driven(veth.a, "port", str(server.port), trace="all") as nettop:
-        before = len(nettop.frames)
-        result = ask(veth.a, server, flows=4, seconds=2)
+        before, began = len(nettop.frames), time.monotonic_ns()
+        assert ask(veth.a, server, flows=4, count=transactions).transactions == transactions
         nettop.more_frames(3)
+        # The budget's seconds have 2^30 ns; the first and the last of them are parts.
+        budget = per_second * ((time.monotonic_ns() - began >> 30) + 2)
         frames = nettop.frames[before:]
     packets = stages(frames)["rx", "ip"].count + stages(frames)["tx", "ip"].count
-    assert packets >= 2 * result.transactions
+    assert packets >= 2 * transactions
+    assert packets > 1.5 * budget, "the traffic is no test of the budget"
     found = ways(frames)
     left_out = sum(f["stages"]["trace_left_out"] for f in frames)
-    lost = sum(f["stages"]["trace_lost"] for f in frames)
-    assert 500 < len(found) <= 2000 * 5  # in at most so many seconds
-    assert left_out or packets < 2000 * 5
-    assert len(found) + left_out == pytest.approx(packets, rel=0.01, abs=lost)
-    assert sum(map(len, found.values())) < 20_000 * 5
+    assert left_out > 0
+    # The ring loses events, and whole packets with them: they come faster than it is read.
+    assert 500 < len(found) <= packets - left_out <= budget
+    assert sum(map(len, found.values())) < 10 * budget
     # Nearly all of those that are there are there from their first boundary to their last.
     whole = [
         way for way in found.values() if way[-1]["stage"] in ("application", "done", "driver", "transport")

@@ -297,20 +297,28 @@ def text_in(name: str) -> str:
     return Path(name).read_text(encoding="utf-8")
 
 
+def text_to(name: str, text: str) -> None:
+    Path(name).write_text(text, encoding="utf-8")
+
+
 async def _screenshot(d: Driven) -> None:
-    await d.press("ctrl+s")
-    pictures = os.listdir()
-    assert len(pictures) == 1
-    assert pictures[0].endswith(".svg")
-    assert stat.S_IMODE(os.stat(pictures[0]).st_mode) == 0o600
-    picture = text_in(pictures[0])
+    first, other = "nettop-20260709-101112.svg", "nettop-20260709-101113.svg"
+    text_to(other, "a file of the user's")
+    with pytest.MonkeyPatch.context() as patch:
+        for time, said in (("101112", f"wrote {first}"), ("101113", f"can't write {other}: File exists")):
+            stamp = f"20260709-{time}"
+            patch.setattr("time.strftime", lambda form, now=stamp: form.replace("%Y%m%d-%H%M%S", now))
+            await d.press("ctrl+s")
+            assert said in d.rows()[-1]
+    assert sorted(os.listdir()) == [first, other]
+    assert text_in(other) == "a file of the user's"
+    assert stat.S_IMODE(os.stat(first).st_mode) == 0o600
+    picture = text_in(first)
     assert "203.0.113.7" in picture
     assert "font-family: Fira Code, monospace" in picture
     # The name of the format is an address that nobody asks; nothing else of a server is in it.
     assert re.findall(r"[a-z]+://[^\s\"]+", picture) == ["http://www.w3.org/2000/svg"]
     assert not re.search(r"url\((?!#)|@import|@font-face", picture)
-    await d.press("ctrl+s")  # perhaps in the same second: never over another file
-    assert "wrote" in d.rows()[-1] or "can't write" in d.rows()[-1]
 
 
 async def _palette(d: Driven) -> None:
@@ -697,7 +705,7 @@ async def test_the_tunnel_has_a_column_from_the_first_flow_in_one_on():
 @pytest.mark.parametrize("width", range(1, 201))
 def test_columns_never_reach_beyond_the_width(width):
     placed = place_columns(flows_view.COLUMNS, width)
-    assert placed[-1].x + placed[-1].width <= width or placed[-1].width == 0
+    assert all(column.x + column.width <= width for column in placed if column.width)
     assert all(a.x + a.width < b.x for a, b in pairwise(placed) if b.width)
 
 
