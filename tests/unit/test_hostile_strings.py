@@ -135,10 +135,8 @@ def test_no_output_can_do_anything_to_a_terminal(form, name):
     if form == "ndjson":
         assert output.isascii()
         assert len(output.splitlines()) == 1
-        assert json.loads(output)["host"] in (
-            text,
-            text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
-        )
+        characters = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair is none
+        assert json.loads(output)["host"] == characters
     else:
         assert all(len(line) < 5000 for line in output.splitlines())
 
