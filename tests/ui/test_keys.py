@@ -45,7 +45,7 @@ def test_keys_can_be_changed():
     assert changed["pause"].keys == changed["resume"].keys == ("p",)
 
 
-@pytest.mark.parametrize("overrides", [{"paws": ("p",)}, {"pause": ("q",)}])
+@pytest.mark.parametrize("overrides", [{"paws": ("p",)}, {"pause": ("q",)}, {"pause": ("p", "q")}])
 def test_a_wrong_key_is_refused_with_a_hint(overrides):
     with pytest.raises(NettopError) as caught:
         rebound(overrides)

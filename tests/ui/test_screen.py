@@ -29,6 +29,7 @@ from nettop.probes.flows_layout import (
     TUNNELS,
 )
 from nettop.probes.view import Canvas, Pane, text_of
+from nettop.settings import build, parse
 from nettop.ui.app import NettopApp
 from nettop.ui.bars import Header
 from nettop.ui.control import Commands, Look, Options
@@ -400,6 +401,25 @@ async def test_keys_can_be_rebound_and_the_screen_says_so():
         assert not d.app.state.zoomed
         await d.press("x")
         assert d.app.state.zoomed
+
+
+@pytest.mark.parametrize("key", ["q", "x"])
+async def test_a_list_in_the_settings_file_gives_each_of_its_keys(tmp_path, key):
+    """As docs/nettop.toml has it; the keys that the action had before do nothing."""
+    path = tmp_path / "nettop.toml"
+    path.write_text('[keys]\nquit = "q,x"\nzoom = "a,b"\n', encoding="utf-8")
+    options = Options.of(build(parse(["-c", str(path)]), tmp_path))
+    assert options.keys == {"quit": ("q", "x"), "zoom": ("a", "b")}
+    async with running(options=options) as d:
+        assert "a zoom" in d.rows()[-1]
+        for other in ("a", "b"):
+            before = d.app.state.zoomed
+            await d.press("z")
+            assert d.app.state.zoomed is before
+            await d.press(other)
+            assert d.app.state.zoomed is not before
+        await d.press(key)
+        assert d.app.return_value == ExitCode.OK
 
 
 # --- filter ----------------------------------------------------------------------------------------------------------
