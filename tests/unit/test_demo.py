@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -18,7 +19,9 @@ from nettop.cli import DEMO
 from nettop.model import Frame
 from nettop.probes.base import all_probes
 from nettop.probes.flows import Flows
+from nettop.probes.stages import Stages
 from nettop.probes.throughput import Throughput
+from nettop.probes.verdict import HEALTHY, explain
 from nettop.recording import Recording
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,46 @@ def test_a_reader_is_slow(frames):
     """Its connection's window closes: hardly anything arrives, from a sender that has more."""
     names = {bytes(row["process"]).rstrip(b"\0") for frame in frames for row in flows(frame).rows}
     assert b"importer" in names
+
+
+def played(*words: str) -> list[dict[str, Any]]:
+    """The demo's frames as the program writes them without a screen."""
+    command = [sys.executable, "-m", "nettop", "--demo", "-b", "--format", "ndjson", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_of_a_reader_that_was_not_in_focus_it_is_said_what_was_not_seen():
+    """Another flow was in focus while it was recorded: what it takes to call this one healthy is not there."""
+    rows = [row for frame in played() for row in frame["flows"]]
+    (end,) = {row["remote"] for row in rows if (row["process"] or {}).get("name") == "importer"}
+    first, *found = (frame["verdict"] for frame in played("--focus", end) if frame["verdict"])
+    assert (first["verdict"], first["headline"]) == (None, "too little of this flow was seen yet")
+    assert [each["verdict"] for each in found] == ["nothing found"] * 4
+    for each in (first, *found):
+        dark = {part["part"] for part in each["parts"] if part["ns"] is None}
+        assert dark == {"buffer", "send", "qdisc", "receive", "reader"}
+        assert "not in focus: windows, answers, the socket" in each["unseen"]
+        for words in ("send stack", "qdisc", "receive stack", "wait for reader"):
+            assert f"{words}: not timed" in each["unseen"]
+    for each in found:
+        assert each["reasons"][: len(each["unseen"])] == [f"not seen: {text}" for text in each["unseen"]]
+
+
+def test_the_flow_in_focus_alone_is_healthy_and_only_while_all_of_it_was_seen(frames):
+    sections = [frame.sections["stages"] for frame in frames]
+    in_focus = {s.focus.flow for s in sections if isinstance(s, Stages) and s.focus is not None}
+    healthy = set()
+    for flow in {int(flow) for frame in frames for flow in flows(frame).rows["id"]}:
+        for count in range(1, len(frames) + 1):
+            found = explain(frames[:count], flow)
+            if found.verdict == HEALTHY:
+                healthy.add(flow)
+                assert found.unseen == ()
+                assert [part.name for part in found.parts if part.ns is None] == []
+    assert healthy == in_focus
+    assert len(in_focus) == 1
 
 
 def test_it_is_what_the_schema_says(frames):
