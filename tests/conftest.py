@@ -120,7 +120,8 @@ def _take(places: Sequence[IO[str]], company: int) -> None:
     while True:
         for place in places:
             with contextlib.suppress(BlockingIOError):
-                return fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
         time.sleep(0.02)
 
 
