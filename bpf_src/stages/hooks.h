@@ -192,13 +192,13 @@ int stages_dropped(struct bpf_raw_tracepoint_args *ctx)
 
 	ARGUMENT(skb, ctx, 0);
 	ARGUMENT(reason, ctx, 2);
-	return dropped(address(skb, TYPED), reason);
+	return dropped(skb, address(skb, TYPED), reason, TYPED);
 }
 
 #ifndef TYPED_ONLY
 int stages_dropped_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	return dropped(address((void *)ctx->args[0], UNTYPED), ctx->args[2]);
+	return dropped((void *)ctx->args[0], address((void *)ctx->args[0], UNTYPED), ctx->args[2], UNTYPED);
 }
 #endif
 

@@ -33,6 +33,11 @@
 #define EXCLUDED 0x80 /* and no other: nobody asked for this packet */
 #define PASSED_DONE 0x100 /* the driver is done with it, and net_dev_xmit is still to come */
 
+/* Of sk_buff.pkt_type, include/uapi/linux/if_packet.h; skbuff.h: PKT_TYPE_MAX. */
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
+#define PACKET_TYPES 7
+
 /* The config's flags, see nettop/control.py.  Hooks that this kernel does not give: */
 #define NO_DRIVER 1
 #define NO_LOCAL 2

@@ -335,26 +335,35 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 
 /*
  * kfree_skb is also how TCP ends what it is done with: a FIN that lies in the queue of a socket when that is destroyed
- * (sk_stream_kill_queues), an ACK in a state other than ESTABLISHED (tcp_rcv_state_process).  The kernel gives such a
- * packet no reason, or that of the queue.
+ * (sk_stream_kill_queues), an ACK in a state other than ESTABLISHED (tcp_rcv_state_process); and how IP ends what it
+ * was never asked for: a packet for another host that a switch or promiscuity brought here, a group that nobody
+ * joined (ip6_mc_input).
  */
-static __always_inline int is_done_with(u64 reason)
+static __always_inline int is_no_loss(const void *skb, u64 reason, u32 passed, int typed)
 {
+	u8 type = 0;
+
 #ifdef HAVE_QUEUE_PURGE
 	if (reason == SKB_DROP_REASON_QUEUE_PURGE)
 		return 1;
 #endif
-	return reason == SKB_DROP_REASON_NOT_SPECIFIED;
+	if (reason != SKB_DROP_REASON_NOT_SPECIFIED)
+		return reason == SKB_DROP_REASON_OTHERHOST;
+	if (passed & PASSED_LOCAL)
+		return 1;
+	LOAD_AT(typed, type, skb, offsetof(struct sk_buff, __pkt_type_offset));
+	type &= PACKET_TYPES;
+	return type == PACKET_BROADCAST || type == PACKET_MULTICAST;
 }
 
-static __always_inline int dropped(u64 key, u64 reason)
+static __always_inline int dropped(const void *skb, u64 key, u64 reason, int typed)
 {
 	struct slot *s = rx_slot(key);
 
 	if (s && s->skb == key) {
 		s->skb = 0;
 		if (s->mark != UNREAD && !(s->passed & EXCLUDED) &&
-		    !(s->passed & PASSED_LOCAL && is_done_with(reason)))
+		    !is_no_loss(skb, reason, s->passed, typed))
 			drop(s->passed & PASSED_LOCAL   ? RX_TRANSPORT
 			     : s->passed & PASSED_IP    ? RX_LOCAL
 			     : s->passed & PASSED_STACK ? RX_IP

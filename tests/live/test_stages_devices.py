@@ -3,6 +3,7 @@
 import socket
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from lab import Lab, Link, Router
@@ -213,3 +214,23 @@ def test_corrupt_segments_are_dropped_and_counted(lab: Lab, veth: Link) -> None:
     totals = stages(frames)
     assert totals["rx", "local"].count >= count
     assert totals["rx", "transport"].dropped == count
+
+
+def test_what_was_never_for_this_host_is_not_dropped_by_it(lab: Lab, veth: Link) -> None:
+    """Packets for another host, as behind a switch that floods, and to groups that nobody here has joined."""
+    count = 31
+    v4 = ip(veth.b.v4, veth.a.v4, 17, udp(veth.b.v4, veth.a.v4, 4000, 9, b"x"))
+    group = "ff02::1234"
+    v6 = ip(veth.b.v6, group, 17, udp(veth.b.v6, group, 4000, 9, b"x"))
+    away = ethernet(veth.b, replace(veth.a, mac="02:00:00:00:00:99"), v4)
+    unasked = ethernet(veth.b, replace(veth.a, mac="33:33:00:00:12:34"), v6)
+    nobody = ethernet(veth.b, veth.a, v4)
+    with watching(lab, veth.a) as frames:
+        send(lab, veth.b, [away, unasked] * count)
+        send(lab, veth.b, [nobody] * count)
+    totals = stages(frames)
+    assert totals["rx", "stack"].count >= 3 * count
+    # To a port that nobody listens to: that one was meant for it.
+    assert {key: total.dropped for key, total in totals.items() if total.dropped} == {
+        ("rx", "transport"): count
+    }
