@@ -23,6 +23,7 @@ from lab.traffic import Server, answering, ask, asking, transfer
 from stagelab import MS, burning
 from verdict_labs import (
     HEALTHY,
+    LATE,
     SO_MAX_PACING_RATE,
     TROUBLES,
     Kind,
@@ -315,7 +316,7 @@ WELL = (
 
 
 def the(name: str) -> Kind:
-    return next(kind for kind in (*TROUBLES, *HEALTHY) if kind.name == name)
+    return next(kind for kind in (*TROUBLES, *LATE, *HEALTHY) if kind.name == name)
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -335,6 +336,26 @@ def test_a_syn_that_icmp_rejects_is_sent_once_and_icmp_is_said_to_be_unseen() ->
     assert (found["verdict"], found["term"]) == ("no connection", "unanswered")
     assert "did not answer one SYN, and this host sent no other" in found["headline"]
     assert any("ICMP error" in reason and "would not show" in reason for reason in found["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [("first SYN lost, from here", "this host"), ("first SYN lost, from there", "the far end")],
+)
+def test_a_syn_that_was_lost_is_said_of_the_connection_that_came_about(name: str, who: str) -> None:
+    """The second SYN comes after 1 s (RFC 6298), and frames every 0.2 s: the last one before it has that age."""
+    kind = the(name)
+    with scene(kind) as judge:
+        found = judge()
+    print(found["verdict"], found["headline"], *found["reasons"], sep="\n  ")
+    assert found["verdict"] in kind.right
+    assert found["also"] == []
+    (said,) = (reason for reason in found["reasons"] if "handshake" in reason)
+    late = re.fullmatch(
+        rf"a late handshake: after ([\d.]+) (ms|s) {who} had sent 1 SYN, and nothing had come back", said
+    )
+    assert late is not None, said
+    assert 0.7 < float(late[1]) / (1000 if late[2] == "ms" else 1) < 1.1
 
 
 def test_a_wire_that_becomes_longer_by_the_far_ends_clock() -> None:

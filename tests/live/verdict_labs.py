@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import Direction, Endpoint, Lab, Link
+from lab import Direction, Endpoint, Lab, Link, witness
 from lab.namespace import Namespace
 from lab.program import interpreter
 from lab.shell import Process
@@ -402,6 +402,23 @@ def rejected(s: Scene) -> None:
     unanswered(s)
 
 
+def first_syn_lost(client: str) -> Callable[[Scene], object]:
+    """The SYN of `a` or `b` is dropped in the other host, and the next one, a second later, is answered."""
+
+    def make(s: Scene) -> None:
+        here, there = (s.a, s.b) if client == "a" else (s.b, s.a)
+        nft = there.ns.run
+        nft("nft", "add table inet lost; add chain inet lost one { type filter hook prerouting priority 0; }")
+        once = "limit rate 1/day burst 1 packets"
+        nft("nft", f"add rule inet lost one tcp flags & (syn | ack) == syn {once} counter drop")
+        # The ACK of an answer comes with the next question: below 5 ms that is no trouble of the way back.
+        s.questions(here, there, pause_s=0.002)
+        assert "counter packets 1 " in nft("nft", "list table inet lost").stdout
+        assert witness.netstat(here.ns)["TcpExtTCPSynRetrans"] == 1
+
+    return make
+
+
 def not_accepted(s: Scene) -> None:
     """Three handshakes at once end where there is room for one: the other two are not accepted."""
     listener = s.stack.enter_context(s.b.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)))
@@ -491,6 +508,13 @@ TROUBLES = (
         term="not accepted",
     ),
 )  # fmt: skip
+
+
+# Said beside the verdict: the connection is there, and well.
+LATE = (
+    Kind("first SYN lost, from here", ("healthy",), first_syn_lost("a"), interval_s=0.2, keep=True),
+    Kind("first SYN lost, from there", ("healthy",), first_syn_lost("b"), interval_s=0.2, keep=True),
+)
 
 
 # --- healthy traffic -------------------------------------------------------------------------------------------------
