@@ -213,8 +213,8 @@ def _keys(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict):
         raise ValueError("must be a table")
     for action, keys in value.items():
-        if not isinstance(keys, str) or not keys:
-            raise ValueError(f"{action} must be the name of a key, or several with commas between them")
+        if not isinstance(keys, str) or not all(name.strip() for name in keys.split(",")):
+            raise ValueError(f'{action} must be the name of a key ("comma" is one), or several with commas between')
     return value
 
 

@@ -44,8 +44,8 @@ class Options:
             charset=settings.charset,
             bits=settings.bits,
             keys={
-                name: tuple(keys.split(",")) if keys != "," else (",",)
-                for name, keys in settings.keys.items()
+                action: tuple(name.strip() for name in names.split(","))
+                for action, names in settings.keys.items()
             },
             names=settings.names,
             history=settings.history,

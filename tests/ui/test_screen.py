@@ -407,7 +407,7 @@ async def test_keys_can_be_rebound_and_the_screen_says_so():
 async def test_a_list_in_the_settings_file_gives_each_of_its_keys(tmp_path, key):
     """As docs/nettop.toml has it; the keys that the action had before do nothing."""
     path = tmp_path / "nettop.toml"
-    path.write_text('[keys]\nquit = "q,x"\nzoom = "a,b"\n', encoding="utf-8")
+    path.write_text('[keys]\nquit = "q, x"\nzoom = "a,b"\n', encoding="utf-8")
     options = Options.of(build(parse(["-c", str(path)]), tmp_path))
     assert options.keys == {"quit": ("q", "x"), "zoom": ("a", "b")}
     async with running(options=options) as d:

@@ -114,6 +114,9 @@ def test_values_of_the_file(tmp_path):
         ("history = 0", "history"),
         ('keys = "q"', "keys"),
         ("[keys]\nquit = 3", "keys"),
+        ('[keys]\nzoom = ","', "zoom"),
+        ('[keys]\nzoom = "a,"', "zoom"),
+        ('[keys]\nzoom = "a, ,b"', "zoom"),
     ],
 )
 def test_a_bad_value_in_the_file_is_named(tmp_path, toml, key):
@@ -237,7 +240,11 @@ texts = st.text(max_size=64).filter(str.isprintable)
         theme=texts.filter(lambda t: t.encode("utf-8", "ignore").decode() == t),
         history=st.floats(10, 86400),
         keys=st.dictionaries(
-            names, st.text(st.characters(codec="utf-8"), min_size=1, max_size=9), max_size=3
+            names,
+            st.text(st.characters(codec="utf-8"), max_size=9).filter(
+                lambda keys: all(key.strip() for key in keys.split(","))
+            ),
+            max_size=3,
         ),
     )
 )
