@@ -214,7 +214,9 @@ def _keys(value: object) -> Mapping[str, str]:
         raise ValueError("must be a table")
     for action, keys in value.items():
         if not isinstance(keys, str) or not all(name.strip() for name in keys.split(",")):
-            raise ValueError(f'{action} must be the name of a key ("comma" is one), or several with commas between')
+            raise ValueError(
+                f'{action} must be the name of a key ("comma" is one), or several with commas between'
+            )
     return value
 
 
