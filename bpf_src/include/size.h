@@ -88,7 +88,12 @@ static __always_inline u64 device_features(struct __sk_buff *skb, const void **d
 {
 	u64 features = 0;
 
-	LOAD(TC_TYPED, *dev, KERNEL_SKB(skb), struct sk_buff, dev);
+	/*
+	 * Read from what the verifier is told of and not from the context, which it trusts: for a pointer that it loads from
+	 * there it goes through the names of all of the kernel's types (kernel/bpf/btf.c, btf_nested_type_is_trusted), and
+	 * again for each one that it loads from that one.
+	 */
+	LOAD(TC_TYPED, *dev, KERNEL_CAST((u64)KERNEL_SKB(skb), sk_buff), struct sk_buff, dev);
 	LOAD(TC_TYPED, features, *dev, struct net_device, features);
 	return features;
 }
