@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -88,7 +89,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
     if hasattr(config, "workerinput"):
-        items.sort(key=_company)  # a stable sort: for the rest they stay in their order
+        tests = Counter((_company(item), item.path) for item in items)
+        # A stable sort: for the rest they stay in their order.  Of those that run two at a time the files with most
+        # come first, or the last one would run by itself.
+        items.sort(key=lambda item: (_company(item), -tests[1, item.path] if _company(item) == 1 else 0))
 
 
 @pytest.hookimpl(optionalhook=True)
