@@ -190,7 +190,7 @@ struct counters {
 	u64 revived; /* of these, the connection went on after the RST */
 	u64 expired; /* taken out of the table: closed or idle */
 	u64 idle; /* of these, not closed */
-	u64 untracked; /* packets that belong to no flow: neither IP nor ARP, or no room */
+	u64 untracked; /* packets that should be in a flow: a broken IP header, or no room in the table */
 	u64 fragments; /* that came without their first one */
 	u64 fragment_bytes;
 	u64 lost_events;

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nettop import settings
+from nettop.loader.hooks import MECHANISMS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -60,3 +61,10 @@ def test_options_that_a_document_names_are_there(document: Path) -> None:
     pieces = [quoted or line for quoted, line in CODE.findall(text)]
     code = " ".join(OURS.sub("", piece) for piece in pieces if OURS.match(piece) or piece.startswith("--"))
     assert sorted(set(OPTION.findall(code)) - options()) == []
+
+
+def test_the_ways_of_watching_are_those_that_there_are() -> None:
+    row = next(
+        line for line in (ROOT / "docs/frame.md").read_text(encoding="utf-8").splitlines() if "`hooks[].via`" in line
+    )
+    assert set(re.findall(r"`(\w+)`", row)) == set(MECHANISMS)
