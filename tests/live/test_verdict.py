@@ -1,8 +1,7 @@
 """Each verdict where it is the truth: one lab, many flows at the same time, each with another trouble, one with none.
 
 The interface watched is a's. Behind it are a neighbour and three wires: a long one, one that loses, one that is slow.
-Every flow is judged once. What needs a lab of its own comes from verdict_labs.py, of which verdict_matrix.py judges
-each twenty times.
+Every flow is judged once. What needs a lab of its own is in test_verdict_labs.py.
 """
 
 import json
@@ -22,13 +21,8 @@ from lab.shell import Process
 from lab.traffic import Server, answering, ask, asking, transfer
 from stagelab import MS, burning
 from verdict_labs import (
-    HEALTHY,
-    LATE,
     SO_MAX_PACING_RATE,
-    TROUBLES,
-    Kind,
     Verdict,
-    scene,
     slow_rules,
     watching,
 )
@@ -294,88 +288,6 @@ def test_starved_softirq(town: Town) -> None:
         found = town.judge("healthy")
     assert found["verdict"] == "interrupts"
     assert town.part(found, "softirq") == pytest.approx(HELD, rel=0.5)
-
-
-# A lab each: what the flows above cannot have at the same time.
-ALONE = (
-    "answers after 30 ms, there; connection older than nettop",
-    "echo, and the wire goes from 2 to 22 ms each way",
-    "download through 10 Mb/s at the far end",
-    "download over 20 ms each way",
-    "UDP receive buffer full here",
-    "refused",
-    "accept queue full",
-)
-WELL = (
-    "typing, delayed ACKs",
-    "jitter of a radio",
-    "reordered, not lost",
-    "a small window by choice",
-    "half closed",
-)
-
-
-def the(name: str) -> Kind:
-    return next(kind for kind in (*TROUBLES, *LATE, *HEALTHY) if kind.name == name)
-
-
-@pytest.mark.parametrize("name", ALONE)
-def test_trouble(name: str) -> None:
-    kind = the(name)
-    with scene(kind) as judge:
-        found = judge()
-    print(found["verdict"], found["term"], found["headline"], *found["reasons"], sep="\n  ")
-    assert found["verdict"] in kind.right
-    assert not kind.term or found["term"] == kind.term
-
-
-def test_a_syn_that_icmp_rejects_is_sent_once_and_icmp_is_said_to_be_unseen() -> None:
-    """The wire takes 5 ms: at once, within connect(), the kernel would let the error pass and send a second SYN."""
-    with scene(the("rejected by ICMP")) as judge:
-        found = judge()
-    assert (found["verdict"], found["term"]) == ("no connection", "unanswered")
-    assert "did not answer one SYN, and this host sent no other" in found["headline"]
-    assert any("ICMP error" in reason and "would not show" in reason for reason in found["reasons"])
-
-
-@pytest.mark.parametrize(
-    ("name", "who"),
-    [("first SYN lost, from here", "this host"), ("first SYN lost, from there", "the far end")],
-)
-def test_a_syn_that_was_lost_is_said_of_the_connection_that_came_about(name: str, who: str) -> None:
-    """The second SYN comes after 1 s (RFC 6298), and frames every 0.2 s: the last one before it has that age."""
-    kind = the(name)
-    with scene(kind) as judge:
-        found = judge()
-    print(found["verdict"], found["headline"], *found["reasons"], sep="\n  ")
-    assert found["verdict"] in kind.right
-    assert found["also"] == []
-    (said,) = (reason for reason in found["reasons"] if "handshake" in reason)
-    late = re.fullmatch(
-        rf"a late handshake: after ([\d.]+) (ms|s) {who} had sent 1 SYN, and nothing had come back", said
-    )
-    assert late is not None, said
-    assert 0.7 < float(late[1]) / (1000 if late[2] == "ms" else 1) < 1.1
-
-
-def test_a_wire_that_becomes_longer_by_the_far_ends_clock() -> None:
-    """Of 40 ms more, 20 are on the way back; the wire was told so."""
-    with scene(the("echo, and the wire goes from 2 to 22 ms each way")) as judge:
-        found = judge()
-    back = next(r for r in found["reasons"] if "way back alone" in r)
-    milliseconds = re.search(r"alone is ([\d.]+) ms", back)
-    assert milliseconds is not None
-    assert float(milliseconds[1]) == pytest.approx(20, abs=4)
-
-
-@pytest.mark.parametrize("name", WELL)
-def test_nothing_is_wrong(name: str) -> None:
-    kind = the(name)
-    with scene(kind) as judge:
-        found = judge()
-    print(found["verdict"], found["headline"], *found["reasons"], sep="\n  ")
-    assert found["verdict"] in kind.right
-    assert found["also"] == []
 
 
 def test_the_verdict_without_a_screen(lab: Lab, veth: Link) -> None:

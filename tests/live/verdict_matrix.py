@@ -2,7 +2,7 @@
 
 Each lab of verdict_labs.py is judged N times (20), every time from a window of its own, and every judgement is counted.
 `--code` judges with another checkout, `--json` adds to the results in FILE, `--write` puts the table of all that is in
-FILE into docs/verdict.md. It takes half an hour; CI runs the short form of it (test_verdict.py).
+FILE into docs/verdict.md. It takes half an hour; CI runs the short form of it (test_verdict_labs.py).
 """
 
 import argparse

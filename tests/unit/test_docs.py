@@ -65,6 +65,8 @@ def test_options_that_a_document_names_are_there(document: Path) -> None:
 
 def test_the_ways_of_watching_are_those_that_there_are() -> None:
     row = next(
-        line for line in (ROOT / "docs/frame.md").read_text(encoding="utf-8").splitlines() if "`hooks[].via`" in line
+        line
+        for line in (ROOT / "docs/frame.md").read_text(encoding="utf-8").splitlines()
+        if "`hooks[].via`" in line
     )
     assert set(re.findall(r"`(\w+)`", row)) == set(MECHANISMS)
