@@ -147,13 +147,33 @@ def _turn(company: int) -> Iterator[None]:
         yield
 
 
+_place: contextlib.ExitStack | None = None  # of a file's tests that run beside others
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Where tests run side by side (pytest-xdist), each waits for its turn."""
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Where tests run side by side (pytest-xdist), each waits for its turn.
+
+    Those that run beside others keep their place up to the end of their file, or they would wait before each test.
+    """
+    global _place
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    with _turn(_company(item)):
+    company = _company(item)
+    if company:
+        with _turn(company):
+            return (yield)
+    if _place is None:
+        _place = contextlib.ExitStack()
+        _place.enter_context(_turn(company))
+    try:
         return (yield)
+    finally:
+        if nextitem is None or nextitem.path != item.path or _company(nextitem):
+            _place.close()
+            _place = None
 
 
 @pytest.hookimpl(wrapper=True)
