@@ -123,15 +123,16 @@ def test_tens_of_thousands_of_flows_are_counted_to_the_packet(lab: Lab, veth: Li
 @pytest.mark.alone
 @pytest.mark.timing
 def test_a_load_beyond_the_budget_is_shed_and_taken_up_again(lab: Lab, veth: Link) -> None:
+    # Of what is idle four times as much fits into it, which is the most that a step is taken to be worth.
     with ExitStack() as stack:
-        nettop = stack.enter_context(Nettop(lab, veth.a, "-d", "0.5", "--budget", "8"))
+        nettop = stack.enter_context(Nettop(lab, veth.a, "-d", "0.5", "--budget", "16"))
         server = stack.enter_context(answering(veth.b))
         nettop.wait_frames(1, timeout=60)
         client = asking(veth.a, server, flows=64, seconds=60)
         shed = _until(nettop, lambda frame: frame["health"]["shed"]["stages_one_in"] > 1)
         # It is said in the frame, with the cost that made it so.
         health = shed["health"]
-        assert health["budget_ns"] == pytest.approx(0.08 * shed["interval_ns"], rel=0.001)
+        assert health["budget_ns"] == pytest.approx(0.16 * shed["interval_ns"], rel=0.001)
         peak = max(
             (f["health"]["kernel_ns"] or 0) + f["health"]["user_ns"] - f["health"]["budget_ns"]
             for f in nettop.frames

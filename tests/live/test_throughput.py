@@ -141,7 +141,12 @@ def test_bytes_and_packets_beside_iperf3(stations: Callable[[bool, str], Station
             assert result.received_bytes / 1448 <= segments <= wire
         else:
             assert segments == pytest.approx(wire, abs=3)
-            assert flow["tx_retransmits_total"] == again
+            # The kernel's count is of iperf3's other connection to this port, too.
+            both = {row["id"]: row for row in seen.rows(remote=flow["remote"])}.values()
+            uncertain = sum(row["tx_uncertain_total"] for row in both)
+            assert sum(row["tx_retransmits_total"] for row in both) == again, (
+                f"and {uncertain} that nothing tells"
+            )
         assert result.received_bytes <= flow_bytes
         # At most the headers of each segment, and what was sent again.
         assert flow_bytes <= result.sent_bytes + TCP_HEADERS[case.ipv6] * wire + again * 1514
