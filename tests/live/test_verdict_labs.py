@@ -6,7 +6,7 @@ The labs are those of verdict_labs.py, of which verdict_matrix.py judges each tw
 import re
 
 import pytest
-from verdict_labs import HEALTHY, LATE, TROUBLES, Kind, scene
+from verdict_labs import HEALTHY, LATE, TROUBLES, Kind, Verdict, scene
 
 pytestmark = pytest.mark.timing  # delays by the wall clock, on a machine that others use
 
@@ -32,13 +32,19 @@ def the(name: str) -> Kind:
     return next(kind for kind in (*TROUBLES, *LATE, *HEALTHY) if kind.name == name)
 
 
-@pytest.mark.parametrize("name", TROUBLED)
-def test_trouble(name: str) -> None:
-    kind = the(name)
+def judged(kind: Kind) -> Verdict:
+    """The verdict on it, asked once; it is one of those that are right."""
     with scene(kind) as judge:
         found = judge()
     print(found["verdict"], found["term"], found["headline"], *found["reasons"], sep="\n  ")
     assert found["verdict"] in kind.right
+    return found
+
+
+@pytest.mark.parametrize("name", TROUBLED)
+def test_trouble(name: str) -> None:
+    kind = the(name)
+    found = judged(kind)
     assert not kind.term or found["term"] == kind.term
 
 
@@ -57,11 +63,7 @@ def test_a_syn_that_icmp_rejects_is_sent_once_and_icmp_is_said_to_be_unseen() ->
 )
 def test_a_syn_that_was_lost_is_said_of_the_connection_that_came_about(name: str, who: str) -> None:
     """The second SYN comes after 1 s (RFC 6298), and frames every 0.2 s: the last one before it has that age."""
-    kind = the(name)
-    with scene(kind) as judge:
-        found = judge()
-    print(found["verdict"], found["headline"], *found["reasons"], sep="\n  ")
-    assert found["verdict"] in kind.right
+    found = judged(the(name))
     assert found["also"] == []
     (said,) = (reason for reason in found["reasons"] if "handshake" in reason)
     late = re.fullmatch(
@@ -83,9 +85,5 @@ def test_a_wire_that_becomes_longer_by_the_far_ends_clock() -> None:
 
 @pytest.mark.parametrize("name", WELL)
 def test_nothing_is_wrong(name: str) -> None:
-    kind = the(name)
-    with scene(kind) as judge:
-        found = judge()
-    print(found["verdict"], found["headline"], *found["reasons"], sep="\n  ")
-    assert found["verdict"] in kind.right
+    found = judged(the(name))
     assert found["also"] == []

@@ -4,13 +4,10 @@ bpf_src/flows/table.h is compiled for a process (flows_kernel.h) and asked for n
 """
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-
-from nettop.paths import bpf_include, bpf_source
+from lab import native
 
 LIMIT = 1 << 53  # what JSON's readers can hold
 CPUS = (0, 1, 31, 255, 1023, 8191)  # the kernel has 8192 at most (CONFIG_NR_CPUS)
@@ -50,16 +47,7 @@ u64 next_id(u32 cpu)
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler, "no C compiler: install gcc and libc6-dev"
-    folder = tmp_path_factory.mktemp("flows")
-    source, built = folder / "flows.c", folder / "flows.so"
-    source.write_text(SOURCE)
-    headers = [f"-I{HERE}", f"-I{bpf_include()}", f"-I{bpf_source('flows').parent}"]
-    command = [compiler, "-O2", "-shared", "-fPIC", "-w", *headers, "-o", built, source]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    loaded = ctypes.CDLL(str(built))
+    loaded = native.library("flows", SOURCE, tmp_path_factory.mktemp("flows"), HERE)
     loaded.given.argtypes = (ctypes.c_uint32, ctypes.c_uint64)
     loaded.next_id.restype = ctypes.c_uint64
     return loaded

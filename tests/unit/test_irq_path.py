@@ -5,13 +5,12 @@ kernel raises NET_RX, and when not, is from net_rx_action() and ____napi_schedul
 """
 
 import ctypes
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from lab import native
 
-from nettop.paths import bpf_include, bpf_source
+from nettop.paths import bpf_source
 
 MS = 1_000_000
 NET_RX = 3
@@ -58,16 +57,9 @@ u64 missed(u32 irq) { struct wait *w = waits.lookup(&irq); return w ? w->missed 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler, "no C compiler: install gcc and libc6-dev"
-    folder = tmp_path_factory.mktemp("irq")
     text = bpf_source("irq").read_text().partition("/* ---- the programs")[0]
-    source, library = folder / "irq.c", folder / "irq.so"
-    source.write_text(f'#include "irq_kernel.h"\n{text}{TAIL}')
-    flags = ["-O2", "-shared", "-fPIC", "-w", f"-I{HERE}", f"-I{bpf_include()}"]
-    done = subprocess.run([compiler, *flags, "-o", library, source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    loaded = ctypes.CDLL(str(library))
+    text = f'#include "irq_kernel.h"\n{text}{TAIL}'
+    loaded = native.library("irq", text, tmp_path_factory.mktemp("irq"), HERE)
     for name in ("count", "sum", "missed"):
         getattr(loaded, name).restype = ctypes.c_uint64
     loaded.at.argtypes = (ctypes.c_uint64,)

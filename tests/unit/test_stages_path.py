@@ -5,15 +5,12 @@ numbers, which have no end.
 """
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from nettop.paths import bpf_include, bpf_source
+from lab import native
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 YEAR = 365 * 24 * 3600 * SECOND
@@ -83,23 +80,7 @@ u32 mark(void) { return focus_mark(config_values[0]); }
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler, "no C compiler: install gcc and libc6-dev"
-    folder = tmp_path_factory.mktemp("stages")
-    source, built = folder / "stages.c", folder / "stages.so"
-    source.write_text(HEAD)
-    flags = [
-        "-O2",
-        "-shared",
-        "-fPIC",
-        "-w",
-        f"-I{HERE}",
-        f"-I{bpf_include()}",
-        f"-I{bpf_source('stages').parent}",
-    ]
-    done = subprocess.run([compiler, *flags, "-o", built, source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    loaded = ctypes.CDLL(str(built))
+    loaded = native.library("stages", HEAD, tmp_path_factory.mktemp("stages"), HERE)
     for name in ("sum", "slot", "missed", "left_out"):
         getattr(loaded, name).restype = ctypes.c_uint64
     for name in ("number_of_packet", "mark"):
