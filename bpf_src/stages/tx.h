@@ -356,13 +356,27 @@ static __always_inline int is_no_loss(const void *skb, u64 reason, u32 passed, i
 	return type == PACKET_BROADCAST || type == PACKET_MULTICAST;
 }
 
+/*
+ * Not all that is received ends with a trace, and whoever gets the skb then may be a UNIX socket or a sender, which pass
+ * nothing that would clear the slot.  What the stack has received says where it came in.
+ */
+static __always_inline bool rx_received(const struct slot *s, const void *skb, int typed)
+{
+	u32 index = 0;
+
+	if (!(s->passed & PASSED_STACK))
+		return since(s->at, bpf_ktime_get_ns()) < SAME_RUN_NS;
+	LOAD(typed, index, skb, struct sk_buff, skb_iif);
+	return index != 0;
+}
+
 static __always_inline int dropped(const void *skb, u64 key, u64 reason, int typed)
 {
 	struct slot *s = rx_slot(key);
 
 	if (s && s->skb == key) {
 		s->skb = 0;
-		if (s->mark != UNREAD && !(s->passed & EXCLUDED) &&
+		if (s->mark != UNREAD && !(s->passed & EXCLUDED) && rx_received(s, skb, typed) &&
 		    !is_no_loss(skb, reason, s->passed, typed))
 			drop(s->passed & PASSED_LOCAL   ? RX_TRANSPORT
 			     : s->passed & PASSED_IP    ? RX_LOCAL

@@ -1,9 +1,11 @@
 """Stages against delays that the tests themselves make, and against traffic that is counted elsewhere."""
 
 import math
+import os
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -331,6 +333,38 @@ def test_nothing_is_dropped_of_connections_that_end_well(lab: Lab, veth: Link) -
     for frames in (client, server):
         totals = stages(frames)
         assert totals["rx", "local"].count > 6 * 31 * 3
+        assert {key: total.dropped for key, total in totals.items() if total.dropped} == {}
+
+
+UNREAD_FOR_EVER = """
+import os, socket, sys
+os.nice(19)  # others are at work here
+os.sched_setaffinity(0, {int(sys.argv[1])})
+while True:
+    pairs = [socket.socketpair() for _ in range(40)]
+    for near, _ in pairs:
+        near.sendall(b"freed as SOCKET_CLOSE")
+    for near, far in pairs:
+        far.close()
+        near.close()
+"""
+
+
+@beside_others
+def test_what_the_host_drops_elsewhere_is_no_packet_of_this_interface(lab: Lab, veth: Link) -> None:
+    """A packet's skb may end without a trace, and is then another's: of UNIX sockets, on the same CPU."""
+    elsewhere = lab.namespace()
+    with watching(lab, veth.a) as client, watching(lab, veth.b) as server:
+        closing = [
+            lab.spawn(elsewhere, sys.executable, "-c", UNREAD_FOR_EVER, str(cpu))
+            for cpu in sorted(os.sched_getaffinity(0))
+        ]
+        for closes_first in ("client", "server", "half") * 100:
+            converse(veth.a, veth.b, closes_first, False)
+        assert all(process.running() for process in closing)
+    for frames in (client, server):
+        totals = stages(frames)
+        assert totals["rx", "local"].count > 300 * 3
         assert {key: total.dropped for key, total in totals.items() if total.dropped} == {}
 
 
