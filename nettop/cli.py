@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nettop import interfaces, privilege, settings, units
+from nettop import files, interfaces, privilege, settings, units
 from nettop.charset import draws_unicode
 from nettop.errors import ExitCode, NettopError
 from nettop.paths import PACKAGE
@@ -108,8 +108,8 @@ def _run(arguments: Arguments) -> int:
     if arguments.list_probes:
         return _list_probes()
     if arguments.print_config:
-        _become_user()
-        sys.stdout.write(settings.to_toml(_settings(arguments)))
+        home = _become_user(arguments)
+        sys.stdout.write(settings.to_toml(_settings(arguments, home)))
         sys.stdout.flush()
         return ExitCode.OK
     if arguments.replay is not None or arguments.demo:
@@ -117,24 +117,41 @@ def _run(arguments: Arguments) -> int:
     return _live(arguments)
 
 
-def _become_user() -> None:
-    """Give up what sudo gave us, where nothing needs it."""
+def _become_user(arguments: Arguments) -> Path:
+    """Give up what sudo gave us, where nothing needs it.  The caller's home directory."""
+    home = _call_broker(arguments)
     if os.geteuid() == 0 or privilege.effective():
         privilege.drop(os.environ)
+    return home or _home()
 
 
-def _settings(arguments: Arguments, interface: str = "", filter_text: str = "") -> Settings:
+def _home() -> Path:
+    return Path(privilege.home(os.environ))
+
+
+def _call_broker(arguments: Arguments) -> Path | None:
+    """Where root itself calls, this process will be nobody: another one opens root's files.  Then root's home."""
+    if os.geteuid() != 0 or privilege.user_behind_sudo(os.environ):
+        return None
+    from nettop import broker
+
+    a, home = arguments, _home()
+    config = Path(a.config) if a.config else settings.default_path(home)
+    files.open_by(broker.start(filter(None, (str(config), a.log, a.output, a.record, a.snapshot, a.replay))))
+    return home
+
+
+def _settings(arguments: Arguments, home: Path, interface: str = "", filter_text: str = "") -> Settings:
     """The settings in effect; as the user, so after privileges are given up."""
     _start_log(arguments)
-    chosen = settings.build(arguments, Path(privilege.home(os.environ)), interface, filter_text)
-    return _checked(chosen)
+    return _checked(settings.build(arguments, home, interface, filter_text))
 
 
 def _start_log(arguments: Arguments) -> None:
     handler: logging.Handler
     if arguments.log is not None:
         try:
-            fd = os.open(arguments.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            fd = files.logging_to(arguments.log)
         except OSError as error:
             raise NettopError(
                 f"{arguments.log}: {error.strerror}", "name a file where you may write", ExitCode.USAGE
@@ -213,8 +230,7 @@ def _replay(arguments: Arguments) -> int:
             )
         path = str(DEMO)
     _need_terminal(arguments)
-    _become_user()
-    chosen = _settings(arguments)
+    chosen = _settings(arguments, _become_user(arguments))
     from nettop.recording import Recording
     from nettop.redact import this_run
     from nettop.sources import Replay
@@ -241,9 +257,10 @@ def _live(arguments: Arguments) -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from nettop import live
 
+    home = _call_broker(arguments)
     handle = live.start_loader()  # from here on this process has no privileges
     try:
-        chosen = _word_apart(_settings(arguments, interface, filter_text))
+        chosen = _word_apart(_settings(arguments, home or _home(), interface, filter_text))
         if arguments.check:
             return _check(live.check(handle, chosen))
         control = Control.of(chosen)
@@ -454,7 +471,7 @@ def _writer(chosen: Settings, emit: Callable[[str], None], stream: Any) -> Write
 
 def _refuse_existing(path: str) -> None:
     """Say so now, not after the first interval; the file is made with O_EXCL all the same."""
-    if os.path.lexists(path):
+    if files.exists(path):
         raise NettopError(f"{path} is there already", "name a file that is not there", ExitCode.USAGE)
 
 

@@ -3,39 +3,79 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import zlib
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from nettop.errors import ExitCode, NettopError
 
+How = Literal["read", "log", "new", "again", "look"]
+
 _GZIP = 16 + zlib.MAX_WBITS
 # Appending: a file that is cut while it is written (logrotate's copytruncate) would begin with a hole otherwise.
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+WAYS: Mapping[str, int] = {
+    "read": os.O_RDONLY,
+    "log": _APPEND | os.O_NOFOLLOW,
+    "new": _APPEND | os.O_EXCL,  # and so never where a symbolic link points
+    "again": _APPEND | os.O_NOFOLLOW | os.O_NONBLOCK,  # what has this name now, or a new one
+    "look": os.O_PATH | os.O_NOFOLLOW,
+}
+
+
+def open_here(how: str, path: str) -> int:
+    """A descriptor of the file.  OSError, also where `again` finds what is not our own plain file."""
+    fd = os.open(path, WAYS[how] | os.O_CLOEXEC, 0o600)
+    if how == "again":
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            os.close(fd)
+            raise PermissionError(errno.EPERM, "somebody else's file, or none")
+    return fd
+
+
+_open: Callable[[How, str], int] = open_here
+
+
+def open_by(opener: Callable[[How, str], int]) -> None:
+    """From here on, files are opened by somebody else: see nettop.broker."""
+    global _open
+    _open = opener
+
+
+def reading(path: str) -> int:
+    """Descriptor of a file to read.  OSError."""
+    return _open("read", path)
+
+
+def logging_to(path: str) -> int:
+    """Descriptor of a file to append to, which is made if it is not there.  OSError."""
+    return _open("log", path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is something of this name, if only a symbolic link that leads nowhere."""
+    try:
+        os.close(_open("look", path))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def create(path: str) -> int:
     """Descriptor of a new file, 0600.  Never an existing one, and never where a symbolic link points."""
     hint = "name a file that is not there, where you may write"
     try:
-        return os.open(path, _FLAGS | os.O_EXCL, 0o600)
+        return _open("new", path)
     except FileExistsError:
         raise NettopError(f"{path} is there already", hint, ExitCode.USAGE) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise NettopError(f"{path}: {reason}", hint, ExitCode.USAGE) from None
-
-
-def _again(path: str) -> int:
-    """Descriptor of the file that has this name now, or of a new one.  OSError where it is not our own plain file."""
-    fd = os.open(path, _FLAGS | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-        os.close(fd)
-        raise PermissionError(0, "somebody else's file, or none")
-    return fd
 
 
 class Sink:
@@ -81,7 +121,7 @@ class Sink:
         if self.closed:
             return
         try:
-            fd = _again(self.path)
+            fd = _open("again", self.path)
         except OSError as error:
             raise NettopError(
                 f"{self.path}: {error.strerror}; going on in the file that was open",

@@ -22,6 +22,7 @@ _SECUREBITS = 0b1111
 _NO_AMBIENT_RAISE = 0b11 << 6  # SECBIT_NO_CAP_AMBIENT_RAISE and its lock
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY = 63
+_READABLE, _STUCK, _CLOSED = 0, 1, 2  # what becoming a user leads to
 
 # include/uapi/linux/capability.h, the ones that matter here
 DAC_READ_SEARCH, NET_ADMIN, SYS_ADMIN, PERFMON, BPF = 2, 12, 21, 38, 39
@@ -43,46 +44,61 @@ def mask(*capabilities: int) -> int:
 
 
 def drop(environment: Mapping[str, str], keep: int = 0) -> None:
-    """Become the user behind sudo, with no capability but those of the mask ``keep``, and no way to get any.
+    """Become the user behind sudo, or nobody, with no capability but those of the mask ``keep``, and no way to get any.
 
-    Where there is no such user the uid stays, and the capabilities go all the same; where the project is closed to
-    either, see `_whom`.  Must be called before the first thread is started: capabilities belong to threads, and it is
-    refused where there are others.  Raises NettopError if anything is left.
+    Where the project is closed to that user, see `_whom`.  Whoever is no root already stays who he is.  Must be called
+    before the first thread is started: capabilities belong to threads, and it is refused where there are others.
+    Raises NettopError if anything is left.
     """
     _alone()
-    user = _whom(environment) if os.geteuid() == 0 else None
+    user, reading = _whom(environment) if os.geteuid() == 0 else (None, 0)
     libc = _limit()
     if user is not None:
         _become(user)
-    _set(libc, keep, 0)
-    _check(keep, 0)
+    _set(libc, keep | reading, 0)
+    _check(keep | reading, 0)
 
 
-def _whom(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """uid and gid to become, by choice the user behind sudo; None: stay.
+def _whom(environment: Mapping[str, str]) -> tuple[tuple[int, int] | None, int]:
+    """uid and gid to become, and a capability that is kept: the user behind sudo, or nobody; never root.
 
-    What is imported later must be found, and without its capabilities root, too, may read only what modes allow.  So
-    where the project lies in a directory that is closed to the user (/root, for one who came by `sudo -i`) the uid
-    stays, and where it is closed to that as well (somebody's home, for one who came by `su`), it is its owner's.
+    What is imported later must be found.  So where the project lies in a directory that is closed to the user
+    (somebody's home, for one who came by `su`) it is the directory's owner; and where that is root (/root)
+    CAP_DAC_READ_SEARCH is kept, which lets the process read, as root could, and write nothing.  None where there is
+    nobody to become: a user namespace that knows root alone, or no CAP_SETUID.
     """
     here = os.stat(__file__)
-    behind = user_behind_sudo(environment)
-    choices: list[tuple[int, int] | None] = [behind] if behind else []
-    for user in (*choices, None, (here.st_uid, here.st_gid)):
+    wanted = user_behind_sudo(environment) or _nobody()
+    for user in (wanted, (here.st_uid, here.st_gid)):
+        if user[0] == 0:
+            continue
         pid = os.fork()
         if pid == 0:
-            status = 1
+            found = _STUCK
             try:
-                if user is not None:
-                    _become(user)
+                _become(user)
                 _set(ctypes.CDLL(None, use_errno=True), 0, 0)
+                found = _CLOSED
                 os.close(os.open(__file__, os.O_RDONLY | os.O_CLOEXEC))
-                status = 0
+                found = _READABLE
             finally:
-                os._exit(status)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
-            return user
-    return behind
+                os._exit(found)
+        found = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if found != _CLOSED:
+            return (user if found == _READABLE else None), 0
+    return wanted, mask(DAC_READ_SEARCH)
+
+
+def _nobody() -> tuple[int, int]:
+    """uid and gid of a user of nettop's own, if the system has one, else of nobody."""
+    for name in ("nettop", "nobody"):
+        try:
+            found = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        if found.pw_uid > 0:
+            return found.pw_uid, found.pw_gid
+    return 65534, 65534  # include/linux/highuid.h, DEFAULT_OVERFLOWUID
 
 
 def _become(user: tuple[int, int]) -> None:

@@ -18,11 +18,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from nettop import schema, units
+from nettop import files, schema, units
 from nettop.errors import ExitCode, NettopError
 from nettop.files import Sink
 from nettop.model import SCHEMA, Frame
@@ -429,7 +428,7 @@ def _documents(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes, str]]:
 def _open(path: str) -> tuple[IO[bytes], str]:
     """The file, or an unnamed copy, unpacked, where it is gzip or a pipe; and why it ends too early."""
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(Path(path).open("rb"))
+        source = stack.enter_context(open(files.reading(path), "rb"))
         packed = source.peek(2)[:2] == b"\x1f\x8b"
         if source.seekable() and not packed:
             stack.pop_all()

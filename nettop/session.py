@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+from nettop import files
 from nettop.errors import NettopError
 from nettop.filter import link_type, understand
 from nettop.loader.interface import link_header
@@ -209,8 +210,8 @@ class Session(Commands):
         """The name, or with a number where there is such a file."""
         stem, dot, suffix = name.partition(".snapshot" if ".snapshot" in name else ".ndjson")
         number = 1
-        path = self._folder / name
-        while path.exists() or path.is_symlink():
+        path = str(self._folder / name)
+        while files.exists(path):
             number += 1
-            path = self._folder / f"{stem}-{number}{dot}{suffix}"
-        return str(path)
+            path = str(self._folder / f"{stem}-{number}{dot}{suffix}")
+        return path

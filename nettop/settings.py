@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from nettop import files
 from nettop.charset import CHARSETS
 from nettop.errors import ExitCode, NettopError
 
@@ -438,7 +439,7 @@ def default_path(home: Path) -> Path:
 def read_file(path: Path, required: bool) -> dict[str, Any]:
     """The values of a settings file by field of Settings; none where it is not there and not ``required``."""
     try:
-        with path.open("rb") as stream:
+        with open(files.reading(str(path)), "rb") as stream:
             data = tomllib.load(stream)
     except FileNotFoundError:
         if not required:

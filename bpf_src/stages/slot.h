@@ -110,7 +110,8 @@ struct slot {
 	u32 stage_ns[SLOT_STAGES]; /* ns of the stages so far, for the sums over whole paths */
 	u32 written; /* sent: is it known when its data was written? */
 	u32 paced; /* sent: ns from the queue's entrance to the time before which it is not to leave */
-	u64 spare;
+	u32 iif; /* sent: where it came in, when the driver was given it */
+	u32 spare;
 };
 
 #define WRITE_SEEN 1

@@ -201,6 +201,7 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
 	struct gso_parent *parent;
+	u32 iif = 0;
 
 	if (!c || !s || slot_excluded(s, key) ||
 	    (partial_tracking(c) && s->skb != key && !gso_segments_left()) || !watched(c, dev, typed))
@@ -237,6 +238,8 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 		if (internet(skb, typed))
 			miss(TX_QDISC, 0);
 	}
+	LOAD(typed, iif, skb, struct sk_buff, skb_iif);
+	s->iif = iif;
 	s->at = now;
 	s->passed = PASSED_XMIT;
 	return 0;
@@ -298,6 +301,20 @@ static __always_inline u32 segments_of(const void *skb, int typed)
 	return segments;
 }
 
+/*
+ * Is this the packet that the driver was given?  A veth's is received at the other end, and may end there without a trace;
+ * whoever gets the skb then, a UNIX socket or a receiver, is no driver.
+ */
+static __always_inline bool tx_at_driver(const struct slot *s, const void *skb, int typed)
+{
+	void *dev = 0;
+	u32 iif = 0;
+
+	LOAD(typed, dev, skb, struct sk_buff, dev);
+	LOAD(typed, iif, skb, struct sk_buff, skb_iif);
+	return dev && iif == s->iif;
+}
+
 /* Done with, in one way or the other. */
 static __always_inline int consumed(const void *skb, u64 key, int typed)
 {
@@ -320,7 +337,7 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 			s->skb = 0;
 		}
 		/* once: its address may be another one's before net_dev_xmit is told of it */
-		if (s->passed & PASSED_XMIT && !(s->passed & PASSED_DONE))
+		if (s->passed & PASSED_XMIT && !(s->passed & PASSED_DONE) && tx_at_driver(s, skb, typed))
 			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), s->mark);
 		if (s->passed & PASSED_SENT)
 			s->skb = 0;

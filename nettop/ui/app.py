@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import ClassVar
 
 from textual import events
@@ -25,6 +24,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from nettop import files
 from nettop.charset import draws_unicode
 from nettop.errors import ExitCode, NettopError
 from nettop.model import Frame
@@ -703,13 +703,12 @@ class NettopApp(App[int], inherit_bindings=False):
 
     def do_screenshot(self) -> None:
         """An SVG beside where one stands; never over another file."""
-        name = Path(time.strftime("nettop-%Y%m%d-%H%M%S.svg"))
+        name = time.strftime("nettop-%Y%m%d-%H%M%S.svg")
         try:
-            # Addresses are nobody else's business, and no file of the user's is lost.
-            with open(
-                os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8"
-            ) as file:
+            with open(files.create(name), "w", encoding="utf-8") as file:
                 file.write(self.export_screenshot(title="nettop"))
+        except NettopError as error:
+            self.say(f"can't write a screenshot: {error.message}", WARN)
         except OSError as error:
             self.say(f"can't write {name}: {error.strerror}", WARN)
         else:

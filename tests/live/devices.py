@@ -400,18 +400,20 @@ def _open_tap(ns: Namespace, name: str, flags: int) -> int:
     return ns.call(make)
 
 
+def open_tap(lab: Lab, number: int = 1, napi: bool = False) -> tuple[Endpoint, int]:
+    """A tap in a namespace of its own, and the descriptor from which its packets are read: the caller's."""
+    ns = lab.namespace("t")
+    _quiet(ns)
+    end = _at(ns, f"tap{number}", f"10.88.1.{number}")
+    fd = _open_tap(ns, end.name, _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_NAPI if napi else 0))
+    ns.run("ip", "link", "set", end.name, "txqueuelen", "8192")
+    _address(end)
+    return end, fd
+
+
 def tap(lab: Lab, napi: bool = False) -> Device:
     """Two taps, as of two virtual machines, whose packets go from one to the other with their virtio-net headers."""
-    ends, fds = [], []
-    for number in (1, 2):
-        ns = lab.namespace("t")
-        _quiet(ns)
-        end = _at(ns, f"tap{number}", f"10.88.1.{number}")
-        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_NAPI if napi else 0)
-        fds.append(_open_tap(ns, end.name, flags))
-        ns.run("ip", "link", "set", end.name, "txqueuelen", "8192")
-        _address(end)
-        ends.append(end)
+    ends, fds = zip(*(open_tap(lab, number, napi) for number in (1, 2)), strict=True)
     over = threading.Event()
 
     def carry() -> None:

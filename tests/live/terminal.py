@@ -11,6 +11,7 @@ import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from lab import Lab
@@ -27,13 +28,20 @@ class Terminal:
     """A nettop that runs in a terminal of 120x40 while the block lasts, and is killed at its end if it must be."""
 
     def __init__(
-        self, lab: Lab, end: Endpoint, *args: str, stdin: int | None = None, env: dict[str, str] | None = None
+        self,
+        lab: Lab,
+        end: Endpoint,
+        *args: str,
+        stdin: int | None = None,
+        env: dict[str, str] | None = None,
+        cwd: Path = REPOSITORY,
     ) -> None:
         self._lab = lab
         self._end = end
         self._args = args
         self._stdin = stdin
         self._env = env or {}
+        self._cwd = cwd
         self.text = ""
         self.sent = b""  # all of it, escape sequences too
         self.process: subprocess.Popen[bytes]
@@ -61,7 +69,7 @@ class Terminal:
                 "LC_ALL": "C.UTF-8",
                 **self._env,
             },
-            cwd=REPOSITORY,
+            cwd=self._cwd,
         )
         os.close(slave)
         return self

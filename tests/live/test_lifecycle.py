@@ -1,12 +1,14 @@
 """Privileges, exit codes, and what is left behind: nothing, however it ends."""
 
 import contextlib
+import json
 import os
 import pwd
 import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -386,16 +388,87 @@ def single_process() -> int:
     return int(found[1]) * 1024
 
 
-def test_root_without_sudo_keeps_its_uid_and_no_capability(lab: Lab, veth: Link) -> None:
+def test_where_root_calls_the_screen_is_nobody(lab: Lab, veth: Link) -> None:
+    """Root without sudo: nothing that parses or draws is root, and what opens root's files can do nothing else."""
     with Nettop(lab, veth.a, *ARGS, env=dict.fromkeys(SUDO, "")) as nettop:
         nettop.wait_frames(3)
         threads = [status_of_thread(task) for task in Path(f"/proc/{nettop.pid}/task").iterdir()]
+        others = [status(pid) for pid in bpf.family(nettop.pid)[1:]]
+        files = [found for found in others if found["Name"] == "nettop-files"]
     assert len(threads) > 1
     for found in threads:
-        assert found["Uid"].split() == ["0"] * 4
+        assert found["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+        assert found["Gid"].split() == [str(NOBODY.pw_gid)] * 4
+        assert set(map(int, found["Groups"].split())) <= {NOBODY.pw_gid}
+    for found in (*threads, *files):
         for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
             assert int(found[name], 16) == 0, name
         assert found["NoNewPrivs"] == "1"
+    assert [(found["Uid"].split(), found["Threads"]) for found in files] == [(["0"] * 4, "1")]
+    assert eventually(lambda: all(gone(int(found["Pid"])) for found in others))
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    """A directory that root alone can enter."""
+    path = tmp_path / "closed"
+    path.mkdir(mode=0o700)
+    return path
+
+
+def test_the_screen_s_files_are_root_s_where_root_calls(lab: Lab, veth: Link, closed: Path) -> None:
+    """In a directory that is closed to the screen itself: settings, a recording by name, and what keys write."""
+    (closed / "nettop.toml").write_text('[keys]\nquit = "x"\n')
+    words = ("-d", "0.2", "-p", PROBES, "-c", "./nettop.toml", "--record", "own.ndjson.gz", "--log", "log")
+    env = {**dict.fromkeys(SUDO, ""), "PYTHONPATH": str(REPOSITORY)}
+    with Terminal(lab, veth.a, *words, env=env, cwd=closed) as screen:
+        screen.read_until("10.77.", poke=lambda: ping(veth.a, veth.b, 3))
+        for _ in range(2):  # within a second: the second gets a number
+            screen.type(b"w")
+            screen.read_until("wrote nettop-")
+        screen.type(b"\x13")
+        screen.read_until(".svg")
+        screen.type(b"R")  # ends the recording, and begins one with a name of nettop's own
+        screen.read_until("recorded")
+        screen.type(b"R")
+        screen.read_until("recording to nettop-")
+        time.sleep(0.5)
+        screen.type(b"x")
+        assert screen.wait() == 0
+    made = {path.name: path.stat() for path in closed.iterdir() if path.name != "nettop.toml"}
+    kinds = sorted(name.partition(".")[2] for name in made if name.startswith("nettop-"))
+    assert kinds == ["ndjson.gz", "snapshot.json.gz", "snapshot.json.gz", "svg"], made
+    assert {"own.ndjson.gz", "log"} < set(made)
+    assert {(found.st_uid, found.st_mode & 0o777) for found in made.values()} == {(0, 0o600)}
+    for name in (name for name in made if name.endswith(".gz")):
+        assert run(command("--replay", name, "-b", "-n", "1"), cwd=closed, env=env).stdout, name
+
+
+def test_root_s_files_are_opened_anew(lab: Lab, veth: Link, closed: Path) -> None:
+    """SIGHUP, as from logrotate, where the screen could not even see whether there is such a file."""
+    words = ("-p", PROBES, "-d", "0.1", "-b", "--format", "ndjson", "-o", str(closed / "out"))
+    with Nettop(lab, veth.a, *words, env=dict.fromkeys(SUDO, ""), defaults=()) as nettop:
+        assert eventually(lambda: (closed / "out").exists() and (closed / "out").stat().st_size)
+        (closed / "out").rename(closed / "old")
+        nettop.process.send(signal.SIGHUP)
+        assert eventually(lambda: (closed / "out").exists() and (closed / "out").stat().st_size)
+        (closed / "out").rename(closed / "older")
+        (closed / "out").symlink_to("/etc/motd")  # somebody else's doing
+        nettop.process.send(signal.SIGHUP)
+        assert eventually(lambda: "going on in the file that was open" in nettop.process.stderr)
+        outcome = nettop.stop(signal.SIGTERM)
+    assert outcome.code == 0
+    for name in ("old", "older"):
+        assert all(json.loads(line)["interface"] == veth.a.name for line in (closed / name).open()), name
+
+
+def test_what_opens_root_s_files_goes_with_the_screen(lab: Lab, veth: Link) -> None:
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        with Nettop(lab, veth.a, *ARGS, env=dict.fromkeys(SUDO, "")) as nettop:
+            nettop.wait_frames(1)
+            (pid,) = (pid for pid in bpf.family(nettop.pid) if status(pid)["Name"] == "nettop-files")
+            nettop.process.send(number)
+            assert eventually(lambda pid=pid: gone(pid)), number
 
 
 # Exit codes
