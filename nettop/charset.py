@@ -44,14 +44,23 @@ def _codeset() -> str:
         locale.setlocale(locale.LC_CTYPE, before)
 
 
-def _started_with() -> Mapping[str, str]:
-    """The environment that this process was started with: Python may have put another LC_CTYPE into its own."""
-    now = dict(os.environ)
+def _first() -> Mapping[str, str] | None:
     try:
         with open("/proc/self/environ", "rb") as file:
             pairs = (part.partition(b"=") for part in file.read().split(b"\0"))
-            first = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+            return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
     except OSError:
+        return None
+
+
+# Now, at the import: who becomes another user may not read it any more.
+_FIRST = _first()
+
+
+def _started_with() -> Mapping[str, str]:
+    """The environment that this process was started with: Python may have put another LC_CTYPE into its own."""
+    now, first = dict(os.environ), _FIRST
+    if first is None:
         return now
     if "LC_CTYPE" not in first and now.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8"):
         del now["LC_CTYPE"]

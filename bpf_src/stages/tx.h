@@ -143,7 +143,7 @@ static __always_inline int tx_queue(const void *skb, int typed)
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	if (!watched(c, dev, typed)) {
 		/* It was routed anew, to another device, or it is another packet at this address. */
-		if (s->skb == key && s->passed == PASSED_IP)
+		if (s->skb == key && (s->passed == PASSED_IP || s->passed & PASSED_SENT))
 			s->skb = 0;
 		return 0;
 	}

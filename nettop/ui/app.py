@@ -708,7 +708,7 @@ class NettopApp(App[int], inherit_bindings=False):
             with open(files.create(name), "w", encoding="utf-8") as file:
                 file.write(self.export_screenshot(title="nettop"))
         except NettopError as error:
-            self.say(f"can't write a screenshot: {error.message}", WARN)
+            self.say(f"no screenshot: {error.message}", WARN)
         except OSError as error:
             self.say(f"can't write {name}: {error.strerror}", WARN)
         else:

@@ -82,8 +82,10 @@ def main() -> None:
     os.environ.update(
         TERM="xterm-256color", COLORTERM="truecolor", LC_ALL="C.UTF-8", OPENBLAS_NUM_THREADS="1"
     )
+    from nettop import broker, files
     from nettop.live import start_loader
 
+    files.open_by(broker.start([sys.argv[2]]))  # root's, which the screen is no more
     handle = start_loader()  # before there is a thread: privileges belong to threads
     print(json.dumps(asyncio.run(drive(handle, sys.argv[1], sys.argv[2], int(sys.argv[3])))))
 

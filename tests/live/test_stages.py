@@ -338,11 +338,20 @@ def test_nothing_is_dropped_of_connections_that_end_well(lab: Lab, veth: Link) -
         assert {key: total.dropped for key, total in totals.items() if total.dropped} == {}
 
 
-UNIX_SOCKETS = """
-import os, socket, sys
+OTHERS = """
+import fcntl, os, socket, struct, subprocess, sys
 os.nice(19)  # others are at work here
-os.sched_setaffinity(0, {int(sys.argv[1])})
+cpu = int(sys.argv[1])
+os.sched_setaffinity(0, {cpu})
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"tun%d" % cpu, 0x1001))  # TUNSETIFF: IFF_TUN, IFF_NO_PI
+for words in ("addr add 10.99.%d.1/24 dev tun%d" % (cpu, cpu), "link set tun%d up" % cpu):
+    subprocess.run(["ip", *words.split()], check=True)
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 while True:
+    for _ in range(20):
+        sender.sendto(b"sent, and freed when it is read", ("10.99.%d.2" % cpu, 9))
+        os.read(tun, 2000)
     pairs = [socket.socketpair() for _ in range(40)]
     for near, _ in pairs:
         near.sendall(b"1")
@@ -356,10 +365,10 @@ while True:
 
 @contextmanager
 def busy_elsewhere(lab: Lab) -> Iterator[None]:
-    """A packet's skb may end without a trace, and is another's then: of UNIX sockets, on the same CPU."""
+    """A packet's skb may end without a trace, and is another's then: of UNIX sockets or a tun, on the same CPU."""
     ns = lab.namespace()
     processes = [
-        lab.spawn(ns, sys.executable, "-c", UNIX_SOCKETS, str(cpu)) for cpu in sorted(os.sched_getaffinity(0))
+        lab.spawn(ns, sys.executable, "-c", OTHERS, str(cpu)) for cpu in sorted(os.sched_getaffinity(0))
     ]
     yield
     assert all(process.running() for process in processes)

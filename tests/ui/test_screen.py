@@ -306,7 +306,10 @@ async def _screenshot(d: Driven) -> None:
     first, other = "nettop-20260709-101112.svg", "nettop-20260709-101113.svg"
     text_to(other, "a file of the user's")
     with pytest.MonkeyPatch.context() as patch:
-        for time, said in (("101112", f"wrote {first}"), ("101113", f"can't write {other}: File exists")):
+        for time, said in (
+            ("101112", f"wrote {first}"),
+            ("101113", f"no screenshot: {other} is there already"),
+        ):
             stamp = f"20260709-{time}"
             patch.setattr("time.strftime", lambda form, now=stamp: form.replace("%Y%m%d-%H%M%S", now))
             await d.press("ctrl+s")

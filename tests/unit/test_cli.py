@@ -38,6 +38,7 @@ def keep_privileges(monkeypatch) -> list[str]:
     monkeypatch.setattr(privilege, "drop", lambda environment: events.append("drop"))
     monkeypatch.setattr(privilege, "effective", lambda: ALL_CAPABILITIES)
     monkeypatch.setattr(privilege, "home", lambda environment: "/nonexistent")
+    monkeypatch.setattr(cli, "_call_broker", lambda arguments: None)  # it forks; tests/live has the real one
     monkeypatch.setattr(interfaces, "names", lambda: ("lo", "eth0"))
     monkeypatch.setattr(interfaces, "current_default", lambda: "eth0")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)

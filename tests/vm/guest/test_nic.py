@@ -160,3 +160,7 @@ def test_stages_where_packets_are_merged(lab: Lab, cable: tuple[Endpoint, Endpoi
         assert total.count >= 50, stage
         assert total.coverage >= 0.9, stage
     assert totals["rx", "application"].count > 0
+    # What virtio is done with it frees, or at the next transmission.
+    sent = totals["tx", "driver"].count
+    assert sent >= 50
+    assert 0.95 * sent - 5 <= totals["tx", "done"].count <= sent
