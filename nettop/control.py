@@ -53,6 +53,8 @@ class Flag(IntFlag):
     TRACE = 32
     TRACE_ALL = 64
     NO_STACK = 128  # the interface's packets are seen from IP on
+    COMPLETES = 256  # its driver frees what it has sent
+    OF_DEVICE = NO_STACK | COMPLETES
 
 
 NOBODY = 31  # sample_shift while the stages rest: no packet is followed

@@ -23,7 +23,7 @@ from nettop import bpf, netlink, privilege, protocol
 from nettop import filter as filters
 from nettop.bpf import possible_cpus
 from nettop.budget import Budget, ladder, words
-from nettop.control import NOBODY, Config
+from nettop.control import NOBODY, Config, Flag
 from nettop.engine import Engine, Notes, Pace, Worker
 from nettop.errors import ExitCode, NettopError
 from nettop.kernel import interrupts, programs, system
@@ -606,6 +606,7 @@ class Live:
                 count_out=made.count_out,
                 cut_above=made.cut_above,
                 epoch=made.epoch,
+                flags=(self._config.flags & ~Flag.OF_DEVICE) | (made.flags & Flag.OF_DEVICE),
             )
         )
         self._gone = ""

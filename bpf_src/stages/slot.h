@@ -49,6 +49,8 @@
 #define TRACE_ALL 64 /* or whatever the filter accepts */
 /* What the interface is: */
 #define NO_STACK 128 /* a VLAN, a bond: the driver's call and netif_receive_skb name the device below */
+#define COMPLETES \
+	256 /* a card, a tap: its driver frees what it has sent, and nobody receives that very skb */
 
 /* Programs that hold a filter are attached beside those with the one before, and obey their own config alone. */
 #ifndef GENERATION
@@ -110,8 +112,7 @@ struct slot {
 	u32 stage_ns[SLOT_STAGES]; /* ns of the stages so far, for the sums over whole paths */
 	u32 written; /* sent: is it known when its data was written? */
 	u32 paced; /* sent: ns from the queue's entrance to the time before which it is not to leave */
-	u32 iif; /* sent: where it came in, when the driver was given it */
-	u32 spare;
+	u64 spare;
 };
 
 #define WRITE_SEEN 1

@@ -143,7 +143,7 @@ static __always_inline int tx_queue(const void *skb, int typed)
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	if (!watched(c, dev, typed)) {
 		/* It was routed anew, to another device, or it is another packet at this address. */
-		if (s->skb == key && (s->passed == PASSED_IP || s->passed & PASSED_SENT))
+		if (s->skb == key && s->passed == PASSED_IP)
 			s->skb = 0;
 		return 0;
 	}
@@ -201,7 +201,6 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
 	struct gso_parent *parent;
-	u32 iif = 0;
 
 	if (!c || !s || slot_excluded(s, key) ||
 	    (partial_tracking(c) && s->skb != key && !gso_segments_left()) || !watched(c, dev, typed))
@@ -238,8 +237,6 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 		if (internet(skb, typed))
 			miss(TX_QDISC, 0);
 	}
-	LOAD(typed, iif, skb, struct sk_buff, skb_iif);
-	s->iif = iif;
 	s->at = now;
 	s->passed = PASSED_XMIT;
 	return 0;
@@ -301,28 +298,16 @@ static __always_inline u32 segments_of(const void *skb, int typed)
 	return segments;
 }
 
-/*
- * Is this the packet that the driver was given?  A veth's is received at the other end, and may end there without a trace;
- * whoever gets the skb then, a UNIX socket or a receiver, is no driver.
- */
-static __always_inline bool tx_at_driver(const struct slot *s, const void *skb, int typed)
-{
-	void *dev = 0;
-	u32 iif = 0;
-
-	LOAD(typed, dev, skb, struct sk_buff, dev);
-	LOAD(typed, iif, skb, struct sk_buff, skb_iif);
-	return dev && iif == s->iif;
-}
-
 /* Done with, in one way or the other. */
 static __always_inline int consumed(const void *skb, u64 key, int typed)
 {
 	struct slot *s = tx_slot(key);
+	struct config *c;
 	struct gso_parent *parent;
 	int zero = 0;
 
 	if (s && s->skb == key) {
+		c = settings();
 		parent = s->passed == PASSED_QUEUE ? gso_parents.lookup(&zero) : 0;
 		if (parent) {
 			parent->segments = segments_of(skb, typed);
@@ -337,7 +322,7 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 			s->skb = 0;
 		}
 		/* once: its address may be another one's before net_dev_xmit is told of it */
-		if (s->passed & PASSED_XMIT && !(s->passed & PASSED_DONE) && tx_at_driver(s, skb, typed))
+		if (s->passed & PASSED_XMIT && !(s->passed & PASSED_DONE) && c && c->flags & COMPLETES)
 			record(TX_DONE, since(s->at, bpf_ktime_get_ns()), s->mark);
 		if (s->passed & PASSED_SENT)
 			s->skb = 0;

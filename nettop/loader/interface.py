@@ -68,6 +68,15 @@ def cut_above(found: netlink.Interface, kind: Kind) -> int:
     return queue_kinds.cut(netlink.qdiscs(found)).above
 
 
+def device_flags(found: netlink.Interface) -> int:
+    """What the stages need to know of a kind of device, as bits of the config's flags.
+
+    A veth or a loopback hands on what it sends, and a bridge or a tunnel may: where the skb ends says nothing of it.
+    """
+    below = Flag.NO_STACK if found.kind in _SEEN_BELOW else 0
+    return below | (Flag.COMPLETES if found.kind == "tun" or (found.device and not found.kind) else 0)
+
+
 def describe(plan: Plan) -> Config:
     """The configuration for a plan's interface.  Raises NettopError (exit code 5) if it is not there."""
     try:
@@ -88,6 +97,6 @@ def describe(plan: Plan) -> Config:
         count_out=kind.sent,
         subnet4=plan.subnet4,
         subnet6=plan.subnet6,
-        flags=Flag.NO_STACK if found.kind in _SEEN_BELOW else 0,
+        flags=device_flags(found),
         cut_above=above,
     )

@@ -348,10 +348,19 @@ fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"tun%d" % cpu, 0x1001))  # 
 for words in ("addr add 10.99.%d.1/24 dev tun%d" % (cpu, cpu), "link set tun%d up" % cpu):
     subprocess.run(["ip", *words.split()], check=True)
 sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))  # clones of what is sent; ETH_P_ALL
+sniffer.bind(("tun%d" % cpu, 3))
+sniffer.setblocking(False)
 while True:
-    for _ in range(20):
-        sender.sendto(b"sent, and freed when it is read", ("10.99.%d.2" % cpu, 9))
-        os.read(tun, 2000)
+    for size in (10, 3000) * 10:  # sent, and freed when it is read; one that is cut up is freed before
+        sender.sendto(bytes(size), ("10.99.%d.2" % cpu, 9))
+        for _ in range(1 + size // 1500):
+            os.read(tun, 2000)
+    try:
+        while sniffer.recv(2000):
+            pass
+    except BlockingIOError:
+        pass
     pairs = [socket.socketpair() for _ in range(40)]
     for near, _ in pairs:
         near.sendall(b"1")
