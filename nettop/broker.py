@@ -22,7 +22,7 @@ from nettop import files, privilege
 
 _MAX_MESSAGE = 1 << 16
 _OWN = re.compile(r"nettop-[A-Za-z0-9.-]{1,200}")  # names that nettop itself gives to new files
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 class Broker:
@@ -79,15 +79,13 @@ def start(named: Iterable[str]) -> Broker:
 
 def _settle(parent: int) -> None:
     """No capability, no trace or core of it, no signal from the terminal, and no life without the parent."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)
+    privilege.seclude()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):  # whoever reads these must not wait for us
         os.dup2(null, stream)
     os.close(null)
     privilege.confine(0)
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_NAME, b"nettop-files", 0, 0, 0)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # also while a pipe is being opened
     if os.getppid() != parent:

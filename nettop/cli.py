@@ -1,7 +1,8 @@
 """The program: what the command line asks for, in the order that privileges demand.
 
 Started by sudo, this process has root's rights only until the loader runs.  So the command line alone is
-parsed first; every file is opened after the rights are gone, as the user.  Heavy imports wait for their need.
+parsed first; every file is opened after the rights are gone, as the user, or by the broker where root has none but
+itself to be (broker.py).  Heavy imports wait for their need.
 """
 
 from __future__ import annotations

@@ -139,7 +139,6 @@ def start_loader() -> LoaderHandle:
 
     Call it as root, before any thread is started and any file of the user's is read.
     """
-    keep = privilege.mask(privilege.BPF) if maps_need_cap_bpf() else 0
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": str(PACKAGE.parent),
@@ -161,7 +160,7 @@ def start_loader() -> LoaderHandle:
             start_new_session=True,
             cwd="/",
         )
-    privilege.drop(os.environ, keep)
+    privilege.drop(os.environ)
     _keep_memory_flat()
     handle = LoaderHandle(ours, process)
     handle.watch_log()
@@ -178,24 +177,6 @@ def _keep_memory_flat() -> None:
     with suppress(AttributeError):  # another C library
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)
         libc.mallopt(_M_ARENA_MAX, 2)
-
-
-def maps_need_cap_bpf() -> bool:
-    """Whether this kernel refuses a process without any capability the maps that it was handed.  Found by trying."""
-    if not privilege.refuses_map_access(os.uname().release) or not privilege.effective() >> privilege.BPF & 1:
-        return False
-    fd = bpf.map_create(bpf.MapType.ARRAY, 4, 8, 1, 0, "trial")
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            privilege.drop(os.environ)
-            bpf.map_update(fd, bytes(4), bytes(8))
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(fd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 @dataclass

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
-import re
+import signal
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nettop.errors import NettopError
 
+_PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
 _PR_SET_NO_NEW_PRIVS = 38
@@ -43,8 +44,8 @@ def mask(*capabilities: int) -> int:
     return sum(1 << number for number in set(capabilities))
 
 
-def drop(environment: Mapping[str, str], keep: int = 0) -> None:
-    """Become the user behind sudo, or nobody, with no capability but those of the mask ``keep``, and no way to get any.
+def drop(environment: Mapping[str, str]) -> None:
+    """Become the user behind sudo, or nobody, with no capability and no way to get any.
 
     Where the project is closed to that user, see `_whom`.  Whoever is no root already stays who he is.  Must be called
     before the first thread is started: capabilities belong to threads, and it is refused where there are others.
@@ -55,8 +56,8 @@ def drop(environment: Mapping[str, str], keep: int = 0) -> None:
     libc = _limit()
     if user is not None:
         _become(user)
-    _set(libc, keep | reading, 0)
-    _check(keep | reading, 0)
+    _set(libc, reading, 0)
+    _check(reading, 0)
 
 
 def _whom(environment: Mapping[str, str]) -> tuple[tuple[int, int] | None, int]:
@@ -127,6 +128,16 @@ def confine(keep: int, inherited: int = 0) -> None:
     _limit(_NO_AMBIENT_RAISE, clear=False)
     _set(libc, keep, inherited)
     _check(keep, inherited)
+
+
+def seclude() -> None:
+    """For a process that serves the screen: no trace or core of it, and no signal from the terminal ends it.
+
+    The screen decides when to stop; it closes their socket then.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _alone() -> None:
@@ -217,32 +228,13 @@ def may_load(capabilities: int) -> bool:
 def missing(capabilities: int) -> tuple[str, ...]:
     """The names of the capabilities that these lack for that.
 
-    CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON (Linux 5.8 took them out of it).
+    CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON (bpf_capable() in include/linux/capability.h).
     """
     wanted = (NET_ADMIN,) if capabilities >> SYS_ADMIN & 1 else (NET_ADMIN, BPF, PERFMON)
     return tuple(_NAMES[number] for number in wanted if not capabilities >> number & 1)
 
 
-def loading(capabilities: int, known: int) -> int:
-    """Of these capabilities the ones that loading and attaching needs, on a kernel whose last one is ``known``."""
-    if known < BPF or not capabilities >> BPF & 1 or not capabilities >> PERFMON & 1:
-        return capabilities & mask(NET_ADMIN, SYS_ADMIN, BPF, PERFMON)
-    return capabilities & mask(NET_ADMIN, BPF, PERFMON)
-
-
-def last_capability() -> int:
-    """The highest capability that this kernel knows."""
-    try:
-        return int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return _LAST_CAPABILITY
-
-
-def refuses_map_access(release: str) -> bool:
-    """Whether a kernel of this release may refuse a process without CAP_BPF what it does with a map's descriptor.
-
-    Before 5.19 it does where kernel.unprivileged_bpf_disabled is set (commit c8644cd0efe7); a distribution may have
-    brought that back, or forward: try it.
-    """
-    numbers = [int(n) for n in re.findall(r"\d+", re.split(r"[-+]", release)[0])[:2]]
-    return tuple(numbers) < (5, 19)
+def loading(capabilities: int) -> int:
+    """Of these capabilities the ones that loading and attaching needs."""
+    own = mask(NET_ADMIN, BPF, PERFMON)
+    return capabilities & (own if not own & ~capabilities else own | mask(SYS_ADMIN))

@@ -7,7 +7,7 @@
 #define RX_QUEUE_H
 
 #define RUNS 64 /* behind gaps, of one socket */
-#define CONSUME_STEPS 96 /* portions of groups that one call records; with few left a whole group is one */
+#define CONSUME_STEPS 96 /* portions of groups that one call records; with few left a portion is larger */
 #define RELEASE_STEPS 64 /* the same of runs */
 #define PAUSE_NS (1 * NSEC_PER_MSEC) /* between segments of a run */
 #define RUNS_FOR_PAUSES (RUNS / 2) /* with so many, a run has pauses in it: the rest is for gaps */
@@ -158,7 +158,7 @@ static __always_inline void rx_consume_upto(struct rx_sock *r, u32 position)
 		}
 		if (due <= g->taken)
 			break;
-		group_portion(g, due, r->queue.head - r->queue.tail + i >= CONSUME_STEPS, now, &p);
+		group_portion(g, due, r->queue.head - r->queue.tail, CONSUME_STEPS - i, now, &p);
 		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)g->trace << 32;
 		start = (p.at - g->lag) & -hist_any(g->lag);
 		record_path(RX_APPLICATION, since(p.at, now), p.packets, start, mark, p.focused);
@@ -327,7 +327,7 @@ static __always_inline void rx_release_part(struct rx_sock *r, u32 received, u64
 	due = width ? (u64)run->group.packets * (received - run->first) / width : 0;
 	if (due <= run->group.taken || due >= run->group.packets)
 		return;
-	group_portion(&run->group, due, true, now, &p);
+	group_portion(&run->group, due, 1, 1, now, &p);
 	mark = r->mark & -(u32)hist_any(p.focused);
 	record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
 	batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, received);
@@ -353,7 +353,7 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 		if (next >= r->runs)
 			break;
 		run = &r->held[run_index(next)];
-		group_portion(&run->group, run->group.packets, r->runs - next + i >= RELEASE_STEPS, now, &p);
+		group_portion(&run->group, run->group.packets, r->runs - next, RELEASE_STEPS - i, now, &p);
 		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)run->group.trace << 32;
 		record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
 		batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, run->group.position);

@@ -29,10 +29,9 @@ class Softnet:
 def parse_softnet(text: str) -> tuple[Softnet, ...]:
     """/proc/net/softnet_stat: a line for each CPU that is online, in hexadecimal."""
     result: list[Softnet] = []
-    for number, line in enumerate(text.splitlines()):
+    for line in text.splitlines():
         words = [int(word, 16) for word in line.split()]
-        # Since 5.10 the 13th column is the CPU's number; before, lines and CPUs part where one is offline.
-        result.append(Softnet(words[12] if len(words) > 12 else number, *words[:3]))
+        result.append(Softnet(words[12], *words[:3]))  # the 13th is the CPU's number
     return tuple(result)
 
 

@@ -7,12 +7,10 @@ that socket, and ends when the other end is gone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import resource
 import shutil
-import signal
 import socket
 import stat
 import sys
@@ -50,7 +48,6 @@ _MEMORY = Path("/run/nettop/cache")  # where /var is read-only: kept until the m
 _TEMPORARY = ("/tmp", "/dev/shm", "/run")  # for one of a run's own
 _LEAST_ROOM = 1 << 20  # bytes: headers and a few programs
 _OLDER = ("raw_tracepoint", "fentry", "kprobe")  # mechanisms whose programs are not compiled at first
-_PR_SET_DUMPABLE = 4
 
 
 def cache_directory() -> tuple[Path, bool]:
@@ -266,16 +263,9 @@ class Loader:
 
 def harden() -> None:
     """No core dump, no ptrace, no signals from the terminal."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    privilege.seclude()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Kernels before 5.11 account maps against this limit; where raising it is refused, making a map says so.
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     os.umask(0o077)
-    # The screen decides when to stop; it closes the socket then.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def confine() -> None:
@@ -284,9 +274,9 @@ def confine() -> None:
     (BCC makes a program's maps while it compiles.)  Where our own files lie in a directory that is closed to others,
     a user's home say, both also keep CAP_DAC_READ_SEARCH.
     """
-    held, known = privilege.effective(), privilege.last_capability()
-    keep = privilege.loading(held, known)
-    inherited = keep & privilege.mask(privilege.BPF if known >= privilege.BPF else privilege.SYS_ADMIN)
+    held = privilege.effective()
+    keep = privilege.loading(held)
+    inherited = keep & privilege.mask(privilege.BPF)
     if not privilege.readable_without_override(_ours()):
         reading = held & privilege.mask(privilege.DAC_READ_SEARCH)
         keep, inherited = keep | reading, inherited | reading

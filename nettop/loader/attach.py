@@ -63,7 +63,7 @@ def make_maps(probe: Attached, plan: Plan) -> None:
         except OSError as error:
             raise NettopError(
                 f"cannot make the map {spec.name} ({entries} entries): {error.strerror}",
-                "--max-flows makes the flow table smaller; on kernels before 5.11 raise ulimit -l",
+                "--max-flows makes the flow table smaller",
             ) from error
         probe.maps.append(fd)
         probe.entries.append(entries)

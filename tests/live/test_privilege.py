@@ -22,7 +22,6 @@ from lab.program import REPOSITORY, command, interpreter
 from lab.shell import Process, run
 from lab.traffic import ping
 
-from nettop import privilege
 from nettop.privilege import BPF, DAC_READ_SEARCH, NET_ADMIN, PERFMON, SYS_ADMIN, mask
 
 NOBODY = pwd.getpwnam("nobody")
@@ -240,62 +239,6 @@ def test_a_service_s_cache_is_used(lab: Lab, veth: Link, walkable: Path) -> None
         assert "tc_ingress" in result.stdout
         found[name] = len(list(cache.glob("throughput-*.json")))
     assert found == {"nettop-service": 1, "open": 0}
-
-
-def test_a_kernel_that_refuses_maps_leaves_the_screen_cap_bpf(lab: Lab, veth: Link) -> None:
-    """No kernel before 5.19 is at hand; one that says that it is, and refuses, is made: the rest is as there."""
-    script = (
-        "import sys\n"
-        "from nettop import live, cli\n"
-        "live.maps_need_cap_bpf = lambda: True\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
-    )
-    argv = [
-        interpreter(),
-        "-c",
-        script,
-        veth.a.name,
-        "-b",
-        "--format",
-        "ndjson",
-        "-d",
-        "0.3",
-        "-p",
-        "throughput",
-    ]
-    frames: list[dict] = []
-    lab.check(veth.a.ns, veth.a.name)
-    process = Process(
-        veth.a.ns.argv(argv),
-        on_line=lambda line: frames.append(json.loads(line)),
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "SUDO_UID": str(NOBODY.pw_uid), "SUDO_GID": "65534"},
-        cwd=REPOSITORY,
-    )
-    try:
-        wait_for(frames, lambda frame: True)
-        held, found = capabilities(process.pid), status(process.pid)
-    finally:
-        process.stop(2)
-    assert held == only(mask(BPF))
-    assert found["Uid"].split() == [str(NOBODY.pw_uid)] * 4
-    assert found["NoNewPrivs"] == "1"
-
-
-def test_this_kernel_is_found_not_to_refuse_maps() -> None:
-    """The trial itself: a map made, everything dropped in a child, the map written to."""
-    script = (
-        "from nettop import live, privilege\n"
-        "privilege.refuses_map_access = lambda release: True\n"
-        "assert privilege.effective() >> privilege.BPF & 1\n"
-        "before = privilege.effective()\n"
-        "answer = live.maps_need_cap_bpf()\n"
-        "assert privilege.effective() == before\n"
-        "import sys; sys.stdout.write(str(answer))\n"
-    )
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    found = run([interpreter(), "-c", script], cwd=REPOSITORY, env=environment).stdout
-    # One that is older may or may not: it depends on kernel.unprivileged_bpf_disabled and on the distribution.
-    assert found in (("True", "False") if privilege.refuses_map_access(os.uname().release) else ("False",))
 
 
 # --- a project that is closed to others ---------------------------------------------------------------------

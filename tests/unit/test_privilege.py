@@ -35,33 +35,12 @@ def test_what_is_missing_is_named(held, missing):
 
 
 def test_the_loader_keeps_three_of_root_s():
-    assert privilege.loading(ROOT, 40) == mask(NET_ADMIN, BPF, PERFMON)
-    assert not privilege.loading(ROOT, 40) & mask(SYS_ADMIN, DAC_READ_SEARCH)
-
-
-def test_before_linux_5_8_cap_sys_admin_is_all_of_them():
-    assert privilege.loading((1 << 38) - 1, 37) == mask(NET_ADMIN, SYS_ADMIN)
+    assert privilege.loading(ROOT) == mask(NET_ADMIN, BPF, PERFMON)
+    assert not privilege.loading(ROOT) & mask(SYS_ADMIN, DAC_READ_SEARCH)
 
 
 def test_with_cap_sys_admin_alone_that_is_what_loads():
-    assert privilege.loading(mask(NET_ADMIN, SYS_ADMIN), 40) == mask(NET_ADMIN, SYS_ADMIN)
-
-
-@pytest.mark.parametrize(
-    ("release", "refuses"),
-    [
-        ("5.10.0-28-amd64", True),
-        ("5.15.0-91-generic", True),
-        ("5.18.19", True),
-        ("5.19.0", False),
-        ("5.19-rc1", False),
-        ("6.1.0-18-amd64", False),
-        ("6.12.107+deb13-amd64", False),
-        ("10.0", False),
-    ],
-)
-def test_only_kernels_before_5_19_are_asked_whether_they_refuse_maps(release, refuses):
-    assert privilege.refuses_map_access(release) == refuses
+    assert privilege.loading(mask(NET_ADMIN, SYS_ADMIN)) == mask(NET_ADMIN, SYS_ADMIN)
 
 
 def test_only_root_becomes_the_user_behind_sudo():

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from lab import native
 
+from nettop import stats
+
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 YEAR = 365 * 24 * 3600 * SECOND
 RX_SOCKET, RX_APPLICATION, RX_WHOLE = 5, 6, 7
@@ -178,6 +180,37 @@ def test_a_long_queue_is_the_same_after_any_uptime(c: ctypes.CDLL, uptime: int) 
     assert (found.count, found.missed) == (HELD, 0)
     assert found.sum_ns == pytest.approx(waits, rel=0.001)
     assert found == played(SECOND)[0]
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runs", [1, 3, 16], ids=lambda n: f"{n} runs")
+@pytest.mark.parametrize("packets", [2, 17, 128, 1500])
+@pytest.mark.parametrize("after", [10 * US, 30 * MS], ids=["at once", "later"])
+def test_each_packet_of_a_run_has_its_own_wait(c: ctypes.CDLL, runs: int, packets: int, after: int) -> None:
+    """Not some of them the mean of many: a percentile of their waits is right to a bucket, or to a 64th of the run."""
+    apart, first, position = 120 * US, 5 * SECOND, 0
+    came = []
+    for number in range(runs * packets):
+        if number % packets == 0:
+            position += SIZE
+        came.append(first + number * apart)
+        c.at(came[-1])
+        assert c.hold(LAG, position, position + SIZE)
+        position += SIZE
+    closed = came[-1] + after
+    c.at(closed)
+    c.release(position)
+    found = shown(c, RX_SOCKET)
+    assert (found.count, found.missed) == (len(came), 0)
+    told = sorted(
+        wait for wait, count in zip(stats.bucket_lowers(), found.slots, strict=False) for _ in range(count)
+    )
+    truth = sorted(closed - at for at in came)
+    coarse = 2 * apart * -(-len(came) // 64)
+    for shown_ns, wait in zip(told, truth, strict=True):
+        assert abs(shown_ns - wait) <= coarse + wait / 8
 
 
 # --- CPUs ------------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def memory_limit(megabytes: int) -> Iterator[list[str]]:
 
 
 def test_maps_that_find_no_room(veth: Link) -> None:
-    """Kernels from 5.11 on charge maps to the memory cgroup: its probe says so, and the other goes on."""
+    """Maps are charged to the memory cgroup: its probe says so, and the other goes on."""
     args = "-b --format ndjson --budget 0 -n 2 -d 0.5 -p throughput,flows --max-flows 1000000".split()
     with memory_limit(250) as limited:
         argv = veth.a.ns.argv([interpreter(), "-m", "nettop", veth.a.name, *args])
