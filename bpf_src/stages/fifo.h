@@ -162,27 +162,21 @@ struct portion {
 };
 
 /*
- * The next portion of a group up to its packet number `due`: packets that came within a sixteenth of the first one's wait,
- * a histogram's bucket.  There are more of them where the rest would be too many portions: `groups` groups, this one and
- * others, share so many `steps`, at least one each.
+ * The next portion of a group up to its packet number `due`: all of that, where what it says of a packet's wait differs
+ * from the truth by less than a histogram's bucket; else at most so many packets.
  */
-static __always_inline void group_portion(const struct group *g, u32 due, u32 groups, u32 steps, u64 now,
+static __always_inline void group_portion(const struct group *g, u32 due, u32 most, u64 now,
 					  struct portion *p)
 {
-	u32 packets = g->packets, taken = g->taken, count = due - taken, share, least;
-	u64 span = (u64)g->span << SPAN_SHIFT, near;
+	u32 packets = g->packets, taken = g->taken, count = due - taken;
+	u64 span = (u64)g->span << SPAN_SHIFT;
 
 	p->at = g->at;
 	p->packets = 1;
 	p->focused = g->focused;
 	if (packets > 1) {
-		if (count > 1 && span << 4 > now - g->at) {
-			share = steps / groups;
-			least = share > 1 ? (count - 1) / share + 1 : count;
-			near = (since(g->at, now) * (packets - 1) - span * taken) / (span << 4);
-			near = near > least ? near : least;
-			count = near < count ? near : count;
-		}
+		if (count > most && span << 4 > now - g->at)
+			count = most;
 		p->packets = count;
 		p->at += span * (2 * taken + count - 1) / (2 * (packets - 1));
 		p->focused = g->focused * (taken + count) / packets - g->focused * taken / packets;

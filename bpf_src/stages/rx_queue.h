@@ -7,7 +7,7 @@
 #define RX_QUEUE_H
 
 #define RUNS 64 /* behind gaps, of one socket */
-#define CONSUME_STEPS 96 /* portions of groups that one call records; with few left a portion is larger */
+#define CONSUME_STEPS 96 /* portions of groups that one call records; with few left a whole group is one */
 #define RELEASE_STEPS 64 /* the same of runs */
 #define PAUSE_NS (1 * NSEC_PER_MSEC) /* between segments of a run */
 #define RUNS_FOR_PAUSES (RUNS / 2) /* with so many, a run has pauses in it: the rest is for gaps */
@@ -139,7 +139,7 @@ static __always_inline void rx_consume_upto(struct rx_sock *r, u32 position)
 	struct portion p;
 	struct group *g;
 	u64 mark, start, now;
-	u32 due;
+	u32 due, most;
 	int i;
 
 	g = fifo_oldest(&r->queue);
@@ -158,7 +158,8 @@ static __always_inline void rx_consume_upto(struct rx_sock *r, u32 position)
 		}
 		if (due <= g->taken)
 			break;
-		group_portion(g, due, r->queue.head - r->queue.tail, CONSUME_STEPS - i, now, &p);
+		most = r->queue.head - r->queue.tail + i < CONSUME_STEPS ? (g->packets >> 3) + 1 : GROUP_MAX;
+		group_portion(g, due, most, now, &p);
 		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)g->trace << 32;
 		start = (p.at - g->lag) & -hist_any(g->lag);
 		record_path(RX_APPLICATION, since(p.at, now), p.packets, start, mark, p.focused);
@@ -327,7 +328,7 @@ static __always_inline void rx_release_part(struct rx_sock *r, u32 received, u64
 	due = width ? (u64)run->group.packets * (received - run->first) / width : 0;
 	if (due <= run->group.taken || due >= run->group.packets)
 		return;
-	group_portion(&run->group, due, 1, 1, now, &p);
+	group_portion(&run->group, due, GROUP_MAX, now, &p);
 	mark = r->mark & -(u32)hist_any(p.focused);
 	record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
 	batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, received);
@@ -340,20 +341,27 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 	struct batch *told = &r->released;
 	struct portion p;
 	struct run *run;
-	u32 next;
+	u32 next, most, fine;
 	u64 mark;
 	int i;
 
 	*told = (struct batch){};
 	rx_part(r, received);
 	r->next = *(volatile u32 *)&r->kept;
+	/* The packets of a run came at about one pace: a part of what is left of it is as much of what is left of its wait. */
+	next = r->runs - r->next;
+	fine = next > 3 ? 1 : next > 2 ? 2 : next > 1 ? 3 : 4;
+	UNKNOWN(fine, now);
 	for (i = 0; i < RELEASE_STEPS; i++) {
 		next = *(volatile u32 *)&r
 				->next; /* the compiler would keep it at hand, for the verifier to see */
 		if (next >= r->runs)
 			break;
 		run = &r->held[run_index(next)];
-		group_portion(&run->group, run->group.packets, r->runs - next, RELEASE_STEPS - i, now, &p);
+		most = run->group.packets - run->group.taken;
+		if (r->runs - next + i < RELEASE_STEPS)
+			most = (most >> (fine & 7)) + 1;
+		group_portion(&run->group, run->group.packets, most, now, &p);
 		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)run->group.trace << 32;
 		record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
 		batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, run->group.position);
