@@ -348,7 +348,11 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 	*told = (struct batch){};
 	rx_part(r, received);
 	r->next = *(volatile u32 *)&r->kept;
-	/* The packets of a run came at about one pace: a part of what is left of it is as much of what is left of its wait. */
+	/*
+	 * The packets of a run came at about one pace: a part of what is left of it is as much of what is left of its
+	 * wait.  A half of it each time with many runs, a sixteenth with one: RELEASE_STEPS are enough for a run of
+	 * some 350 packets so; of a longer one the last portion is what is left then.
+	 */
 	next = r->runs - r->next;
 	fine = next > 3 ? 1 : next > 2 ? 2 : next > 1 ? 3 : 4;
 	UNKNOWN(fine, now);

@@ -364,7 +364,11 @@ def transfer(
     receive_buffer: int | None = None,
     port: int = 0,
 ) -> Iterator[Transfer]:
-    """A TCP connection from sender to receiver whose two sockets this process holds (Nagle off)."""
+    """A TCP connection from sender to receiver whose two sockets this process holds (Nagle off).
+
+    The sender's port is no other open socket's: tests find the flow by it.  Bound for that, as connect(2) may give one
+    port to two connections that go to different ones.
+    """
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(receiver.ns.call(lambda: socket.socket(family, socket.SOCK_STREAM)))
@@ -375,6 +379,7 @@ def transfer(
         client = stack.enter_context(sender.ns.call(lambda: socket.socket(family, socket.SOCK_STREAM)))
         client.settimeout(60)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.bind((sender.address(ipv6), 0))
         client.connect(listener.getsockname()[:2])
         accepted = stack.enter_context(listener.accept()[0])
         accepted.settimeout(60)

@@ -39,6 +39,7 @@ def flow_of(frame: Frame, port: int) -> int:
     assert isinstance(section, Flows)
     rows = section.rows
     found = rows[(rows["local_port"] == port) | (rows["remote_port"] == port)]
+    assert len(found) < 2, f"{len(found)} flows have port {port}"
     return int(found["id"][0]) if len(found) else 0
 
 
