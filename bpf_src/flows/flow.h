@@ -46,6 +46,7 @@ struct rtt_probe {
 #define DIR_ACK 2 /* `ack` is known */
 #define DIR_TSVAL 4 /* `tsval` is known */
 #define DIR_STAMPED 8 /* the last segment carried timestamps */
+#define DIR_RESENT 16 /* since the newest data, older data came that may have been sent after it */
 
 /*
  * One direction. Its own packets write it; those of the other one, on another CPU maybe, only take `rtt_probes[].time`.
@@ -108,7 +109,7 @@ struct gap {
 	u32 tsval;
 	u16 ip_id;
 	u8 stamped;
-	u8 spare;
+	u8 unsure; /* what it lacks may have been sent again before it was seen to be a gap */
 	u64 time;
 };
 

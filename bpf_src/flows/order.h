@@ -123,6 +123,8 @@ static __always_inline void gap_open(struct flow *flow, struct flow_dir *dir, u3
 	gap->stamped = w->s.stamped;
 	gap->ip_id = w->s.ip_id;
 	gap->time = bpf_ktime_get_ns();
+	/* An ACK for what was sent after it, or a timer that ran in a pause, needs no gap to have the sender repeat it. */
+	gap->unsure = dir->known & DIR_RESENT || data_age(dir, w->coarse) > TIMER_LEAST_NS - TICK_LONGEST_NS;
 	dir->gaps = 1;
 }
 
@@ -220,7 +222,8 @@ static __always_inline bool too_soon(const struct flow *flow, const struct flow_
 {
 	u64 half = half_rtt(flow), age = data_age(dir, coarse);
 
-	return half && bpf_ktime_get_ns() - gap->time < half && (age < half || age < TIMER_LEAST_NS);
+	return half && !gap->unsure && bpf_ktime_get_ns() - gap->time < half &&
+	       (age < half || age < TIMER_LEAST_NS);
 }
 
 /* Of data that fills a gap. */
@@ -295,6 +298,8 @@ static __always_inline void count_late(struct __sk_buff *skb, int hook, struct f
 	/* the newest of all: what is copied from it has the same */
 	if (w->s.has_ip_id && (s16)(last - dir->ip_id) > 0)
 		dir->ip_id = last;
+	if ((judged == LATE_RETRANSMIT || judged == LATE_UNCERTAIN) && !(dir->known & DIR_RESENT))
+		dir->known |= DIR_RESENT;
 	if (judged == LATE_RETRANSMIT)
 		ADD(dir->retransmits, count);
 	else if (judged == LATE_REORDERED)

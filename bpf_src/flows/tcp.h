@@ -223,8 +223,8 @@ static __always_inline void tcp_data(struct __sk_buff *skb, int hook, struct flo
 	if (s->payload > dir->mss)
 		dir->mss = w->size.segments > 1 ? skb->gso_size : s->payload;
 	dir->seq = end;
-	if (!known)
-		dir->known |= DIR_SEQ;
+	if (!known || dir->known & DIR_RESENT)
+		dir->known = (dir->known | DIR_SEQ) & ~DIR_RESENT;
 	dir->data_time = data_time(w->coarse);
 	probe_segment(dir, other, contiguous || s->flags & TCPHDR_SYN, w);
 }

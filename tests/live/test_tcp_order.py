@@ -239,6 +239,32 @@ def test_an_overlap_counts_the_segments_that_it_covers(lab: Lab) -> None:
     assert row["tx_retransmits_total"] == 1
 
 
+# What comes before the segment that shows a gap, and what is then made of what fills the gap 5 ms later, within half a
+# round trip: overtaken, or not to be told.
+BEFORE_A_GAP = {"nothing": (1, 0), "a retransmission": (0, 2), "a pause": (0, 1)}
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("what", BEFORE_A_GAP)
+def test_a_gap_may_be_filled_again_as_soon_as_it_is_seen(lab: Lab, what: str) -> None:
+    """No ACK has asked for it since: but one for what was sent after it may have, or a timer. IPv6 has no ID."""
+    link = lab.veth()
+    talk = Talk(link, 3, ipv6=True).with_(stamps=False)
+    talk.near(seq=0, flags=packets.SYN).far(200, seq=0, ack=1, flags=packets.SYN | packets.ACK)
+    talk.near(seq=1, ack=1).far(5, seq=1, ack=1, length=1000)
+    if what == "a retransmission":
+        talk.far(seq=2001, ack=1, length=1000).far(150, seq=1001, ack=1, length=1000)
+    else:
+        talk.far(5, seq=1001, ack=1, length=1000).far(seq=2001, ack=1, length=1000)
+    talk.far(60 if what == "a pause" else 0, seq=4001, ack=1, length=1000)
+    talk.far(5, seq=3001, ack=1, length=1000)
+    with watching(lab, link.a) as nettop:
+        play_all(lab, [talk])
+        row = flow(nettop.more_frames(3), remote_port=8000)
+    assert (row["rx_out_of_order_total"], row["rx_uncertain_total"]) == BEFORE_A_GAP[what]
+    assert row["rx_retransmits_total"] == row["rx_duplicates_total"] == 0
+
+
 def _large(talk: Talk, length: int) -> bytes:
     near, far = talk.near_address, talk.far_address
     segment = packets.tcp(near, far, 40_000, 8000, seq=1001, ack=5001, payload=bytes(length))
