@@ -11,12 +11,13 @@ from pathlib import Path
 import common  # noqa: F401  (the path)
 from lab import Endpoint
 
-from nettop import bpf
-from nettop.loader import attach, interface
+from nettop.bpf import syscall
+from nettop.bpf.hooks import Hook, one
+from nettop.bpf.protocol import Plan
+from nettop.loader import attach
 from nettop.loader.compile import Object, compile_probe, compile_source
-from nettop.loader.hooks import Place
-from nettop.probes.hooks import Hook, one
-from nettop.protocol import Plan
+from nettop.loader.mechanisms import Target
+from nettop.netdev import link
 
 HERE = Path(__file__).parent
 CACHE = Path(tempfile.gettempdir()) / "nettop-bench"
@@ -44,14 +45,14 @@ def attached(
     result: dict[str, attach.Attached] = {}
 
     def inside() -> None:
-        plan = Plan(end.name, ())
-        config = interface.describe(plan)
-        place = Place(end.name, config.ifindex)
+        plan = Plan(end.name, (), (("flows.flows", 65_536),))
+        config = link.describe(plan)
+        target = Target(end.name, config.ifindex)
         for name, made in objects.items():
             it = attach.Attached(name, made())
             result[name] = it
             attach.make_maps(it, plan)
-            attach.attach(it, place, plan)
+            attach.attach(it, target)
             attach.write_config(it, config)
             if it.missing and not incomplete:
                 raise RuntimeError(f"{name}: {it.missing}")
@@ -67,7 +68,7 @@ def attached(
 @contextmanager
 def statistics() -> Iterator[None]:
     """Run statistics of every program while the block lasts."""
-    fd = bpf.enable_stats()
+    fd = syscall.enable_stats()
     try:
         yield
     finally:
@@ -79,5 +80,5 @@ def costs(it: attach.Attached) -> dict[str, tuple[int, int]]:
     return {
         function: (info.runs, info.run_ns)
         for (function, _), fd in it.programs.items()
-        for info in (bpf.program_info(fd),)
+        for info in (syscall.program_info(fd),)
     }

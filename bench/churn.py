@@ -20,9 +20,8 @@ def measure(options: Options) -> Iterable[Table]:
         "sudo .venv/bin/python bench/churn.py",
         ("connections", "a second", "opened", "closed", "evicted", "lost events", "beyond"),
         words="""
-Connect, 64 bytes, 64 bytes back, close, 64 at once, both ends on this machine: its own limit, not nettop's. `beyond`
-are opened that were no connection of the client's (neighbour discovery and its like). Connections are counted in the
-kernel, where they open and close, and send no event: lost ones would be samples of a flow in focus or traced packets.
+Connect, 64 bytes each way, close, 64 at once; the rate is the lab's limit. *Beyond*: opened flows that were not the
+client's.
 """,
     )
     for number in range(options.times(3)):

@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(ROOT), str(ROOT / "tests")]
 
 from lab.bpf import family  # noqa: E402
 
-from nettop.kernel.system import cpu_ns, resident_bytes  # noqa: E402
+from nettop.netdev.counters import cpu_ns, resident_bytes  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Table:
     columns: Sequence[str]
     rows: list[Sequence[str]] = field(default_factory=list)
     words: str = ""
+    apart: Sequence[int] = ()  # columns of the terminal's table that the page leaves out
     facts: dict[str, float] = field(
         default_factory=dict
     )  # single figures that the report holds against its aims
@@ -58,8 +59,9 @@ class Table:
         lines = [f"### {self.title}", "", f"    {self.command}", ""]
         if self.words:
             lines += [self.words.strip(), ""]
-        lines += ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        shown = [i for i in range(len(self.columns)) if i not in self.apart]
+        lines += ["| " + " | ".join(row[i] for i in shown) + " |" for row in [self.columns, *self.rows]]
+        lines.insert(-len(self.rows), "|" + "---|" * len(shown))
         return "\n".join(lines) + "\n"
 
     def text(self) -> str:
@@ -93,7 +95,7 @@ def spread(values: Sequence[float], form: str = ".0f") -> str:
     middle = f"{statistics.median(values):{form}}"
     if len(values) == 1:
         return middle
-    return f"{middle} ({min(values):{form}} to {max(values):{form}})"
+    return f"{middle} ({min(values):{form}}–{max(values):{form}})"
 
 
 def say(what: str) -> None:

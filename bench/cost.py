@@ -48,15 +48,17 @@ def measure(options: Options) -> Iterable[Table]:
         "sudo .venv/bin/python bench/cost.py",
         ("workload", "empty in / out", "throughput, net", "flows, net", "both, net", "owner hook, a call"),
         words="""
-`net` is what is above the empty program of the same run. `both` is throughput and flows (with RTT) together, the mean
-of the two directions; medians, least and most of the runs in brackets. The owner hook runs once for each read and
-write of a socket, and is gross: about 50 of it is what the statistics read for an empty program.
+*Net*: above the empty program of the same run. *Both*: throughput and flows with RTT, mean of the directions. The owner
+hook runs once for each read and write of a socket; gross.
 """,
+        apart=() if any("owner" in key for key in found) else (5,),
     )  # fmt: skip
     for name in WORKLOADS:
 
         def pair(program: str, name: str = name) -> str:
-            return " / ".join(spread(found.get((name, program, way), ())) for way in ("ingress", "egress"))
+            return " / ".join(
+                spread(found.get((name, program, way), ())).partition(" ")[0] for way in ("ingress", "egress")
+            )
 
         both = [
             sum(parts) / 2

@@ -152,14 +152,6 @@ def events(lab: Lab, net: Network, stop: threading.Event) -> list[threading.Thre
     ]
 
 
-def tour_events(lab: Lab, net: Network, stop: threading.Event) -> list[threading.Thread]:
-    """For bench/tour.py, which takes longer over it: a download at once, the full queue half a minute later."""
-    return [
-        happening(stop, 0, lambda: iperf(lab, net, "backup", net.near, (0, 14), "-b", "150M", "-R")),
-        happening(stop, 28, lambda: fill_queue(lab, net, 40)),
-    ]
-
-
 def ports(server: Endpoint) -> list[int]:
     """Where a server listens."""
     return sorted(listening_ports(server.ns))

@@ -25,12 +25,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
 
 from expressions import frame, tcp, udp, v4, v6  # noqa: E402  (the path above makes it importable)
 
-from nettop import bpf  # noqa: E402
-from nettop.control import Config  # noqa: E402
-from nettop.filter import compile_expression  # noqa: E402
+from nettop.bpf import syscall  # noqa: E402
+from nettop.bpf.config import Config  # noqa: E402
+from nettop.bpf.filter import compile_expression  # noqa: E402
+from nettop.bpf.protocol import Plan  # noqa: E402
 from nettop.loader import attach  # noqa: E402
 from nettop.loader.compile import compile_probe  # noqa: E402
-from nettop.protocol import Plan  # noqa: E402
 
 ROUNDS, REPEAT = 9, 100_000
 STAMP = bytes((1, 1, 8, 10)) + b"\0\0\0\1\0\0\0\2"
@@ -59,8 +59,8 @@ def program(name: str, direction: str, text: str, cache: Path) -> Iterator[int]:
         attach.make_maps(probe, Plan("lo", (name,)))
         attach.write_config(probe, Config(ifindex=1))
         function = f"{name}_{direction}"
-        probe.programs[(function, "")] = bpf.prog_load(
-            bpf.ProgType.SCHED_CLS, made.linked(function, probe.maps), function
+        probe.programs[(function, "")] = syscall.prog_load(
+            syscall.ProgType.SCHED_CLS, made.linked(function, probe.maps), function
         )
         yield probe.programs[(function, "")]
     finally:
@@ -70,15 +70,15 @@ def program(name: str, direction: str, text: str, cache: Path) -> Iterator[int]:
 def cost(programs: list[tuple[int, bytes]]) -> list[float]:
     """ns a run of each program on its packet: the least of the rounds, all of them in each: others only add to it."""
     for fd, packet in programs:
-        bpf.test_run(fd, packet, 1000)  # opens the flow, warms the caches
-    rounds = [[bpf.test_run(fd, packet, REPEAT)[2] for fd, packet in programs] for _ in range(ROUNDS)]
+        syscall.test_run(fd, packet, 1000)  # opens the flow, warms the caches
+    rounds = [[syscall.test_run(fd, packet, REPEAT)[2] for fd, packet in programs] for _ in range(ROUNDS)]
     return [min(column) for column in zip(*rounds, strict=True)]
 
 
 def measure(cache: Path, labels: list[str]) -> list[dict[str, object]]:
     """A row for each probe and each of these filters."""
     rows: list[dict[str, object]] = []
-    empty = bpf.prog_load(bpf.ProgType.SCHED_CLS, EMPTY, "empty")
+    empty = syscall.prog_load(syscall.ProgType.SCHED_CLS, EMPTY, "empty")
     for name in ("throughput", "flows"):
         for label in labels:
             text = FILTERS[label]

@@ -93,11 +93,11 @@ def measure(options: Options) -> Iterable[Table]:
         "sudo .venv/bin/python bench/impact.py",
         ("attached", "transactions/s", "transactions, ratio", "p99 of a request, ratio", "bulk bit/s, ratio"),
         words=f"""
-64 request-response flows (64 bytes each way, as fast as they go), then bulk TCP, over a veth whose two ends
-share this machine's cores with nettop: they are saturated, so what watching takes is missing. {rounds} interleaved
-rounds of {seconds:g} s; each ratio is to `nothing` of the same round, median (least to most). `everything` is the
-default with its budget, after {options.seconds(SETTLING_S, 5.0):g} s of the load, so that it has settled.
+64 request-response flows of 64 bytes, then bulk TCP, over a veth whose two ends saturate the cores that nettop shares.
+{rounds} interleaved rounds of {seconds:g} s; ratios to `nothing` of the same round. `everything`: the defaults, after
+{options.seconds(SETTLING_S, 5.0):g} s under load.
 """,
+        apart=(1,),
     )
     for name in CONFIGURATIONS:
         cells = [

@@ -96,10 +96,9 @@ def measure(options: Options) -> Iterable[Table]:
         "sudo .venv/bin/python bench/programs.py",
         ("program", *LOADS),
         words=f"""
-All its processes, {seconds:g} s after {settle:g} s of settling, on a pseudo-terminal of 120x40; median (least to most)
-of {rounds} rounds. The last row is what nettop's programs in the kernel take by its own account, without a budget; that
-account has the statistics' own two clock readings a run in it. What the packets cost that are copied to tcpdump,
-nethogs and iftop is in no row. 10 000 active flows: 20 000 datagrams a second.
+All processes, {seconds:g} s after {settle:g} s of settling, terminal of 120x40, {rounds} rounds. Last row: nettop's
+programs by run statistics, no budget. Copying packets to tcpdump, nethogs and iftop is in no row. 10 000 active
+flows: 20 000 datagrams a second.
 """,
     )
     for program in names:
@@ -112,16 +111,19 @@ nethogs and iftop is in no row. 10 000 active flows: 20 000 datagrams a second.
         "Memory, and bytes to the terminal",
         "sudo .venv/bin/python bench/programs.py",
         ("program", "resident, MB, by process", *(f"kB/s, {load}" for load in LOADS)),
-        words="Resident memory after the start, idle, of each process; a page that two of them share counts in both.",
+        words="Resident after the start, of each process; shared pages count in each.",
     )
     for program in names:
         parts = list(zip(*memory.get(program, []), strict=False))
-        each = " + ".join(spread([value / 1e6 for value in part], ".1f") for part in parts)
+        each = " + ".join(f"{statistics.median(part) / 1e6:.1f}" for part in parts)
         size.rows.append(
             [
                 program,
                 each,
-                *(spread([v / 1e3 for v in written.get((program, load), ())], ".1f") for load in LOADS),
+                *(
+                    spread([v / 1e3 for v in written.get((program, load), ())], ".1f").partition(" ")[0]
+                    for load in LOADS
+                ),
             ]
         )
         for number, part in enumerate(parts):

@@ -82,10 +82,8 @@ def measure(options: Options) -> Iterable[Table]:
             "MB",
         ),
         words=f"""
-`cores` is the CPU of nettop's two processes, system time (the kernel's side of reading the table) included, as a share
-of one core; the least and most by frame show the frames with a scan and those without. What the programs take for
-{PER_SECOND} packets a second, whose flow is each time one that the caches have forgotten, is beside it. MB is the
-resident memory of the screen's process.
+*Cores*: CPU of nettop's processes with system time. *By frame*: frames with and without a scan. {PER_SECOND} packets a
+second, each of a flow that the caches have forgotten. *MB*: resident memory of the screen's process.
 """,
     )
     sizes = (10_000, 100_000, 500_000) if options.quick else (10_000, 100_000, 500_000, 1_000_000)

@@ -31,7 +31,7 @@ def child(rows: int, count: int, idle: float, result: str) -> None:
     """The application, in the process that owns the pseudo-terminal."""
     import frames
 
-    from nettop.model import Frame
+    from nettop.core.frame import Frame
     from nettop.ui.app import NettopApp
 
     made = [frames.frame(step, extra=max(rows - len(frames.NAMED), 0)) for step in range(count + 5)]
@@ -103,7 +103,7 @@ def report(options: Options) -> Iterable[Table]:
         "Drawing",
         "sudo .venv/bin/python bench/screen.py",
         ("flows", "CPU a frame, ms", "to the terminal a frame, kB", "between frames, percent of a core"),
-        words=f"The real screen on a pseudo-terminal of {size[0]}x{size[1]}, with made-up frames one after another.",
+        words=f"The real screen on a pseudo-terminal of {size[0]}x{size[1]}, with made-up frames.",
     )
     for rows in (33, 1000, 10_000, 20_000):
         say(f"drawing {rows} flows")

@@ -29,7 +29,7 @@ from typing import Self
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "live")]
 
-from lab import Lab, Link, Nettop, bpf, faults, packets, witness  # noqa: E402
+from lab import Lab, Link, Nettop, bpf, faults, oracle, packets  # noqa: E402
 from lab.shell import eventually  # noqa: E402
 from lab.traffic import answering, ask, iperf3  # noqa: E402
 from terminal import Terminal  # noqa: E402
@@ -160,7 +160,7 @@ def soak(minutes: float, folder: Path) -> list[str]:
             if not eventually(lambda: bool(bpf.held(screen.pid).programs), timeout=60):
                 raise SystemExit(f"the screen has not started: {screen.text}")
             time.sleep(2)  # and its compilers have ended
-            start = witness.sysfs(link.a)
+            start = oracle.sysfs(link.a)
             first = len(batch.frames)
             programs = {"batch": batch.pid, "screen": screen.pid}
             processes = [
@@ -180,7 +180,7 @@ def soak(minutes: float, folder: Path) -> list[str]:
                     for _ in range(10):  # on a busy machine a frame may be late; what is lost stays lost
                         batch.more_frames(2, timeout=60)
                         counted = totals(batch, first)
-                        kernel = witness.difference(witness.sysfs(link.a), start)
+                        kernel = oracle.difference(oracle.sysfs(link.a), start)
                         drift = max(abs(counted[key] - kernel[key]) for key in counted)
                         if not drift:
                             break

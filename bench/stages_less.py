@@ -21,10 +21,10 @@ from typing import Any
 from common import ROOT, Options, Table, run, say
 from stages_cost import PUBLISHED, on_loopback, per_run, translated, turn
 
-from nettop.control import Config
-from nettop.filter import compile_expression
+from nettop.bpf.config import Config
+from nettop.bpf.filter import compile_expression
+from nettop.bpf.protocol import Plan
 from nettop.loader.compile import TYPED_ONLY, Object, compile_probe, compile_source
-from nettop.protocol import Plan
 
 
 def filtered(text: str, cache: Path) -> Object:

@@ -23,14 +23,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 
-from nettop import bpf  # noqa: E402
-from nettop.kernel.maps import open_reader  # noqa: E402
-from nettop.loader import attach, interface  # noqa: E402
+from nettop.bpf import syscall  # noqa: E402
+from nettop.bpf.maps import open_maps  # noqa: E402
+from nettop.bpf.protocol import Plan  # noqa: E402
+from nettop.loader import attach  # noqa: E402
 from nettop.loader.compile import compile_probe  # noqa: E402
-from nettop.loader.hooks import Place  # noqa: E402
+from nettop.loader.mechanisms import Target  # noqa: E402
+from nettop.netdev import link as interface  # noqa: E402
 from nettop.probes.base import Reads, Setup  # noqa: E402
-from nettop.probes.stages import PROBE, Stages  # noqa: E402
-from nettop.protocol import MapInfo, Plan  # noqa: E402
+from nettop.probes.stages.probe import PROBE  # noqa: E402
+from nettop.probes.stages.section import Stages  # noqa: E402
 
 PERIOD_S = 30.0
 
@@ -43,13 +45,10 @@ def inside(name: str, minutes: float) -> None:
         probe = attach.Attached("stages", compile_probe("stages", Path(cache)))
     attach.make_maps(probe, plan)
     attach.write_config(probe, config)
-    attach.attach(probe, Place(name, config.ifindex), plan)
+    attach.attach(probe, Target(name, config.ifindex))
     fds = {spec.name: (fd, spec) for fd, spec in zip(probe.maps, probe.object.maps, strict=True)}
-    readers = {}
-    for layout in PROBE.maps:
-        fd, spec = fds[layout.name]
-        info = MapInfo(spec.name, spec.kind, spec.key_size, spec.value_size, spec.max_entries, 0)
-        readers[layout.name] = open_reader(fd, info, layout)
+    answer = attach.report(probe)
+    readers, _ = open_maps(PROBE.maps, answer.probe.maps, answer.fds)
     hooks = {hook: candidate.via for hook, candidate in probe.via.items()}
     fold = PROBE.fold(Setup(name, 2, hooks=hooks))
     end = time.monotonic() + minutes * 60
@@ -82,7 +81,7 @@ def left(fds: dict[str, tuple[int, attach.Object]]) -> dict[str, int]:
         fd, spec = fds[name]
         value = ctypes.create_string_buffer(spec.value_size)
         for index in range(spec.max_entries):
-            bpf.map_lookup(fd, index.to_bytes(4, sys.byteorder), ctypes.addressof(value))
+            syscall.map_lookup(fd, index.to_bytes(4, sys.byteorder), ctypes.addressof(value))
             if not np.frombuffer(value.raw, np.uint64, 1)[0]:
                 continue
             if name.endswith("slots"):

@@ -1,124 +1,124 @@
 #!/usr/bin/env python3
-"""Writes docs/tour.md: nettop driven by tmux as a user would, and what the terminal showed at each step.
+"""Writes docs/tour.md: `nettop --demo` driven by tmux as a user would, and what the terminal showed at each step.
 
-    sudo bench/tour.py [-o FILE]
+    .venv/bin/python bench/tour.py [-o FILE]
 
-The network is that of bench/demo.py, made of namespaces; nothing of it leaves this machine.  Needs tmux and iperf3.
+Needs tmux; no root.  The recording is paused at once and stepped by keys, so the screens are the same in each run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import demo
-from lab import Lab, LabError, sweep
-from lab.program import interpreter
-from lab.shell import eventually
-
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH, HEIGHT = 120, 40
-SOCKET = "nettop-tour"  # a tmux server of its own
-HEAD = """\
+WIDTH, HEIGHT = 80, 24
+SOCKET = f"nettop-tour-{os.getpid()}"  # a tmux server of its own
+HEAD = f"""\
 # A tour
 
-A host, `demo`, asks servers that are near and 20 ms away, and at some time an upload fills the queue of its slow
-uplink. What follows was typed into a terminal of 120 columns and 40 rows, and is what that showed: `sudo
-bench/tour.py` builds the network out of namespaces, drives nettop in tmux, and writes this page.
-
-`nettop --demo` plays a recording of such a minute, without root; all of the keys below work there, but for the
-filter's expressions. [keys.md](keys.md) has every key.
+Ten screens of `nettop --demo`, which needs no root: a recorded minute of a host that asks servers near and 20 ms away.
+A download starts, an upload fills the queue of a slow uplink, a process reads too slowly, a path loses packets.
+`bench/tour.py` writes this page from a terminal of {WIDTH}x{HEIGHT}. On a live interface (`sudo nettop eth0`) the
+keys are the same: [keys.md](keys.md).
 """
 
 
 @dataclass(frozen=True)
 class Step:
-    """Keys, one after the other, and what they are for; ``wait`` is in seconds, for what takes its time."""
+    """Keys one after the other, and what they are for."""
 
     title: str
+    keys: str  # as tmux names them; N*key: N times
     text: str
-    keys: tuple[str, ...] = ()
-    wait: float = 2.5
-    shown: str = ""  # the keys as a person reads them
-    gone: str = ""  # what has to leave the screen first
-    last: int = HEIGHT  # rows of the screen that the page shows
+    first: int | None = None  # rows of the screen that the page shows
+    last: int | None = None
+    until: str = ""  # the screen has it
 
 
-LIVE = (
+STEPS = (
     Step(
-        "Start",
-        "`sudo nettop uplink0`. From the top: how fast; how late, for whom; where inside this host the time "
-        "goes. The download of `backup` is the largest flow. The last line has the keys that make sense "
-        "now, and what was missed: nothing.",
-        wait=6.0,
+        "1. Start",
+        "13*]",
+        "Panes for throughput, RTT, flows, stages and IRQ; on a small terminal only the first three. `upload` sends "
+        "15 Mb/s, and the RTT of all flows has grown from microseconds to 70 ms. The first line has nettop's own cost, "
+        "the last line the keys and what was missed.",
     ),
     Step(
-        "Filter by flow",
-        "The web server's port, in tcpdump's language, compiled while everything goes on. From here on the kernel "
-        "counts nothing else: the throughput is that of these four flows as well, and the first line says why. "
-        "Flows of before stay a while, at rest.",
-        ("/", "host {far} and tcp port {port}", "Enter"),
-        4.0,
-        "`/`, the expression, `enter`",
-        gone="applying",
+        "2. Sort",
+        "3 s",
+        "`s` lists the columns, also those without room; `enter` sorts, `S` reverses. `<` and `>` go to the next one.",
+        1,
+        10,
     ),
     Step(
-        "Sort",
-        "By any column, also one for which there is no room: here by what is sent. `S` turns the order round, "
-        "`<` and `>` go to the column beside. A click on a column's title does the same.",
-        ("s", "j", "j"),
-        1.0,
-        "`s`, `j` `j`",
+        "3. Search",
+        "Escape / u p l o a d Enter",
+        "`/` with a plain word searches the rows. Live, an expression such as `tcp port 443` becomes a filter in the "
+        "kernel for all panes: [filter.md](filter.md).",
+        1,
+        4,
     ),
     Step(
-        "Zoom",
-        "The RTT of these flows over time, a column a frame, on the whole screen. `h` and `l` move through "
-        "time: the cursor's line says what is there.",
-        ("Enter", "2", "z", "h", "h", "h", "j", "j", "j", "j", "j"),
-        1.5,
-        "`enter`, `2`, `z`, `h` `h` `h` `j` ...",
+        "4. A flow's delay, explained",
+        "Escape Escape g j Enter",
+        "`enter` on a flow puts it in focus and opens its page: the verdict with its evidence, then the parts of a "
+        "packet's way over time. Here packets wait in this host's own qdisc (tbf).",
+        1,
+        -2,
     ),
     Step(
-        "A flow's delay, explained",
-        "`enter` on a flow puts it in focus: the kernel keeps its own histograms now. An upload has filled "
-        "the uplink's queue meanwhile; its packets wait there, and the page says so in words, with the "
-        "reasons.",
-        ("Escape", "3", "Enter"),
-        16.0,
-        "`esc`, `3`, `enter`",
+        "5. RTT",
+        "Escape Escape 2 z h h",
+        "`2` focuses a pane, `z` zooms it. The heat map has a column a frame; `h` `j` `k` `l` move the cursor, whose "
+        "cell the line below describes. By subnet: histograms and percentiles.",
+        1,
+        -2,
     ),
     Step(
-        "Snapshot",
-        "What is shown, and the history behind it, goes into a file in the current directory. The last line names it.",
-        ("w",),
-        1.5,
-        "`w`",
-        last=6,
-    ),
-)
-REPLAYED = (
-    Step(
-        "Replay",
-        "`nettop --replay FILE`, by anybody, on any machine: it opens as it was looked at, the flow's page "
-        "in front. The line above the keys is the time line.",
-        wait=4.0,
+        "6. Stages",
+        "z 4 z j j j j j",
+        "Where time goes inside this host. *Share* is the part of the mean whole way, *seen* the packets that the "
+        "stage could follow. What is sent waits in the send buffer and in the qdisc.",
+        1,
+        16,
     ),
     Step(
-        "Back in time",
-        "`(` goes to the mark before: there the filter was switched on. `[` and `]` go a frame back and on, "
-        "`space` plays, `{` and `}` change the speed, `home` and `end` go to the ends, and the mouse goes "
-        "to where it points.",
-        ("Escape", "("),
-        3.0,
-        "`esc`, `(`",
+        "7. One stage",
+        "Enter",
+        "`enter` on a stage shows its boundaries, the mechanism that watches them, and its distribution over time.",
+        1,
+        14,
+    ),
+    Step(
+        "8. IRQ",
+        "Escape 5 z",
+        "Softirq wait and run, NAPI polls, and the device's interrupt lines first if it has any. A veth has none.",
+        1,
+        9,
+    ),
+    Step(
+        "9. Help",
+        "? 3*PageDown",
+        "`?` lists the keys and explains the pane in focus. `ctrl+p` finds any action by name.",
+        11,
+        22,
+    ),
+    Step(
+        "10. Time",
+        "Escape Escape 8*] w",
+        "A replay's time line: `space` plays, `[` and `]` step, `{` and `}` change the speed, `(` and `)` go to marks; "
+        "live, `space` pauses the screen only. `w` writes what is shown, with its history, to a file for `--replay`.",
+        -2,
+        until="wrote",
     ),
 )
 
@@ -126,11 +126,8 @@ REPLAYED = (
 class Terminal:
     """A program in tmux."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
-        self._name = name
-        self._tmux(
-            "new-session", "-d", "-s", name, "-x", str(WIDTH), "-y", str(HEIGHT), "-c", str(folder), *command
-        )
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self._tmux("new-session", "-d", "-x", str(WIDTH), "-y", str(HEIGHT), "-c", str(folder), *command)
 
     def _tmux(self, *args: str) -> str:
         done = subprocess.run(
@@ -138,84 +135,58 @@ class Terminal:
         )
         return done.stdout
 
-    def press(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            literal = ["-l"] if len(key) > 1 and " " in key else []
-            self._tmux("send-keys", "-t", self._name, *literal, key)
-            time.sleep(0.4)
+    def press(self, keys: str) -> None:
+        for key in keys.split():
+            times, _, name = key.rpartition("*")
+            for _ in range(int(times or 1)):
+                self._tmux("send-keys", name)
+                self.settle()
 
-    def text(self) -> list[str]:
-        return [row.rstrip() for row in self._tmux("capture-pane", "-p", "-t", self._name).splitlines()]
+    def rows(self) -> list[str]:
+        return [row.rstrip() for row in self._tmux("capture-pane", "-p").splitlines()]
 
-    def wait_for(self, part: str, there: bool = True) -> None:
-        """Until the screen has it, or has it no more."""
-        if not eventually(lambda: any(part in row for row in self.text()) == there, timeout=60, interval=0.2):
-            raise LabError(f"waiting for {part!r}:\n" + "\n".join(self.text()))
+    def settle(self) -> None:
+        """Until the screen stays as it is."""
+        before: list[str] = []
+        for _ in range(50):
+            time.sleep(0.25)
+            now = self.rows()
+            if now == before:
+                return
+            before = now
+        raise TimeoutError("\n".join(before))
+
+    def wait_for(self, part: str) -> None:
+        for _ in range(240):
+            if any(part in row for row in self.rows()):
+                return
+            time.sleep(0.25)
+        raise TimeoutError(f"waiting for {part!r}:\n" + "\n".join(self.rows()))
 
     def close(self) -> None:
-        self._tmux("send-keys", "-t", self._name, "q")
-        time.sleep(1)
-        subprocess.run(
-            ["tmux", "-L", SOCKET, "kill-session", "-t", self._name], capture_output=True, check=False
-        )
-
-
-def walk(terminal: Terminal, steps: Sequence[Step], words: dict[str, str]) -> list[str]:
-    """The steps' part of the page."""
-    page = []
-    for step in steps:
-        terminal.press([key.format_map(words) if len(key) > 1 else key for key in step.keys])
-        if step.gone:
-            time.sleep(1)
-            terminal.wait_for(step.gone, there=False)
-        time.sleep(step.wait)
-        page += ["", f"## {step.title}", ""]
-        if step.shown:
-            page += [f"Keys: {step.shown}", ""]
-        page += [*textwrap.wrap(step.text, 120), "", "```text", *terminal.text()[-step.last :], "```"]
-    return page
+        subprocess.run(["tmux", "-L", SOCKET, "kill-server"], capture_output=True, check=False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "tour.md")
     given = parser.parse_args()
-    sweep()
-    python = [
-        "env",
-        f"PYTHONPATH={ROOT}",
-        "LC_ALL=C.UTF-8",
-        "COLORTERM=truecolor",
-        interpreter(),
-        "-m",
-        "nettop",
-    ]
-    with tempfile.TemporaryDirectory(prefix="nettop-tour-") as name, Lab() as lab:
-        folder = Path(name)
-        net = demo.network(lab, folder)
-        port = next(p for p in demo.ports(net.far))
-        words = {"far": net.far.v4, "port": str(port)}
-        host = ("unshare", "--uts", "sh", "-c", f'hostname {demo.HOST} && exec "$@"', "sh")
-        stop = threading.Event()
-        terminal = Terminal("live", net.host.ns.argv([*host, *python, demo.NAME]), folder)
+    words = {"PYTHONPATH": ROOT, "LC_ALL": "C.UTF-8", "COLORTERM": "truecolor", "TZ": "UTC"}
+    environment = [f"{name}={value}" for name, value in words.items()]
+    page = []
+    with tempfile.TemporaryDirectory(prefix="nettop-tour-") as name:
+        terminal = Terminal(["env", *environment, sys.executable, "-m", "nettop", "--demo"], Path(name))
         try:
-            terminal.wait_for("4 Stages")
-            terminal.wait_for("web ")
-            for thread in demo.tour_events(lab, net, stop):
-                thread.start()
-            page = walk(terminal, LIVE, words)
-        finally:
-            stop.set()
-            terminal.close()
-        (snapshot,) = folder.glob("*.snapshot.json.gz")
-        terminal = Terminal("replay", [*python, "--replay", snapshot.name], folder)
-        try:
-            terminal.wait_for("details")
-            page += walk(terminal, REPLAYED, words)
+            terminal.wait_for("playing")
+            terminal.press("Space Home")
+            for step in STEPS:
+                terminal.press(step.keys)
+                terminal.wait_for(step.until)
+                page += ["", f"## {step.title}", "", *textwrap.wrap(step.text, 120)]
+                page += ["", "```text", *terminal.rows()[step.first : step.last], "```"]
         finally:
             terminal.close()
     given.output.write_text(HEAD + "\n".join(page) + "\n", encoding="utf-8")
-    print(f"{given.output}: {len(page)} lines")
     return 0
 
 

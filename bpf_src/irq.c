@@ -10,38 +10,40 @@
 #include "hist.h"
 #include "load.h"
 
-#define VECTORS 10 /* NR_SOFTIRQS */
-#define NET_RX 3 /* NET_RX_SOFTIRQ */
-#define LINES 256 /* interrupt lines; the plan has as many as the machine has */
-#define WAITING 8 /* lines of a CPU that wait for a poll at the same time: a line waits once */
-#define STRIKES 3 /* polls that did not come before a line counts as one of several NAPI instances */
+/* include/linux/interrupt.h */
+#define NR_SOFTIRQS 10
+#define NET_RX_SOFTIRQ 3
+
+#define MAX_LINES 256 /* interrupt lines; the plan has as many as the machine has */
+#define MAX_PENDING 8 /* lines of a CPU that wait for a poll at the same time: a line waits once */
+#define MAX_STRIKES 3 /* polls that did not come before a line counts as one of several NAPI instances */
 #define ANY_NAPI 0xFFFFFFFF
-#define NAME 32
-#define OWN 0 /* polls of the watched device */
-#define BACKLOG 1 /* and of the CPU's backlog, by which packets of devices without NAPI come */
+#define LINE_NAME 32
+#define POLLER_DEVICE 0 /* polls of the watched device */
+#define POLLER_BACKLOG 1 /* and of the CPU's backlog, by which packets of devices without NAPI come */
 #define POLLERS 2
 
 /* An interrupt that waits for its poll. */
-struct asked {
+struct pending_irq {
 	u64 at;
 	u32 irq;
-	u32 raised; /* its handler raised NET_RX; 0: it may have found its NAPI scheduled already */
+	u32 raised; /* its handler raised NET_RX_SOFTIRQ; 0: it may have found its NAPI scheduled already */
 };
 
 /* One CPU. */
 struct cpu_state {
-	u64 raised[VECTORS]; /* 0: not waiting */
-	u64 entered[VECTORS]; /* 0: not running */
+	u64 raised_at[NR_SOFTIRQS]; /* 0: not waiting */
+	u64 entered_at[NR_SOFTIRQS]; /* 0: not running */
 	u64 irq_at; /* the handler that runs, 0: none */
 	u64 poll_at; /* since when the poll in hand runs */
 	u32 irq;
-	u32 raised_here; /* the handler that runs has raised NET_RX */
-	u32 asks; /* how many of asked[] */
-	/* answer()'s, in memory: at hand, each number would be another way for the verifier to follow */
+	u32 raised_here; /* the handler that runs has raised NET_RX_SOFTIRQ */
+	u32 pending_count; /* how many of pending[] */
+	/* pending_polled()'s, in memory: at hand, each number would be another way for the verifier to follow */
 	u32 kept;
 	u32 unknown;
-	u32 taken;
-	struct asked asked[WAITING];
+	u32 claimed;
+	struct pending_irq pending[MAX_PENDING];
 };
 
 struct softirq {
@@ -53,7 +55,7 @@ struct softirq {
 struct line {
 	struct hist run;
 	u64 unhandled; /* IRQ_NONE: a shared line's other device */
-	char name[NAME];
+	char name[LINE_NAME];
 };
 
 /* A line whose handler schedules polls. */
@@ -73,13 +75,13 @@ struct poller {
 
 CONFIG_MAP;
 BPF_PERCPU_ARRAY(cpus, struct cpu_state, 1);
-BPF_PERCPU_ARRAY(softirqs, struct softirq, VECTORS);
+BPF_PERCPU_ARRAY(softirqs, struct softirq, NR_SOFTIRQS);
 BPF_PERCPU_ARRAY(pollers, struct poller, POLLERS);
 BPF_ARRAY(blanks, struct line, 1);
 BPF_ARRAY(no_waits, struct wait, 1);
 /* By interrupt number; memory is taken for those that fire, so there can be a place for each that the machine has. */
-BPF_F_TABLE("hash", u32, struct line, lines, LINES, BPF_F_NO_PREALLOC);
-BPF_F_TABLE("hash", u32, struct wait, waits, LINES, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", u32, struct line, lines, MAX_LINES, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("hash", u32, struct wait, waits, MAX_LINES, BPF_F_NO_PREALLOC);
 
 static __always_inline struct cpu_state *this_cpu(void)
 {
@@ -152,39 +154,39 @@ static __always_inline struct wait *wait_for(u32 irq)
 /*
  * The handler that ends has scheduled its NAPI: from its beginning to the poll is what the device waits.
  *
- * It raises NET_RX for that, but since 6.4 not while net_rx_action runs, nor while a run with work left is to come
- * (net/core/dev.c, in_net_rx_action).  There a line that has raised before is taken to ask again; if its NAPI was
+ * It raises NET_RX_SOFTIRQ for that, but since 6.4 not while net_rx_action runs, nor while a run with work left is to
+ * come (net/core/dev.c, in_net_rx_action).  There a line that has raised before is taken to ask again; if its NAPI was
  * scheduled already, the poll that comes is the one that it waits for all the same.
  */
-static __always_inline void ask(struct cpu_state *cpu, u32 irq)
+static __always_inline void pending_add(struct cpu_state *cpu, u32 irq)
 {
 	struct wait *w;
-	struct asked *a;
+	struct pending_irq *a;
 	u32 i;
 
 	if (cpu->raised_here)
 		w = wait_for(irq);
-	else if (cpu->entered[NET_RX] || cpu->raised[NET_RX])
+	else if (cpu->entered_at[NET_RX_SOFTIRQ] || cpu->raised_at[NET_RX_SOFTIRQ])
 		w = waits.lookup(&irq);
 	else
 		return;
 	if (!w)
 		return;
-	for (i = 0; i < WAITING; i++) {
-		if (i >= cpu->asks)
+	for (i = 0; i < MAX_PENDING; i++) {
+		if (i >= cpu->pending_count)
 			break;
-		if (cpu->asked[i].irq == irq)
+		if (cpu->pending[i].irq == irq)
 			return; /* waits since then */
 	}
-	if (cpu->asks >= WAITING) {
+	if (cpu->pending_count >= MAX_PENDING) {
 		ADD(w->missed, 1);
 		return;
 	}
-	a = &cpu->asked[cpu->asks & (WAITING - 1)];
+	a = &cpu->pending[cpu->pending_count & (MAX_PENDING - 1)];
 	a->at = cpu->irq_at;
 	a->irq = irq;
 	a->raised = cpu->raised_here;
-	cpu->asks++;
+	cpu->pending_count++;
 }
 
 static __always_inline int irq_exit(u32 irq, const void *action, int handled, int typed)
@@ -201,132 +203,132 @@ static __always_inline int irq_exit(u32 irq, const void *action, int handled, in
 	else if (l)
 		ADD(l->unhandled, 1);
 	if (handled)
-		ask(cpu, irq);
+		pending_add(cpu, irq);
 	cpu->irq_at = 0;
 	return 0;
 }
 
-static __always_inline int raised(u32 vector)
+static __always_inline int softirq_raise(u32 vector)
 {
 	struct cpu_state *cpu = this_cpu();
 
-	if (!cpu || vector >= VECTORS)
+	if (!cpu || vector >= NR_SOFTIRQS)
 		return 0;
-	if (!cpu->raised[vector])
-		cpu->raised[vector] = bpf_ktime_get_ns();
-	if (vector == NET_RX && cpu->irq_at)
+	if (!cpu->raised_at[vector])
+		cpu->raised_at[vector] = bpf_ktime_get_ns();
+	if (vector == NET_RX_SOFTIRQ && cpu->irq_at)
 		cpu->raised_here = 1;
 	return 0;
 }
 
-static __always_inline int entered(u32 vector)
+static __always_inline int softirq_entry(u32 vector)
 {
 	struct cpu_state *cpu = this_cpu();
 	struct softirq *s;
 	u64 now;
 
-	if (!cpu || vector >= VECTORS)
+	if (!cpu || vector >= NR_SOFTIRQS)
 		return 0;
 	s = softirq_of(vector);
 	if (!s)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (cpu->raised[vector])
-		hist_add(&s->wait, since(cpu->raised[vector], now));
-	cpu->raised[vector] = 0;
-	cpu->entered[vector] = now;
-	if (vector == NET_RX)
+	if (cpu->raised_at[vector])
+		hist_add(&s->wait, since(cpu->raised_at[vector], now));
+	cpu->raised_at[vector] = 0;
+	cpu->entered_at[vector] = now;
+	if (vector == NET_RX_SOFTIRQ)
 		cpu->poll_at = now;
 	return 0;
 }
 
 /*
- * NET_RX has ended and is not raised again: no NAPI of this CPU is scheduled (net_rx_action raises it for what it
- * leaves).  What still waits was polled by another (a thread, a busy poll, another device's), or never asked.
+ * NET_RX_SOFTIRQ has ended and is not raised again: no NAPI of this CPU is scheduled (net_rx_action raises it for what
+ * it leaves).  What still waits was polled by another (a thread, a busy poll, another device's), or never asked.
  */
-static __always_inline void forget(struct cpu_state *cpu)
+static __always_inline void pending_missed(struct cpu_state *cpu)
 {
 	struct wait *w;
 	u32 i, irq;
 
-	for (i = 0; i < WAITING; i++) {
-		if (i >= cpu->asks)
+	for (i = 0; i < MAX_PENDING; i++) {
+		if (i >= cpu->pending_count)
 			break;
-		irq = cpu->asked[i].irq;
-		w = cpu->asked[i].raised ? waits.lookup(&irq) : 0;
+		irq = cpu->pending[i].irq;
+		w = cpu->pending[i].raised ? waits.lookup(&irq) : 0;
 		if (!w)
 			continue;
 		ADD(w->missed, 1);
 		if (w->napi == ANY_NAPI)
 			continue;
 		w->strikes++;
-		w->napi = w->strikes < STRIKES ? 0 : ANY_NAPI;
+		w->napi = w->strikes < MAX_STRIKES ? 0 : ANY_NAPI;
 	}
-	cpu->asks = 0;
+	cpu->pending_count = 0;
 }
 
 /*
  * A poll of the watched device that began then has answered the interrupts that asked this NAPI for it.  Which one a
  * line asks is learned where it is the only one that it can be; up to then the poll is that of who waits longest.
  */
-static __always_inline void answer(struct cpu_state *cpu, u32 napi, u64 began)
+static __always_inline void pending_polled(struct cpu_state *cpu, u32 napi, u64 began)
 {
 	u32 i, irq;
 	struct wait *w;
 
-	cpu->kept = cpu->unknown = cpu->taken = 0;
-	for (i = 0; i < WAITING; i++) {
-		if (i >= cpu->asks)
+	cpu->kept = cpu->unknown = cpu->claimed = 0;
+	for (i = 0; i < MAX_PENDING; i++) {
+		if (i >= cpu->pending_count)
 			break;
-		irq = cpu->asked[i].irq;
+		irq = cpu->pending[i].irq;
 		w = waits.lookup(&irq);
 		cpu->unknown += w && !w->napi;
 	}
-	for (i = 0; i < WAITING; i++) {
-		if (i >= cpu->asks)
+	for (i = 0; i < MAX_PENDING; i++) {
+		if (i >= cpu->pending_count)
 			break;
-		irq = cpu->asked[i].irq;
+		irq = cpu->pending[i].irq;
 		w = waits.lookup(&irq);
 		/* Later than that: in the middle of this poll, which had enabled interrupts again. */
-		if (!w || cpu->asked[i].at > began || (w->napi && w->napi != napi && w->napi != ANY_NAPI) ||
-		    (!w->napi && cpu->taken)) {
-			cpu->asked[cpu->kept & (WAITING - 1)] = cpu->asked[i];
+		if (!w || cpu->pending[i].at > began || (w->napi && w->napi != napi && w->napi != ANY_NAPI) ||
+		    (!w->napi && cpu->claimed)) {
+			cpu->pending[cpu->kept & (MAX_PENDING - 1)] = cpu->pending[i];
 			cpu->kept++;
 			continue;
 		}
 		if (!w->napi) {
-			cpu->taken = 1;
+			cpu->claimed = 1;
 			if (cpu->unknown == 1)
 				w->napi = napi;
 		} else if (w->napi == napi) {
 			w->strikes = 0;
 		}
-		line_add(&w->to_poll, since(cpu->asked[i].at, began));
+		line_add(&w->to_poll, since(cpu->pending[i].at, began));
 	}
-	cpu->asks = cpu->kept;
+	cpu->pending_count = cpu->kept;
 }
 
-static __always_inline int left(u32 vector)
+static __always_inline int softirq_exit(u32 vector)
 {
 	struct cpu_state *cpu = this_cpu();
 	struct softirq *s;
 
-	if (!cpu || vector >= VECTORS || !cpu->entered[vector])
+	if (!cpu || vector >= NR_SOFTIRQS || !cpu->entered_at[vector])
 		return 0;
 	s = softirq_of(vector);
 	if (s)
-		hist_add(&s->run, since(cpu->entered[vector], bpf_ktime_get_ns()));
-	cpu->entered[vector] = 0;
-	if (vector == NET_RX) {
+		hist_add(&s->run, since(cpu->entered_at[vector], bpf_ktime_get_ns()));
+	cpu->entered_at[vector] = 0;
+	if (vector == NET_RX_SOFTIRQ) {
 		cpu->poll_at = 0;
-		if (!cpu->raised[NET_RX])
-			forget(cpu);
+		if (!cpu->raised_at[NET_RX_SOFTIRQ])
+			pending_missed(cpu);
 	}
 	return 0;
 }
 
 /* A poll is over.  It began when the one before it ended, or with the softirq. */
-static __always_inline int polled(const void *napi, int work, int budget, int typed)
+static __always_inline int napi_polled(const void *napi, int work, int budget, int typed)
 {
 	struct cpu_state *cpu = this_cpu();
 	struct config *c;
@@ -339,7 +341,7 @@ static __always_inline int polled(const void *napi, int work, int budget, int ty
 	if (!cpu || !c)
 		return 0;
 	LOAD(typed, dev, napi, struct napi_struct, dev);
-	which = dev ? OWN : BACKLOG;
+	which = dev ? POLLER_DEVICE : POLLER_BACKLOG;
 	if (dev && !watched(c, dev, typed)) {
 		if (cpu->poll_at)
 			cpu->poll_at = bpf_ktime_get_ns();
@@ -357,9 +359,9 @@ static __always_inline int polled(const void *napi, int work, int budget, int ty
 	now = bpf_ktime_get_ns();
 	hist_add(&p->run, since(began, now));
 	cpu->poll_at = now;
-	if (which == OWN && cpu->asks)
+	if (which == POLLER_DEVICE && cpu->pending_count)
 		/* of a kernel address no more than tells two apart */
-		answer(cpu, (u32)AS_NUMBER(napi) >> 4 | 1, began);
+		pending_polled(cpu, (u32)AS_NUMBER(napi) >> 4 | 1, began);
 	return 0;
 }
 
@@ -386,17 +388,17 @@ int irq_handler_exit_raw(struct bpf_raw_tracepoint_args *ctx)
 
 int irq_softirq_raise(struct bpf_raw_tracepoint_args *ctx)
 {
-	return raised((u32)ctx->args[0]);
+	return softirq_raise((u32)ctx->args[0]);
 }
 
 int irq_softirq_entry(struct bpf_raw_tracepoint_args *ctx)
 {
-	return entered((u32)ctx->args[0]);
+	return softirq_entry((u32)ctx->args[0]);
 }
 
 int irq_softirq_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	return left((u32)ctx->args[0]);
+	return softirq_exit((u32)ctx->args[0]);
 }
 
 int irq_napi_poll(struct bpf_raw_tracepoint_args *ctx)
@@ -404,10 +406,10 @@ int irq_napi_poll(struct bpf_raw_tracepoint_args *ctx)
 	void *napi;
 
 	ARGUMENT(napi, ctx, 0);
-	return polled(napi, (int)ctx->args[1], (int)ctx->args[2], TYPED);
+	return napi_polled(napi, (int)ctx->args[1], (int)ctx->args[2], TYPED);
 }
 
 int irq_napi_poll_raw(struct bpf_raw_tracepoint_args *ctx)
 {
-	return polled((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2], UNTYPED);
+	return napi_polled((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2], UNTYPED);
 }

@@ -68,8 +68,8 @@ static __always_inline u32 bin_number(struct bursts *b, u32 bytes)
 	return b->number;
 }
 
-static __always_inline void add(struct traffic *t, struct bursts *b, const struct packet *packet,
-				const struct size *size)
+static __always_inline void traffic_add(struct traffic *t, struct bursts *b, const struct packet *packet,
+					const struct size *size)
 {
 	u32 number;
 	struct bin *bin;
@@ -94,13 +94,13 @@ static __always_inline void add(struct traffic *t, struct bursts *b, const struc
 	bin->bytes += size->bytes;
 }
 
-static __always_inline int count(struct __sk_buff *skb, int direction)
+static __always_inline int process_packet(struct __sk_buff *skb, int direction)
 {
 	struct veth_peer *peer = NULL;
 	struct packet packet;
 	struct size size;
 	/* a copy for look-ups, which take an address: `direction` itself stays a constant */
-	int zero = 0, in = IN, way = direction;
+	int zero = 0, in = IN, index = direction;
 	struct config *c = config.lookup(&zero);
 
 	if (!c || !c->ifindex || !filter_accepts(skb, c->l2_len, direction))
@@ -109,18 +109,18 @@ static __always_inline int count(struct __sk_buff *skb, int direction)
 	if (direction == OUT && c->count_out & COUNT_NAPI)
 		peer = veth_peers.lookup(&zero);
 	packet_size(skb, &packet, c, direction, peer, &size);
-	add(traffic.lookup(&way), bursts.lookup(&way), &packet, &size);
+	traffic_add(traffic.lookup(&index), bursts.lookup(&index), &packet, &size);
 	if (direction == OUT && unlikely(c->count_in & COUNT_SENT))
-		add(traffic.lookup(&in), bursts.lookup(&in), &packet, &size);
+		traffic_add(traffic.lookup(&in), bursts.lookup(&in), &packet, &size);
 	return TC_ACT_UNSPEC;
 }
 
 int throughput_ingress(struct __sk_buff *skb)
 {
-	return count(skb, IN);
+	return process_packet(skb, IN);
 }
 
 int throughput_egress(struct __sk_buff *skb)
 {
-	return count(skb, OUT);
+	return process_packet(skb, OUT);
 }

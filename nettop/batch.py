@@ -11,9 +11,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from nettop.errors import ExitCode, NettopError
-from nettop.files import Sink
-from nettop.model import Frame
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.frame import Frame
+from nettop.record.files import Sink
 
 if TYPE_CHECKING:
     from nettop.output import Writer
@@ -83,7 +83,7 @@ class _Hand:
     """A thread that writes.
 
     Whoever reads our output may keep a write waiting for ever, and we must still be able to stop: so it is a
-    daemon, and nobody joins it.
+    daemon thread that is not joined.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class _Hand:
                 job()
             except BaseException as error:  # it is raised again where the job came from
                 failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the waiter
                 future.get_loop().call_soon_threadsafe(_settle, future, failure)
 
 
@@ -165,7 +165,7 @@ async def run(
 
 
 def nothing_works(frame: Frame) -> NettopError | None:
-    """The failure to report where each probe that was asked for has failed, or is not to be had; else None."""
+    """The failure to report where each probe that was asked for has failed or is unavailable; else None."""
     asked = {name: status for name, status in frame.probes.items() if status.state != "off"}
     if not asked or any(status.state == "live" for status in asked.values()):
         return None

@@ -1,7 +1,7 @@
-"""Root's files for a process that is nobody: a small process that opens them, and hands the descriptors over.
+"""Root's files for a process that runs as nobody: a small process that opens them, and hands the descriptors over.
 
 Root expects that ``-o FILE`` is root's, in root's directory; and what parses files and draws shall not be root.  So
-where nobody is behind sudo, a process is forked before privileges are given up.  It stays uid 0, without a capability,
+where there is no SUDO_UID, a process is forked before privileges are given up.  It stays uid 0, without a capability,
 and opens what the command line names, and new files ``nettop-...`` in the directory where it was started; nothing else.
 It never reads or writes one.
 """
@@ -18,7 +18,8 @@ import socket
 import threading
 from collections.abc import Iterable
 
-from nettop import files, privilege
+from nettop import privilege
+from nettop.record import files
 
 _MAX_MESSAGE = 1 << 16
 _OWN = re.compile(r"nettop-[A-Za-z0-9.-]{1,200}")  # names that nettop itself gives to new files
@@ -34,7 +35,7 @@ class Broker:
         self._turn = threading.Lock()
 
     def __call__(self, how: files.How, path: str) -> int:
-        """A descriptor of the file, opened as nettop.files would.  OSError as the kernel has it.
+        """A descriptor of the file, opened as nettop.record.files would.  OSError as the kernel has it.
 
         What root may not open without a capability (in somebody's home), or is not asked to, this process may itself.
         """
@@ -81,7 +82,7 @@ def _settle(parent: int) -> None:
     """No capability, no trace or core of it, no signal from the terminal, and no life without the parent."""
     privilege.seclude()
     null = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):  # whoever reads these must not wait for us
+    for stream in (1, 2):  # their readers must not wait for us
         os.dup2(null, stream)
     os.close(null)
     privilege.confine(0)

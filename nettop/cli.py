@@ -19,16 +19,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nettop import files, interfaces, privilege, settings, units
-from nettop.charset import draws_unicode
-from nettop.errors import ExitCode, NettopError
-from nettop.paths import PACKAGE
+from nettop import privilege, settings
+from nettop.core import units
+from nettop.core.charset import draws_unicode
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.paths import OWN_PROBES, PACKAGE
+from nettop.core.version import version
+from nettop.netdev import names
+from nettop.record import files
 from nettop.settings import Arguments, Control, Settings
 
 if TYPE_CHECKING:
-    from nettop.model import Frame
+    from nettop.core.frame import Frame
     from nettop.output import Writer
-    from nettop.sources import Replay, Source
+    from nettop.record.recording import Recorder
+    from nettop.record.sources import Replay, Source
 
 DEMO = PACKAGE / "demo.ndjson.gz"
 _log = logging.getLogger("nettop")
@@ -39,25 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: the exit code for the shell.  Errors are two lines on standard error."""
     _occupy_standard_streams()
     try:
-        given = interfaces.apart(sys.argv[1:] if argv is None else argv, interfaces.names())
+        given = names.apart(sys.argv[1:] if argv is None else argv, names.names())
         return _run(settings.parse(given))
     except NettopError as error:
-        _complain(error.lines())
+        _print_error(error.lines())
         return error.code
-    except BrokenPipeError:  # `nettop -b | head`: whoever reads has enough
+    except BrokenPipeError:  # `nettop -b | head`: the reader has closed the pipe
         _silence_stdout()
         return ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:
         _log.info("unexpected", exc_info=True)  # a file has it; standard error has the two lines
-        _complain(
+        _print_error(
             f"nettop: {type(error).__name__}: {_one_line(str(error))}\n"
             "hint: this is a bug; --log FILE keeps the details of it for a report"
         )
         return ExitCode.FAILURE
     finally:
-        _let_go_of_stderr()
+        _release_stderr()
 
 
 def _occupy_standard_streams() -> None:
@@ -78,12 +83,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:500]
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     """Lines for the user's terminal.  Names of files, interfaces and hosts in them are somebody else's words."""
     sys.stderr.write("\n".join(units.clean(line, 4096) for line in text.splitlines()) + "\n")
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -95,8 +100,8 @@ def _silence_stdout() -> None:
     os.close(null)
 
 
-def _let_go_of_stderr() -> None:
-    """What finds nobody there any more (a terminal that was closed) would make Python end with 120."""
+def _release_stderr() -> None:
+    """A terminal that was closed would make Python end with 120 when it flushes."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -106,6 +111,8 @@ def _let_go_of_stderr() -> None:
 
 
 def _run(arguments: Arguments) -> int:
+    if arguments.new_probe is not None:
+        return _new_probe(arguments)
     if arguments.list_probes:
         return _list_probes()
     if arguments.print_config:
@@ -131,8 +138,8 @@ def _home() -> Path:
 
 
 def _call_broker(arguments: Arguments) -> Path | None:
-    """Where root itself calls, this process will be nobody: another one opens root's files.  Then root's home."""
-    if os.geteuid() != 0 or privilege.user_behind_sudo(os.environ):
+    """Where root itself calls, this process becomes nobody: another one opens root's files.  Then root's home."""
+    if os.geteuid() != 0 or privilege.invoking_user(os.environ):
         return None
     from nettop import broker
 
@@ -145,7 +152,7 @@ def _call_broker(arguments: Arguments) -> Path | None:
 def _settings(arguments: Arguments, home: Path, interface: str = "", filter_text: str = "") -> Settings:
     """The settings in effect; as the user, so after privileges are given up."""
     _start_log(arguments)
-    return _checked(settings.build(arguments, home, interface, filter_text))
+    return checked(settings.build(arguments, home, interface, filter_text))
 
 
 def _start_log(arguments: Arguments) -> None:
@@ -168,28 +175,43 @@ def _start_log(arguments: Arguments) -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
 
 
-def _checked(chosen: Settings) -> Settings:
+def checked(chosen: Settings) -> Settings:
     """With the names of probes and columns, which settings can't know.  Raises NettopError (2)."""
     if chosen.focus:
         _check_end(chosen.focus)
-    if not (chosen.probes or chosen.sort):
+    if not (chosen.probes or chosen.sort or chosen.trace):
         return chosen
     from nettop.probes.base import all_probes
 
     probes = all_probes()
     for name in chosen.probes:
         _known("probe", name, {each: each for each in probes})
+    tracing = [name for name, probe in probes.items() if probe.traces]
+    if chosen.trace and chosen.probes and not set(chosen.probes) & set(tracing):
+        needed = f"--trace needs the probe {' or '.join(tracing)}"
+        raise NettopError(needed, "name it among --probes as well", ExitCode.USAGE)
     if not chosen.sort:
         return chosen
-    columns = [c for p in probes.values() for pane in p.panes if pane.table for c in pane.table.columns]
-    # As it is called in files and by awk, and as it stands over the column: both are right.
-    words = {word: c for c in columns for word in (c.title.lower(), c.key)}
-    said = {w: c.key if c.title == c.key else f"{c.title} ({c.key})" for w, c in words.items()}
-    return replace(chosen, sort=words[_known("column", chosen.sort.lower(), said)].key)
+    tables = [pane.table for p in probes.values() for pane in p.panes if pane.table]
+    # As it stands over the column, as awk and files have it; and every field of a row, as the frame and CSV have it.
+    titles = {word: c for t in tables for c in t.columns for word in (c.title.lower(), c.key)}
+    fields = {word: name for t in tables for name in t.fields for word in (name, name.replace(".", "_"))}
+    if chosen.sort.lower() in fields and chosen.sort.lower() not in titles:
+        return replace(chosen, sort=fields[chosen.sort.lower()])
+    said = {w: c.key if c.title == c.key else f"{c.title} ({c.key})" for w, c in titles.items()}
+    near = said | {word: word for word in fields if word not in said}
+    return replace(chosen, sort=titles[_known("column", chosen.sort.lower(), said, near)].key)
+
+
+def focuses(chosen: Settings) -> bool:
+    """Whether a probe runs whose rows can be taken into focus."""
+    from nettop.probes.base import all_probes
+
+    return any(p.focuses for name, p in all_probes().items() if not chosen.probes or name in chosen.probes)
 
 
 def _check_end(text: str) -> None:
-    from nettop.probes.verdict import check_end
+    from nettop.analysis.verdict.explain import check_end
 
     try:
         check_end(text)
@@ -198,10 +220,11 @@ def _check_end(text: str) -> None:
         raise NettopError(f"--focus {text}: {error}", hint, ExitCode.USAGE) from None
 
 
-def _known(kind: str, name: str, said: Mapping[str, str]) -> str:
-    """The name, if it is one; ``said``: how each is named in the complaint."""
+def _known(kind: str, name: str, said: Mapping[str, str], close: Mapping[str, str] | None = None) -> str:
+    """The name, if it is one; ``said``: how each is named in the error, ``close`` those that may be meant."""
     if name not in said:
-        near = dict.fromkeys(said[word] for word in difflib.get_close_matches(name, said, n=3))
+        close = close or said
+        near = dict.fromkeys(close[word] for word in difflib.get_close_matches(name, close, n=3))
         everything = ", ".join(dict.fromkeys(said.values()))
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {everything}"
         raise NettopError(f"unknown {kind}: {name}", hint, ExitCode.USAGE)
@@ -209,13 +232,32 @@ def _known(kind: str, name: str, said: Mapping[str, str]) -> str:
 
 
 def _list_probes() -> int:
+    if OWN_PROBES.exists() and (os.geteuid() == 0 or privilege.effective()):
+        privilege.drop(os.environ)  # their modules are imported
     from nettop.probes.base import all_probes
+    from nettop.probes.own import problems
 
     probes = all_probes()
-    width = max(map(len, probes), default=0)
+    others = {
+        name: text for name, text in problems().items() if name not in probes or not probes[name].problem
+    }
+    width = max(map(len, (*probes, *others)), default=0)
     for name, probe in probes.items():
-        _say(f"{name:{width}}  {probe.summary}")
-        _say(f"{'':{width}}  hooks: {', '.join(hook.name for hook in probe.hooks)}")
+        _print_line(f"{name:{width}}  {units.clean(probe.summary, 1000)}")
+        if probe.hooks:
+            _print_line(f"{'':{width}}  hooks: {', '.join(hook.name for hook in probe.hooks)}")
+    for name, text in others.items():
+        _print_line(f"{name:{width}}  cannot be used: {text}")
+    return ExitCode.OK
+
+
+def _new_probe(arguments: Arguments) -> int:
+    """Write a probe into the current directory, as the calling user, and say what to do with it."""
+    if privilege.invoking_user(os.environ):
+        privilege.drop(os.environ)
+    from nettop.probes.new import write
+
+    _print_line(write(arguments.new_probe or "", Path.cwd()))
     return ExitCode.OK
 
 
@@ -232,9 +274,9 @@ def _replay(arguments: Arguments) -> int:
         path = str(DEMO)
     _need_terminal(arguments)
     chosen = _settings(arguments, _become_user(arguments))
-    from nettop.recording import Recording
-    from nettop.redact import this_run
-    from nettop.sources import Replay
+    from nettop.record.recording import Recording
+    from nettop.record.redact import this_run
+    from nettop.record.sources import Replay
 
     with Recording(path, hide=this_run() if chosen.redact else None) as recording:
         if chosen.batch:
@@ -251,24 +293,23 @@ def _replay(arguments: Arguments) -> int:
 def _live(arguments: Arguments) -> int:
     _need_capabilities(arguments)
     _need_terminal(arguments)
-    interface, filter_text = interfaces.choose(
-        arguments.words, interfaces.names(), interfaces.current_default()
-    )
-    # numpy's BLAS, which nobody here uses, would start threads before the privileges are gone.
+    interface, filter_text = names.choose(arguments.words, names.names(), names.current_default())
+    # numpy's BLAS, which is not used here, would start threads before the privileges are gone.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    from nettop import live
+    from nettop.collect import live
+    from nettop.collect.loader_client import start_loader
 
     home = _call_broker(arguments)
-    handle = live.start_loader()  # from here on this process has no privileges
+    handle = start_loader()  # from here on this process has no privileges
     try:
-        chosen = _word_apart(_settings(arguments, home or _home(), interface, filter_text))
+        chosen = _split_word(_settings(arguments, home or _home(), interface, filter_text))
         if arguments.check:
             return _check(live.check(handle, chosen))
-        control = Control.of(chosen)
+        control = Control.of(chosen, focuses(chosen))
         if chosen.batch:
             frames = live.frames(handle, chosen, control)
             if chosen.focus or control.trace == "focus":
-                from nettop.output.focus import focusing
+                from nettop.analysis.focus import focusing
 
                 frames = focusing(frames, control, chosen.focus)
             if chosen.redact:
@@ -283,7 +324,7 @@ async def _hidden(frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
     """The same frames with pseudonyms in them."""
     import asyncio
 
-    from nettop.redact import this_run
+    from nettop.record.redact import this_run
 
     try:
         async for frame in frames:
@@ -294,7 +335,7 @@ async def _hidden(frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
 
 def _hidden_settings(chosen: Settings) -> Settings:
     """What of the settings gets into files and outputs, with pseudonyms."""
-    from nettop.redact import this_run
+    from nettop.record.redact import this_run
 
     hide = this_run()
     return replace(
@@ -310,11 +351,13 @@ def _need_capabilities(arguments: Arguments) -> None:
     missing = privilege.missing(held)
     if not missing:
         return
+    from humanize import natural_list
+
     sudo = f"sudo nettop {' '.join(arguments.words)}".rstrip()
     if held & privilege.mask(privilege.NET_ADMIN, privilege.BPF, privilege.PERFMON, privilege.SYS_ADMIN):
         raise NettopError(
-            f"loading programs into the kernel needs {' and '.join(missing)} as well",
-            f"{sudo}, or add {' and '.join(missing)} to what starts it (a unit's AmbientCapabilities=)",
+            f"loading programs into the kernel needs {natural_list(missing)} as well",
+            f"{sudo}, or add {natural_list(missing)} to what starts it (a unit's AmbientCapabilities=)",
             ExitCode.PRIVILEGE,
         )
     raise NettopError(
@@ -324,20 +367,20 @@ def _need_capabilities(arguments: Arguments) -> None:
     )
 
 
-def _word_apart(chosen: Settings) -> Settings:
+def _split_word(chosen: Settings) -> Settings:
     """A single word that is no expression is looked for by the screen.  FilterError for what is neither.
 
     Without a screen it is an error as well: a script's misspelt filter must not pass for one that nothing matches.
     """
     if not chosen.filter:
         return chosen
-    from nettop import filter as filters
-    from nettop.loader.interface import link_header
+    from nettop.bpf import filter as filters
+    from nettop.netdev.link import link_header
 
     link = filters.EN10MB
     with contextlib.suppress(OSError):  # no such interface: that is said later
         link = filters.link_type(link_header(chosen.interface))
-    if filters.understand(chosen.filter, link) is not None:
+    if filters.compile_or_word(chosen.filter, link) is not None:
         return chosen
     if not chosen.batch:
         return replace(chosen, filter="", word=chosen.filter)
@@ -390,10 +433,10 @@ def _check(found: Any) -> int:
     """What the kernel offers, a line each.  Exit code 4 where nothing holds."""
     rows = list(found)
     widths = [max((len(row[i]) for row in rows), default=0) for i in (0, 1)]
-    _say(f"Linux {platform.release()}, Python {platform.python_version()}, nettop {settings.version()}")
+    _print_line(f"Linux {platform.release()}, Python {platform.python_version()}, nettop {version()}")
     for probe, hook, text, holds in (*rows, *_weighed()):
         mark = "yes" if holds else "no "
-        _say(f"{probe:{widths[0]}}  {hook:{widths[1]}}  {mark}  {_one_line(text)}")
+        _print_line(f"{probe:{widths[0]}}  {hook:{widths[1]}}  {mark}  {_one_line(text)}")
     return ExitCode.OK if any(row[3] for row in rows) else ExitCode.UNSUPPORTED
 
 
@@ -403,18 +446,18 @@ def _weighed() -> list[tuple[str, str, str, bool]]:
         return []
     import asyncio
 
-    from nettop.recording import Recording
-    from nettop.units import size
+    from nettop.core.units import size
+    from nettop.record.recording import Recording
 
     try:
-        from nettop.ui import terminal  # brings Textual in
+        from nettop.ui import frame_bytes, terminal  # brings Textual in
     except ImportError as error:
         return [("screen", "-", f"{type(error).__name__}: {error}", False)]
     columns, rows = shape = terminal.terminal_size()
     try:
         with Recording(str(DEMO)) as recording:
             busy = [recording.frame(i) for i in range(min(10, len(recording)))]
-        text = f"{size(round(asyncio.run(terminal.bytes_a_frame(busy, shape))))} a frame to the terminal"
+        text = f"{size(round(asyncio.run(frame_bytes.bytes_a_frame(busy, shape))))} a frame to the terminal"
     except Exception as error:
         _log.info("the screen", exc_info=True)
         return [("screen", f"{columns}x{rows}", f"{type(error).__name__}: {error}", False)]
@@ -424,12 +467,18 @@ def _weighed() -> list[tuple[str, str, str, bool]]:
 # --- where frames go ----------------------------------------------------------------------------------------
 
 
+def _recorder(chosen: Settings) -> Recorder:
+    from nettop.record.recording import View, start_recorder
+
+    view = View(sort=chosen.sort, filter=chosen.filter)
+    return start_recorder(chosen.record or "", chosen.interface, view, chosen.top, chosen.redact)
+
+
 def _batch(frames: AsyncIterator[Frame], chosen: Settings, arguments: Arguments, live: bool = False) -> int:
     import asyncio
 
     from nettop import batch
-    from nettop.files import Sink
-    from nettop.recording import start_recorder
+    from nettop.record.files import Sink
 
     # A snapshot is for --replay, unless a format is asked for.
     snapshot = arguments.snapshot is not None and "format" not in arguments.given
@@ -443,9 +492,9 @@ def _batch(frames: AsyncIterator[Frame], chosen: Settings, arguments: Arguments,
         outputs = [batch.Formatted(_writer(chosen, sink.write, None), sink)]
     else:
         outputs = [batch.Formatted(_writer(chosen, batch.to_stdout, sys.stdout))]
-    recorder = start_recorder(chosen.record, chosen) if chosen.record else None
+    recorder = _recorder(chosen) if chosen.record else None
     hangup = asyncio.Event() if chosen.output or recorder else None
-    work = batch.run(frames, outputs, chosen.count, recorder, _complain, hangup, live)
+    work = batch.run(frames, outputs, chosen.count, recorder, _print_error, hangup, live)
     return batch.until_signal(work, hangup)
 
 
@@ -486,7 +535,7 @@ class _Snapshot:
     def write(self, frame: Frame) -> None:
         """Write the file."""
         from nettop.batch import to_stdout
-        from nettop.recording import View, header_of, snapshot_text, write_snapshot
+        from nettop.record.recording import View, header_of, snapshot_text, write_snapshot
 
         chosen = self._chosen
         header = header_of(frame, "snapshot", View(sort=chosen.sort, filter=chosen.filter))

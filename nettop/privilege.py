@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from nettop.errors import NettopError
+from nettop.core.errors import NettopError
 
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
@@ -30,8 +30,8 @@ DAC_READ_SEARCH, NET_ADMIN, SYS_ADMIN, PERFMON, BPF = 2, 12, 21, 38, 39
 _NAMES = {NET_ADMIN: "CAP_NET_ADMIN", SYS_ADMIN: "CAP_SYS_ADMIN", PERFMON: "CAP_PERFMON", BPF: "CAP_BPF"}
 
 
-def user_behind_sudo(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """uid and gid of whoever called sudo; None where there is nobody, or it was root."""
+def invoking_user(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """uid and gid of the invoking user (SUDO_UID); None where there is none, or it is root."""
     try:
         uid, gid = int(environment["SUDO_UID"]), int(environment["SUDO_GID"])
     except (KeyError, ValueError):
@@ -45,7 +45,7 @@ def mask(*capabilities: int) -> int:
 
 
 def drop(environment: Mapping[str, str]) -> None:
-    """Become the user behind sudo, or nobody, with no capability and no way to get any.
+    """Become the invoking user (SUDO_UID), or nobody, with no capability and no way to get any.
 
     Where the project is closed to that user, see `_whom`.  Whoever is no root already stays who he is.  Must be called
     before the first thread is started: capabilities belong to threads, and it is refused where there are others.
@@ -61,7 +61,7 @@ def drop(environment: Mapping[str, str]) -> None:
 
 
 def _whom(environment: Mapping[str, str]) -> tuple[tuple[int, int] | None, int]:
-    """uid and gid to become, and a capability that is kept: the user behind sudo, or nobody; never root.
+    """uid and gid to become, and a capability that is kept: the invoking user, or nobody; never root.
 
     What is imported later must be found.  So where the project lies in a directory that is closed to the user
     (somebody's home, for one who came by `su`) it is the directory's owner; and where that is root (/root)
@@ -69,7 +69,7 @@ def _whom(environment: Mapping[str, str]) -> tuple[tuple[int, int] | None, int]:
     nobody to become: a user namespace that knows root alone, or no CAP_SETUID.
     """
     here = os.stat(__file__)
-    wanted = user_behind_sudo(environment) or _nobody()
+    wanted = invoking_user(environment) or _nobody()
     for user in (wanted, (here.st_uid, here.st_gid)):
         if user[0] == 0:
             continue

@@ -8,29 +8,27 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from nettop import files
-from nettop.errors import NettopError
-from nettop.filter import link_type, understand
-from nettop.loader.interface import link_header
-from nettop.model import Focus, Frame
-from nettop.probes.flows import Flows
-from nettop.probes.flows_layout import key_of
-from nettop.probes.since import Since
-from nettop.recording import Recorder, Recording, View, file_name, header_of, start_recorder, write_snapshot
-from nettop.redact import this_run
+from nettop.analysis.baseline import Baseline
+from nettop.analysis.focus import focus_on
+from nettop.bpf.filter import compile_or_word, link_type
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame
+from nettop.netdev.link import link_header
+from nettop.record import files
+from nettop.record.recording import (
+    Recorder,
+    Recording,
+    View,
+    file_name,
+    header_of,
+    start_recorder,
+    write_snapshot,
+)
+from nettop.record.redact import this_run
+from nettop.record.sources import Replay, Source
 from nettop.settings import Control, Settings
-from nettop.sources import Replay, Source
-from nettop.ui.control import Commands, Filtered, Options
-from nettop.ui.names import Names
-
-
-def focus_on(frame: Frame | None, flow: int) -> Focus | None:
-    """The flow of this id as the programs know it; None where the frame has no such flow."""
-    section = frame.sections.get("flows") if frame else None
-    if not flow or not isinstance(section, Flows):
-        return None
-    found = section.rows[section.rows["id"] == flow]
-    return Focus(flow, key_of(found[0])) if len(found) else None
+from nettop.ui.commands import Commands, Filtered, Options
+from nettop.ui.reverse_dns import ReverseDns
 
 
 def _looked_at(options: Options, recording: Recording) -> Options:
@@ -66,12 +64,12 @@ class Session(Commands):
     ) -> None:
         self.offers = frozenset(
             {"snapshot", "record"}
-            | (set() if settings.redact else {"names"})  # nobody is asked about pseudonyms
+            | (set() if settings.redact else {"names"})  # pseudonyms have no reverse DNS
             | ({"interval", "focus", "filter", "reset"} if control else set())
             | ({"replay"} if replay else set())
         )
         self.replay = replay
-        self._names = Names()
+        self._names = ReverseDns()
         self._settings = settings
         self._hide = this_run() if settings.redact and replay is None else None  # a replay hides by itself
         self._control = control
@@ -79,7 +77,7 @@ class Session(Commands):
         self._folder = folder or Path()
         self._recorder: Recorder | None = None
         self._newest: Frame | None = None
-        self._since: Since | None = None
+        self._baseline: Baseline | None = None
         self._trouble = problem.message if problem else ""
 
     @property
@@ -99,8 +97,8 @@ class Session(Commands):
                 self._newest = frame
                 if self._recorder:
                     await asyncio.to_thread(self._record, self._hidden(frame))
-                if self._since:
-                    frame = self._since(frame)
+                if self._baseline:
+                    frame = self._baseline(frame)
                 if self._hide:
                     frame = await asyncio.to_thread(self._hidden, frame)
                 yield replace(frame, notes=(*frame.notes, self._trouble)) if self._trouble else frame
@@ -121,7 +119,9 @@ class Session(Commands):
 
     def start_recording(self, path: str) -> None:
         """Record every frame from now on.  NettopError if there is such a file already."""
-        self._recorder = start_recorder(path, self._settings)
+        chosen = self._settings
+        view = View(sort=chosen.sort, filter=chosen.filter)
+        self._recorder = start_recorder(path, chosen.interface, view, chosen.top, chosen.redact)
 
     def close(self) -> None:
         """End the recording, if there is one."""
@@ -135,7 +135,7 @@ class Session(Commands):
             self._control.delay = seconds
 
     def set_focus(self, flow: int) -> None:
-        """Keep this flow's own histograms and samples; 0, or one that the newest frame does not have: nobody's."""
+        """Keep this flow's own histograms and samples; 0, or one that the newest frame does not have: of none."""
         if self._control:
             self._control.focus = focus_on(self._newest, flow)
 
@@ -154,7 +154,7 @@ class Session(Commands):
             shown = self._hide.filter(text)
         try:
             link = link_type(link_header(name))
-            program = await asyncio.to_thread(understand, text, link) if text else None
+            program = await asyncio.to_thread(compile_or_word, text, link) if text else None
         except NettopError as error:
             return Filtered(error=error.message)
         except OSError:
@@ -165,7 +165,7 @@ class Session(Commands):
     async def reset(self) -> None:
         """Totals on the screen from the newest frame on; a recording keeps what was measured."""
         if self._newest is not None:
-            self._since = Since(self._newest)
+            self._baseline = Baseline(self._newest)
 
     @property
     def filter_wanted(self) -> str | None:

@@ -15,21 +15,21 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from nettop import files
-from nettop.charset import CHARSETS
-from nettop.errors import ExitCode, NettopError
+from nettop.core.charset import CHARSETS
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.version import version
+from nettop.record import files
 
 if TYPE_CHECKING:  # it brings numpy, whose threads would keep privileges
-    from nettop.model import Focus
+    from nettop.core.frame import Focus
 
 FORMATS = ("text", "ndjson", "csv")
 UNITS = ("bits", "bytes")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_/]*")
+_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_/.]*")
 _T = TypeVar("_T", int, float)
 
 
@@ -85,10 +85,9 @@ class Control:
     paused: bool = False  # what is shown stands still; collection goes on
 
     @classmethod
-    def of(cls, settings: Settings) -> Control:
-        """The state at the start."""
-        flow = not settings.probes or "flows" in settings.probes  # without the table no flow can be in focus
-        trace = "" if not settings.trace else "focus" if flow else "all"
+    def of(cls, settings: Settings, focuses: bool = True) -> Control:
+        """The state at the start; without a table of flows (``focuses``) no flow can be in focus."""
+        trace = "" if not settings.trace else "focus" if focuses else "all"
         return cls(delay=settings.delay, filter=settings.filter, trace=trace)
 
 
@@ -106,6 +105,7 @@ class Arguments:
     replay: str | None = None
     demo: bool = False
     list_probes: bool = False
+    new_probe: str | None = None
     check: bool = False
     focus: str | None = None
     trace: bool = False
@@ -184,7 +184,9 @@ def _name(value: object) -> str:
 
 def _column(value: object) -> str:
     if not isinstance(value, str) or (value and not _COLUMN.fullmatch(value)):
-        raise ValueError("must be a column's name or its title, such as rx or rx/s")
+        raise ValueError(
+            "must be a column's name, its title or a field's name, such as rx, rx/s or rtt.min_ns"
+        )
     return value
 
 
@@ -251,11 +253,11 @@ OPTIONS: tuple[Option, ...] = (
         "PERCENT",
     ),
     Option("subnets", _subnets, "prefix lengths for RTT by subnet, IPv4 and IPv6", ("--subnets",), "V4,V6"),
-    Option("top", _whole(1, 1_000_000), "flows in text, CSV and JSON output", ("--top",), "N"),
+    Option("top", _whole(1, 1_000_000), "rows of a table in text, CSV and JSON output", ("--top",), "N"),
     Option(
         "sort",
         _column,
-        "column that orders the flows, by title or name; none: by rate",
+        "what orders the rows of tables: a column by its title or name, or a field; none: by rate",
         ("-s", "--sort"),
         "COLUMN",
     ),
@@ -290,14 +292,6 @@ def _usage(message: str, hint: str = "nettop --help shows the options") -> Netto
     return NettopError(message, hint, ExitCode.USAGE)
 
 
-def version() -> str:
-    """The version of the installed program."""
-    try:
-        return metadata.version("nettop")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _argument(option: Option) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
@@ -315,7 +309,7 @@ def _count(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-_DESCRIPTION = "Throughput, flows, RTT and the delay of every stage of the network stack, live."
+_DESCRIPTION = "How fast this host's network is, whose it is, how late and where, and what was lost: live."
 _EPILOG = """\
 IFACE is the default route's interface if left out.  FILTER is a pcap-filter expression; on the screen, a single word
 that is none is looked for in the rows.
@@ -354,6 +348,9 @@ def parser() -> argparse.ArgumentParser:
         "--redact", action="store_true", help="hide addresses and names, on the screen and in files"
     )
     run.add_argument("--list-probes", action="store_true", help="the probes that there are")
+    run.add_argument(
+        "--new-probe", metavar="NAME", help="write a probe of your own, to be changed, into ./NAME"
+    )
     run.add_argument("--check", action="store_true", help="what this kernel offers each probe, and why not")
 
     how = p.add_argument_group("how")
@@ -420,8 +417,6 @@ def _refuse_contradictions(a: Arguments) -> None:
         raise _usage("--focus needs --batch", "on the screen, enter opens a flow's page")
     if a.trace and not (a.batch and a.given.get("format", "text") != "csv"):
         raise _usage("--trace needs --batch, as text or ndjson", "add -b")
-    if a.trace and "stages" not in a.given.get("probes", ("stages",)):
-        raise _usage("--trace needs the probe stages", "name it among --probes as well")
     for name in ("output", "record", "replay", "log", "config"):
         if getattr(a, name) == "":
             raise _usage(f"--{name} needs the name of a file")

@@ -5,7 +5,7 @@ missing such a test is skipped and says why; with NETTOP_REQUIRE_LIVE=1, as in C
 failed.
 
 Where tests run side by side (pytest-xdist, as in scripts/test), those that are marked `pair` or `timing` come after
-all others, two at a time, and those marked `alone` last, one after another (turns.py). A test runs once, and its
+all others, two at a time, and those marked `alone` last, one after another (scheduling.py). A test runs once, and its
 failure is a failure; but those that are marked `timing` may run twice (timing.py).
 """
 
@@ -99,7 +99,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     if config.getoption("dist") != "loadfile":
         return None
-    from turns import Blocks
+    from scheduling import Blocks
 
     return Blocks(config, log)
 
@@ -139,7 +139,7 @@ def _turn(company: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         gate, *places = (
             stack.enter_context(path.open())
-            for path in (Path(__file__), LIVE / "conftest.py", TESTS / "turns.py")
+            for path in (Path(__file__), LIVE / "conftest.py", TESTS / "scheduling.py")
         )
         fcntl.flock(gate, fcntl.LOCK_EX)
         _take(places, company)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * A flow: both directions of a connection, in one entry. nettop/probes/flows_layout.py
- * mirrors the layouts; tests/unit/test_layout.py compiles and compares.
+ * A flow: both directions of a connection, in one entry. docs/flows-data.md has who writes what;
+ * tests/unit/test_layout.py compares the constants with nettop/probes/flows/constants.py.
  */
 #ifndef FLOW_H
 #define FLOW_H
@@ -18,9 +18,10 @@
 /*
  * What a flow has come to. Both directions write here, on two CPUs maybe, so bits are
  * set and cleared by atomic operations alone; the state that is shown follows from
- * them (flows_layout.py).
+ * them (constants.py).
  */
 #define FLOW_FIN(direction) (1ULL << (direction)) /* bits 0 and 1 */
+#define FLOW_FINS 3ULL /* of both */
 #define FLOW_OPENED_BY(direction) (4ULL << (direction)) /* bits 2 and 3: who sent the SYN */
 #define FLOW_MIDWAY 16ULL /* first seen when it was already there */
 #define FLOW_TCP 32ULL
@@ -32,8 +33,9 @@
 #define FLOW_EGRESS 4096ULL /* seen at TC egress: not a port mirror's */
 #define FLOW_SYN_PENDING(direction) (8192ULL << (direction)) /* bits 13, 14: a SYN into the live connection */
 
-#define OUTWARD 0 /* from the interface to the remote end and back */
-#define INWARD 1 /* from the interface to the local end and back */
+/* The two legs of a path, with the interface between them. */
+#define LEG_EXTERNAL 0 /* from the interface to the remote end and back */
+#define LEG_INTERNAL 1 /* from the interface to the local end and back */
 
 /* Something that was sent and whose answer will give a round trip. */
 struct rtt_probe {
@@ -49,8 +51,9 @@ struct rtt_probe {
 #define DIR_RESENT 16 /* since the newest data, older data came that may have been sent after it */
 
 /*
- * One direction. Its own packets write it; those of the other one, on another CPU maybe, only take `rtt_probes[].time`.
- * What each packet writes comes first; what the other one's packets look at comes last, where little is written.
+ * One direction. Its own packets write it; those of the other one, on another CPU maybe, only take `rtt_probes[].time`
+ * and count `dsacks`. What each packet writes comes first; what the other one's packets look at comes last, where little
+ * is written.
  */
 struct flow_dir {
 	u64 bytes;
@@ -90,7 +93,7 @@ struct rtt {
 	u32 method;
 };
 
-struct flow {
+struct flow { /* docs/flows-data.md has who writes what */
 	u64 id;
 	u64 first;
 	u64 last; /* by the coarse clock: a tick at most behind */
@@ -99,28 +102,14 @@ struct flow {
 	struct rtt rtt[2];
 };
 
-/*
- * Data of a direction that was jumped over: see order.h. What the first segment beyond
- * it carried tells later whether what fills the gap was sent before it or after.
- */
-struct gap {
+/* Sequence numbers of a direction, and of the segment that showed them what tells when it was sent: see order.h. */
+struct seq_range {
 	u32 start;
 	u32 end; /* equal: free */
 	u32 tsval;
 	u16 ip_id;
 	u8 stamped;
-	u8 unsure; /* what it lacks may have been sent again before it was seen to be a gap */
-	u64 time;
-};
-
-/* What was sent again into a gap: the one that was there first may only be late. */
-struct resent {
-	u32 start;
-	u32 end; /* equal: free */
-	u32 tsval; /* of what was sent again, as the following */
-	u16 ip_id;
-	u8 stamped;
-	u8 spare;
+	u8 unsure; /* of a gap: what it lacks may have been sent again before it was seen to be a gap */
 };
 
 #define GAPS 8
@@ -131,8 +120,9 @@ struct gap_key {
 };
 
 struct gaps {
-	struct gap gap[GAPS];
-	struct resent resent[GAPS];
+	struct seq_range gap[GAPS]; /* jumped over, by the first segment beyond */
+	u64 gap_time[GAPS];
+	struct seq_range resent[GAPS]; /* sent again into a gap: what was there first may only be late */
 	u64 next; /* of `resent`, to be written over */
 };
 
@@ -175,7 +165,7 @@ struct event {
 	u64 time;
 	u64 id;
 	u64 rtt;
-	u32 side;
+	u32 leg; /* LEG_* */
 	u32 method;
 	u32 payload; /* bytes of data in what answered; 0: a bare ACK */
 	u32 tsval; /* of what answered; 0: no timestamp */
@@ -195,11 +185,6 @@ struct counters {
 	u64 fragments; /* that came without their first one */
 	u64 fragment_bytes;
 	u64 lost_events;
-	u64 samples;
-	u64 subnet_overflow; /* samples of subnets beyond the table */
-	/* no counters: the coarse clock as it was read last, and when that was */
-	u64 tick; /* jiffies */
-	u64 tick_ns;
 };
 
 /* Flows whose time was over when user space last read the table: for flows_expire. */
@@ -231,13 +216,9 @@ struct subnet {
 
 /* The process that uses a socket, and what the kernel thinks of the socket's RTT. */
 struct owner {
-	u64 time;
 	u32 pid;
-	u32 uid;
 	u32 srtt_us; /* 0: not TCP, or no sample yet */
 	u32 cwnd;
-	u32 netns;
-	u32 spare;
 	char comm[16];
 };
 

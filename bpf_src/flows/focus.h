@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* The flow in focus: what its local socket says, and how long each end takes to answer. See struct focused. */
+/*
+ * The flow in focus: what its local socket says and how long each end takes to answer (struct focused), and each of its
+ * RTT samples (struct event).
+ */
 #ifndef FOCUS_H
 #define FOCUS_H
 
-#define FOCUS_REFRESH (8 * NSEC_PER_MSEC) /* how often the socket is read */
-#define FOCUS_PAUSE (10 * NSEC_PER_MSEC) /* after which data is no more of the same answer */
-
-/* include/net/tcp_states.h */
-#define TCP_TIME_WAIT 6
-#define TCP_CLOSE 7
-#define TCP_LISTEN 10
-#define TCP_NEW_SYN_RECV 12
+#define FOCUS_REFRESH_NS (8 * NSEC_PER_MSEC) /* how often the socket is read */
+#define FOCUS_PAUSE_NS (10 * NSEC_PER_MSEC) /* after which data is no more of the same answer */
 
 BPF_ARRAY(focused, struct focused, 1);
+RINGBUF(events, struct event, 16); /* pages: 1400 samples, of at most 120 a second */
 
 /* What the socket in focus says of itself: struct tcp_sock, include/linux/tcp.h. */
 static __always_inline void focus_read_socket(struct focused *f, const struct flow_key *key, u64 now)
@@ -67,8 +65,8 @@ static __always_inline void focus_update(struct __sk_buff *skb, int hook, const 
 	if (!f)
 		return;
 	/* or what `last` is compared with is what the verifier of 6.12 then knows, wrongly, of an index */
-	BLUR(same, 3);
-	BLUR(other, 3);
+	VERIFIER_MASK(same, 3);
+	VERIFIER_MASK(other, 3);
 	if (f->id != flow->id) {
 		__builtin_memset(f, 0, sizeof(*f));
 		f->id = flow->id;
@@ -80,7 +78,7 @@ static __always_inline void focus_update(struct __sk_buff *skb, int hook, const 
 		if (f->last == other) {
 			f->answers[direction]++;
 			f->answer_ns[direction] += now - f->spoke[!direction];
-		} else if (f->last == same && now - f->spoke[direction] > FOCUS_PAUSE) {
+		} else if (f->last == same && now - f->spoke[direction] > FOCUS_PAUSE_NS) {
 			f->unasked[direction]++;
 		}
 		f->spoke[direction] = now;
@@ -88,8 +86,24 @@ static __always_inline void focus_update(struct __sk_buff *skb, int hook, const 
 	}
 	if (hook == OUT)
 		f->socket = (u64)skb->sk;
-	else if (now - f->time > FOCUS_REFRESH)
+	else if (now - f->time > FOCUS_REFRESH_NS)
 		focus_read_socket(f, &w->key, now);
+}
+
+/* A round trip of the flow in focus, which ended now. */
+static __always_inline void focus_sample(const struct flow *flow, const struct work *w, u32 leg, u64 now,
+					 u64 rtt_ns, struct counters *n)
+{
+	struct event e = {.time = now,
+			  .id = flow->id,
+			  .rtt = rtt_ns,
+			  .leg = leg,
+			  .method = w->sample.method,
+			  .payload = w->s.payload,
+			  .tsval = w->s.stamped ? w->s.tsval : 0};
+
+	if (events.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
+		n->lost_events++;
 }
 
 #endif

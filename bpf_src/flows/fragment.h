@@ -14,7 +14,7 @@ static __always_inline u64 mix(u64 a, u64 b)
 }
 
 /*
- * Give a fragment its ports; false where nobody can say which. For each direction, since on loopback the same
+ * Give a fragment its ports; false if they are unknown. For each direction, since on loopback the same
  * packet passes in both. Where the protocol has no ports, every fragment says whose it is.
  */
 static __always_inline bool fragment_ports(struct work *w, int hook)

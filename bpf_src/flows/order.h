@@ -12,18 +12,18 @@
  * - Time. What makes a sender repeat itself is ACKs, a round trip later, or a timer, of
  *   which the shortest in use is 30 ms.
  *
- * What none of these can tell is counted as uncertain, and judged by nobody.
+ * What none of these can tell is counted as uncertain.
  */
 #ifndef ORDER_H
 #define ORDER_H
 
 #define IP_ID_TRUSTED 4 /* increases in a row: by chance once in 16 million */
 #define IP_ID_STEP 1024 /* of which none is larger: other connections of that host may count too */
-#define TIMER_LEAST_NS (20 * NSEC_PER_MSEC) /* no retransmission timer is as short */
+#define TIMER_MIN_NS (20 * NSEC_PER_MSEC) /* no retransmission timer is as short */
 #define SYN_TIMER_NS (100 * NSEC_PER_MSEC) /* nor as that one before an RTT is known (1 s, RFC 6298) */
-#define KEEPALIVE_IDLE_NS (900 * NSEC_PER_MSEC) /* nobody keeps alive what spoke a moment ago */
+#define KEEPALIVE_IDLE_NS (900 * NSEC_PER_MSEC) /* no keep-alive comes sooner after data */
 #define DATA_TIME_SHIFT 20
-#define TICK_LONGEST_NS (12 * NSEC_PER_MSEC) /* of the coarse clock, and of what is kept of it */
+#define TICK_MAX_NS (12 * NSEC_PER_MSEC) /* of the coarse clock, and of what is kept of it */
 
 BPF_TABLE("lru_hash", struct gap_key, struct gaps, gaps, 4096);
 BPF_PERCPU_ARRAY(no_gaps, struct gaps, 1); /* zeros */
@@ -57,7 +57,7 @@ static __always_inline void track_ip_id(struct flow_dir *dir, const struct work 
 	dir->ip_id = w->s.ip_id + w->size.segments - 1;
 }
 
-#define SENDER_ELSEWHERE 0 /* a network, or nobody knows */
+#define SENDER_ELSEWHERE 0 /* behind a network, or unknown */
 #define SENDER_LOCAL 1 /* a packet socket here: a stack in user space mostly */
 #define SENDER_TCP 2 /* a TCP socket here */
 
@@ -87,6 +87,45 @@ static __always_inline struct gaps *gaps_of(const struct flow *flow, const struc
 	return gaps.lookup(&key);
 }
 
+/* These sequence numbers, and what this segment tells of when it was sent. */
+static __always_inline void range_set(struct seq_range *r, u32 start, u32 end, const struct segment *s,
+				      bool unsure)
+{
+	r->start = start;
+	r->end = end;
+	r->tsval = s->tsval;
+	r->stamped = s->stamped;
+	r->ip_id = s->ip_id;
+	r->unsure = unsure;
+}
+
+/* Into w->index: the last of GAPS ranges that [start, end) overlaps, or, `whole`, lies in. False: there is none. */
+static __always_inline bool range_find(const struct seq_range *ranges, u32 start, u32 end, bool whole,
+				       struct work *w)
+{
+	int i;
+
+	w->index = GAPS;
+#pragma unroll
+	for (i = 0; i < GAPS; i++) {
+		const struct seq_range *r = &ranges[i];
+
+		if (r->start != r->end && (whole ? !before(start, r->start) && !before(r->end, end)
+						 : before(start, r->end) && before(r->start, end)))
+			w->index = i;
+	}
+	return w->index < GAPS;
+}
+
+/* [start, end) has come. From the middle: the lower part is kept, since what is sent again mostly goes on upwards. */
+static __always_inline void range_take(struct seq_range *r, u32 start, u32 end)
+{
+	if (!before(r->start, start))
+		r->start = before(end, r->end) ? end : r->end;
+	else
+		r->end = start;
+}
+
 /* [start, end) was jumped over by this segment. */
 static __always_inline void gap_open(struct flow *flow, struct flow_dir *dir, u32 start, u32 end,
 				     struct work *w)
@@ -94,7 +133,6 @@ static __always_inline void gap_open(struct flow *flow, struct flow_dir *dir, u3
 	struct gap_key key = {.flow = flow->id, .direction = w->direction};
 	struct gaps *all = gaps.lookup(&key);
 	u64 oldest = ~0ULL;
-	struct gap *gap;
 	int i, zero = 0;
 
 	if (!all) {
@@ -109,139 +147,58 @@ static __always_inline void gap_open(struct flow *flow, struct flow_dir *dir, u3
 	/* too many: the one that has been open for longest has been given up by its sender, or will be */
 #pragma unroll
 	for (i = 0; i < GAPS; i++) {
-		u64 time = all->gap[i].start == all->gap[i].end ? 0 : all->gap[i].time;
+		u64 time = all->gap[i].start == all->gap[i].end ? 0 : all->gap_time[i];
 
 		if (time < oldest) {
 			oldest = time;
 			w->index = i;
 		}
 	}
-	gap = &all->gap[w->index & (GAPS - 1)];
-	gap->start = start;
-	gap->end = end;
-	gap->tsval = w->s.tsval;
-	gap->stamped = w->s.stamped;
-	gap->ip_id = w->s.ip_id;
-	gap->time = bpf_ktime_get_ns();
 	/* An ACK for what was sent after it, or a timer that ran in a pause, needs no gap to have the sender repeat it. */
-	gap->unsure = dir->known & DIR_RESENT || data_age(dir, w->coarse) > TIMER_LEAST_NS - TICK_LONGEST_NS;
+	range_set(&all->gap[w->index & (GAPS - 1)], start, end, &w->s,
+		  dir->known & DIR_RESENT || data_age(dir, w->coarse) > TIMER_MIN_NS - TICK_MAX_NS);
+	all->gap_time[w->index & (GAPS - 1)] = bpf_ktime_get_ns();
 	dir->gaps = 1;
 }
 
-/* The gap that [start, end) lies in, at least in part, copied; what is filled of it is taken off. */
-static __always_inline bool gap_fill(struct flow *flow, u32 start, u32 end, struct work *w)
+#define SENT_UNKNOWN 0
+#define SENT_EARLIER 1
+#define SENT_LATER 2
+
+/* When this segment was sent, by what a range has of another one. */
+static __always_inline int sent_order(const struct segment *s, const struct seq_range *than, bool ip_ids)
 {
-	struct gaps *all = gaps_of(flow, w);
-	struct gap *gap;
-	int i;
-
-	if (!all)
-		return false;
-	w->index = GAPS;
-#pragma unroll
-	for (i = 0; i < GAPS; i++) {
-		gap = &all->gap[i];
-		if (gap->start != gap->end && before(start, gap->end) && before(gap->start, end))
-			w->index = i;
-	}
-	if (w->index >= GAPS)
-		return false;
-	gap = &all->gap[w->index & (GAPS - 1)];
-	w->gap = *gap;
-	/* from the middle: the lower part is kept, since what is sent again mostly goes on upwards */
-	if (!before(gap->start, start))
-		gap->start = before(end, gap->end) ? end : gap->end;
-	else
-		gap->end = start;
-	return true;
-}
-
-/* [start, end) was sent again, and came first: what had been sent there before may come yet. */
-static __always_inline void resent_note(struct flow *flow, u32 start, u32 end, struct work *w)
-{
-	struct gaps *all = gaps_of(flow, w);
-	struct resent *r;
-
-	if (!all)
-		return;
-	w->index = all->next++;
-	r = &all->resent[w->index & (GAPS - 1)];
-	r->start = start;
-	r->end = end;
-	r->tsval = w->s.tsval;
-	r->stamped = w->s.stamped;
-	r->ip_id = w->s.ip_id;
-}
-
-/* Whether this was sent before what was sent again in its place: no copy, but the one that was late. */
-static __always_inline bool resent_before(struct flow *flow, const struct flow_dir *dir, u32 start, u32 end,
-					  struct work *w)
-{
-	struct gaps *all = gaps_of(flow, w);
-	const struct segment *s = &w->s;
-	struct resent *r;
-	int i;
-
-	if (!all)
-		return false;
-	w->index = GAPS;
-#pragma unroll
-	for (i = 0; i < GAPS; i++) {
-		r = &all->resent[i];
-		if (r->start != r->end && !before(start, r->start) && !before(r->end, end))
-			w->index = i;
-	}
-	if (w->index >= GAPS)
-		return false;
-	r = &all->resent[w->index & (GAPS - 1)];
-	if (s->stamped && r->stamped && s->tsval != r->tsval) {
-		if (!before(s->tsval, r->tsval))
-			return false;
-	} else if (!s->has_ip_id || dir->ip_id_score < IP_ID_TRUSTED || (s16)(s->ip_id - r->ip_id) >= 0) {
-		return false;
-	}
-	/* once: another one is a copy of it */
-	if (start == r->start)
-		r->start = end;
-	else
-		r->end = start;
-	return true;
+	if (s->stamped && than->stamped && s->tsval != than->tsval)
+		return before(s->tsval, than->tsval) ? SENT_EARLIER : SENT_LATER;
+	if (ip_ids && s->has_ip_id)
+		return before16(s->ip_id, than->ip_id) ? SENT_EARLIER : SENT_LATER;
+	return SENT_UNKNOWN;
 }
 
 /* Half of the least round trip that was seen from end to end: the path's own may be shorter. 0: not known. */
 static __always_inline u64 half_rtt(const struct flow *flow)
 {
-	if (!flow->rtt[OUTWARD].samples || !flow->rtt[INWARD].samples)
+	if (!flow->rtt[LEG_EXTERNAL].samples || !flow->rtt[LEG_INTERNAL].samples)
 		return 0;
-	return (flow->rtt[OUTWARD].min + flow->rtt[INWARD].min) / 2;
-}
-
-/* Whether nothing can have made the sender repeat what is missing yet: neither ACKs nor a timer. */
-static __always_inline bool too_soon(const struct flow *flow, const struct flow_dir *dir,
-				     const struct gap *gap, u64 coarse)
-{
-	u64 half = half_rtt(flow), age = data_age(dir, coarse);
-
-	return half && !gap->unsure && bpf_ktime_get_ns() - gap->time < half &&
-	       (age < half || age < TIMER_LEAST_NS);
+	return (flow->rtt[LEG_EXTERNAL].min + flow->rtt[LEG_INTERNAL].min) / 2;
 }
 
 /* Of data that fills a gap. */
 static __always_inline int judge_filling(const struct flow *flow, const struct flow_dir *dir,
 					 const struct work *w, int sender)
 {
-	const struct gap *gap = &w->gap;
+	const struct seq_range *gap = &w->gap;
 	const struct segment *s = &w->s;
+	int order = sent_order(s, gap, sender != SENDER_TCP && dir->ip_id_score >= IP_ID_TRUSTED);
 
-	if (s->stamped && gap->stamped && s->tsval != gap->tsval)
-		return before(s->tsval, gap->tsval) ? LATE_REORDERED : LATE_RETRANSMIT;
-	if (sender == SENDER_TCP)
+	if (order != SENT_UNKNOWN)
+		return order == SENT_EARLIER ? LATE_REORDERED : LATE_RETRANSMIT;
+	if (sender != SENDER_ELSEWHERE)
 		return LATE_RETRANSMIT;
-	if (s->has_ip_id && dir->ip_id_score >= IP_ID_TRUSTED)
-		return (s16)(s->ip_id - gap->ip_id) < 0 ? LATE_REORDERED : LATE_RETRANSMIT;
-	if (sender == SENDER_LOCAL)
-		return LATE_RETRANSMIT;
-	return too_soon(flow, dir, gap, w->coarse) ? LATE_REORDERED : LATE_UNCERTAIN;
+	/* too soon: nothing can have made the sender repeat what is missing yet, neither ACKs nor a timer */
+	if (!gap->unsure && bpf_ktime_get_ns() - w->gap_time < half_rtt(flow))
+		return LATE_REORDERED;
+	return LATE_UNCERTAIN;
 }
 
 /* Of data that was seen before. */
@@ -257,11 +214,11 @@ static __always_inline int judge_seen(const struct flow *flow, const struct flow
 	if (s->stamped && dir->known & DIR_TSVAL && s->tsval != w->newest)
 		return before(s->tsval, w->newest) ? LATE_DUPLICATE : LATE_RETRANSMIT;
 	if (s->has_ip_id && dir->ip_id_score >= IP_ID_TRUSTED)
-		return (s16)(s->ip_id - dir->ip_id) <= 0 ? LATE_DUPLICATE : LATE_RETRANSMIT;
+		return before16(dir->ip_id, s->ip_id) ? LATE_RETRANSMIT : LATE_DUPLICATE;
 	if (sender == SENDER_LOCAL)
 		return LATE_RETRANSMIT;
 	/* a copy of the newest data, of which the time is known */
-	if (end == dir->seq && data_age(dir, w->coarse) + TICK_LONGEST_NS < half_rtt(flow))
+	if (end == dir->seq && data_age(dir, w->coarse) + TICK_MAX_NS < half_rtt(flow))
 		return LATE_DUPLICATE;
 	return LATE_UNCERTAIN;
 }
@@ -273,8 +230,48 @@ static __always_inline u32 segments_of(u32 bytes, u32 each, u32 segments)
 
 	if (segments <= 1 || !each)
 		return segments;
-	count = (bytes + each - 1) / each;
+	count = DIV_ROUND_UP(bytes, each);
 	return count < segments ? count : segments;
+}
+
+/* The gap that [start, end) lies in, at least in part, into w->gap; what is filled of it is taken off. */
+static __always_inline bool gap_fill(const struct flow *flow, u32 start, u32 end, struct work *w)
+{
+	struct gaps *all = gaps_of(flow, w);
+	struct seq_range *gap;
+
+	if (!all || !range_find(all->gap, start, end, false, w))
+		return false;
+	gap = &all->gap[w->index & (GAPS - 1)];
+	w->gap = *gap;
+	w->gap_time = all->gap_time[w->index & (GAPS - 1)];
+	range_take(gap, start, end);
+	return true;
+}
+
+/* [start, end) was sent again, and came first: what had been sent there before may come yet. */
+static __always_inline void resent_note(const struct flow *flow, u32 start, u32 end, struct work *w)
+{
+	struct gaps *all = gaps_of(flow, w);
+
+	if (all)
+		range_set(&all->resent[all->next++ & (GAPS - 1)], start, end, &w->s, false);
+}
+
+/* Whether this was sent before what was sent again in its place: no copy, but late. Another one is its copy. */
+static __always_inline bool resent_match(const struct flow *flow, const struct flow_dir *dir, u32 start,
+					 u32 end, struct work *w)
+{
+	struct gaps *all = gaps_of(flow, w);
+	struct seq_range *r;
+
+	if (!all || !range_find(all->resent, start, end, true, w))
+		return false;
+	r = &all->resent[w->index & (GAPS - 1)];
+	if (sent_order(&w->s, r, dir->ip_id_score >= IP_ID_TRUSTED) != SENT_EARLIER)
+		return false;
+	range_take(r, start, end);
+	return true;
 }
 
 /* A segment of which a part lies below what was seen already. */
@@ -292,22 +289,27 @@ static __always_inline void count_late(struct __sk_buff *skb, int hook, struct f
 			resent_note(flow, w->s.seq, below, w);
 	} else {
 		judged = judge_seen(flow, dir, end, w, sender);
-		if (judged == LATE_DUPLICATE && dir->gaps && resent_before(flow, dir, w->s.seq, below, w))
+		if (judged == LATE_DUPLICATE && dir->gaps && resent_match(flow, dir, w->s.seq, below, w))
 			judged = LATE_REORDERED;
 	}
 	/* the newest of all: what is copied from it has the same */
-	if (w->s.has_ip_id && (s16)(last - dir->ip_id) > 0)
+	if (w->s.has_ip_id && before16(dir->ip_id, last))
 		dir->ip_id = last;
-	if ((judged == LATE_RETRANSMIT || judged == LATE_UNCERTAIN) && !(dir->known & DIR_RESENT))
-		dir->known |= DIR_RESENT;
-	if (judged == LATE_RETRANSMIT)
-		ADD(dir->retransmits, count);
-	else if (judged == LATE_REORDERED)
+	switch (judged) {
+	case LATE_REORDERED:
 		ADD(dir->out_of_order, count);
-	else if (judged == LATE_DUPLICATE)
+		break;
+	case LATE_DUPLICATE:
 		ADD(dir->duplicates, count);
-	else
+		break;
+	case LATE_RETRANSMIT:
+		ADD(dir->retransmits, count);
+		dir->known |= DIR_RESENT;
+		break;
+	default:
 		ADD(dir->uncertain, count);
+		dir->known |= DIR_RESENT;
+	}
 }
 
 /*

@@ -4,7 +4,7 @@
 #define OWNER_H
 
 #define SOCKET_SLOTS 8192
-#define OWNER_REFRESH 64 /* jiffies: how often a busy socket is looked at again */
+#define OWNER_REFRESH_JIFFIES 64 /* how often a busy socket is looked at again */
 
 BPF_TABLE("lru_hash", struct flow_key, struct owner, owners, 16384);
 BPF_ARRAY(sockets, struct socket_slot, SOCKET_SLOTS);
@@ -20,6 +20,7 @@ static __always_inline int owner_write(u64 sk, u32 pid)
 	struct flow_key key = {};
 	struct owner owner = {};
 	u16 protocol = 0;
+	u32 netns = 0;
 
 	if (READ(common, sk))
 		return 0;
@@ -40,12 +41,10 @@ static __always_inline int owner_write(u64 sk, u32 pid)
 	key.local_port = common.skc_num;
 	key.remote_port = swap16(common.skc_dport);
 	READ_FIELD(protocol, sk, struct sock, sk_protocol);
-	READ_FIELD(owner.netns, common.skc_net.net, struct net, ns.inum);
+	READ_FIELD(netns, common.skc_net.net, struct net, ns.inum);
 	/* the same addresses and ports may be in use in another namespace */
-	key.protocol = (protocol & 0xff) | owner.netns << 8;
-	owner.time = bpf_ktime_get_ns(); /* tracing programs have no coarse clock */
+	key.protocol = (protocol & 0xff) | netns << 8;
 	owner.pid = pid;
-	owner.uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(owner.comm, sizeof(owner.comm));
 	if (protocol == IPPROTO_TCP) {
 		READ_FIELD(owner.srtt_us, sk, struct tcp_sock, srtt_us);
@@ -70,7 +69,7 @@ static __always_inline int owner_refresh(u64 sk, u32 ports)
 	if (!slot || !sk)
 		return 0;
 	if (slot->sk == sk && slot->pid == pid && slot->ports == ports &&
-	    jiffies - slot->jiffies < OWNER_REFRESH)
+	    jiffies - slot->jiffies < OWNER_REFRESH_JIFFIES)
 		return 0;
 	slot->sk = sk;
 	slot->pid = pid;
@@ -87,7 +86,7 @@ static __always_inline int owner_refresh_untyped(u64 sk)
 	return owner_refresh(sk, ports);
 }
 
-/* Typed raw tracepoint: the ports are one load, where a call of the helper costs as much as all the rest. */
+/* Typed raw tracepoint: the ports are one load, where a call of the helper costs as much as everything else. */
 int flows_owner_typed(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 ports = 0;

@@ -10,18 +10,14 @@
 #ifndef RTT_H
 #define RTT_H
 
-#ifndef RTT
-#define RTT 1 /* 0 for bench/, which measures what it adds */
-#endif
 #define RTT_EXPIRY_NS (10 * 1000 * NSEC_PER_MSEC) /* an answer that takes longer is not waited for */
 #define QUESTION_LOST_NS (2 * 1000 * NSEC_PER_MSEC) /* no answer came: room for another question */
-#define PROBE_SLOT_SHIFT \
-	24 /* at most one probe in 16.8 ms: sixty samples a second and direction are plenty */
 
-BPF_PERCPU_ARRAY(rtts, struct hist, 3); /* outward, inward, subnets beyond the table */
+#define RTTS_NO_SUBNET 2 /* in `rtts`, after the two legs: the external leg, of subnets beyond the table */
+
+BPF_PERCPU_ARRAY(rtts, struct hist, 3);
 BPF_TABLE("hash", struct subnet_key, struct subnet, subnets, 512);
 BPF_PERCPU_ARRAY(no_subnet, struct subnet, 1); /* zeros to begin with */
-BPF_RINGBUF_OUTPUT(events, 16); /* pages: 1400 samples, of at most 120 a second */
 
 static __always_inline void rtt_probes_cancel(struct flow_dir *dir)
 {
@@ -46,8 +42,6 @@ static __always_inline void rtt_match(struct flow_dir *other, const struct segme
 {
 	int i;
 
-	if (!RTT)
-		return;
 #pragma unroll
 	for (i = 0; i < 2; i++) {
 		struct rtt_probe *probe = &other->rtt_probes[i];
@@ -70,7 +64,7 @@ static __always_inline void rtt_match(struct flow_dir *other, const struct segme
 			match = !obsolete && !before(s->ack, value);
 		} else {
 			match = s->seq == value;
-			obsolete = method == METHOD_ECHO && (short)(swap16(value) - swap16(s->seq)) < 0;
+			obsolete = method == METHOD_ECHO && before16(swap16(value), swap16(s->seq));
 		}
 		if (!match) {
 			if (obsolete)
@@ -92,8 +86,6 @@ static __always_inline void rtt_probe_start(struct flow_dir *dir, u32 value, u32
 {
 	struct rtt_probe *probe = &dir->rtt_probes[0];
 
-	if (!RTT)
-		return;
 	if (probe->time && coarse < probe->time + RTT_EXPIRY_NS) {
 		probe = &dir->rtt_probes[1];
 		if (probe->time && coarse < probe->time + RTT_EXPIRY_NS)
@@ -176,7 +168,24 @@ static __always_inline u64 spin_edge(struct flow_dir *dir, const struct rtt *rtt
 	return now - last < RTT_EXPIRY_NS ? last : 0;
 }
 
-static __always_inline void update_rtt(struct rtt *rtt, u64 rtt_ns, u64 now, const struct rtt_sample *sample)
+/* What can be timed and is not TCP. */
+static __always_inline void rtt_question(struct flow *flow, struct work *w)
+{
+	struct flow_dir *dir = &flow->dir[w->direction & 1], *other = &flow->dir[!w->direction];
+
+	if (w->method == METHOD_SPIN) {
+		if (w->direction == OUT) {
+			w->sample.method = METHOD_SPIN;
+			w->sample.sent = spin_edge(dir, &flow->rtt[LEG_EXTERNAL], &w->s);
+		}
+	} else if (w->s.flags & TCPHDR_SYN) {
+		rtt_probe_start_id(dir, w->s.seq, w->method, w->coarse);
+	} else {
+		rtt_match(other, &w->s, &w->sample);
+	}
+}
+
+static __always_inline void rtt_update(struct rtt *rtt, u64 rtt_ns, u64 now, const struct rtt_sample *sample)
 {
 	if (!rtt->samples) {
 		rtt->srtt = rtt_ns;
@@ -198,6 +207,17 @@ static __always_inline void update_rtt(struct rtt *rtt, u64 rtt_ns, u64 now, con
 	rtt->samples++;
 }
 
+/* Addresses of this network would drown among their neighbours in a shorter prefix: kept apart. */
+static __always_inline void subnet_apart(struct subnet_key *subnet, const struct flow_key *key, int word,
+					 u32 network, u32 length)
+{
+	if (subnet->length < length &&
+	    (key->remote[word] & swap32(~0U << (32 - length))) == swap32(network)) {
+		subnet->length = length;
+		subnet->prefix[word] = swap32(network);
+	}
+}
+
 /* The remote end's subnet: prefix lengths of the configuration. */
 static __always_inline void subnet_of(const struct flow_key *key, u8 version, const struct config *c,
 				      struct subnet_key *subnet)
@@ -213,31 +233,23 @@ static __always_inline void subnet_of(const struct flow_key *key, u8 version, co
 	}
 	subnet->length = version == 4 ? c->subnet4 : c->subnet6;
 	subnet->version = version;
-	/* with short prefixes these would drown in their neighbours: kept apart */
-	if (version == 6 && subnet->length < 10 &&
-	    (key->remote[0] & swap32(0xffc00000)) == swap32(0xfe800000))
-		subnet->length = 10, subnet->prefix[0] = swap32(0xfe800000);
-	if (version == 6 && subnet->length < 7 && (key->remote[0] & swap32(0xfe000000)) == swap32(0xfc000000))
-		subnet->length = 7, subnet->prefix[0] = swap32(0xfc000000);
-	if (version == 4 && subnet->length < 8 && (key->remote[3] & swap32(0xff000000)) == swap32(0x0a000000))
-		subnet->length = 8, subnet->prefix[3] = swap32(0x0a000000);
-	if (version == 4 && subnet->length < 12 &&
-	    (key->remote[3] & swap32(0xfff00000)) == swap32(0xac100000))
-		subnet->length = 12, subnet->prefix[3] = swap32(0xac100000);
-	if (version == 4 && subnet->length < 16 &&
-	    (key->remote[3] & swap32(0xffff0000)) == swap32(0xc0a80000))
-		subnet->length = 16, subnet->prefix[3] = swap32(0xc0a80000);
-	if (version == 4 && subnet->length < 16 &&
-	    (key->remote[3] & swap32(0xffff0000)) == swap32(0xa9fe0000))
-		subnet->length = 16, subnet->prefix[3] = swap32(0xa9fe0000);
+	if (version == 6) {
+		subnet_apart(subnet, key, 0, 0xfe800000, 10); /* fe80::/10 */
+		subnet_apart(subnet, key, 0, 0xfc000000, 7); /* fc00::/7 */
+	} else {
+		subnet_apart(subnet, key, 3, 0x0a000000, 8); /* 10.0.0.0/8 */
+		subnet_apart(subnet, key, 3, 0xac100000, 12); /* 172.16.0.0/12 */
+		subnet_apart(subnet, key, 3, 0xc0a80000, 16); /* 192.168.0.0/16 */
+		subnet_apart(subnet, key, 3, 0xa9fe0000, 16); /* 169.254.0.0/16 */
+	}
 }
 
 static __always_inline void subnet_add(const struct flow_key *key, u8 version, const struct config *c,
-				       struct counters *n, u64 rtt_ns)
+				       u64 rtt_ns)
 {
 	struct subnet_key subnet_key = {};
 	struct subnet *subnet;
-	int zero = 0, beyond = 2;
+	int zero = 0, beyond = RTTS_NO_SUBNET;
 
 	subnet_of(key, version, c, &subnet_key);
 	subnet = subnets.lookup(&subnet_key);
@@ -256,42 +268,30 @@ static __always_inline void subnet_add(const struct flow_key *key, u8 version, c
 	} else {
 		struct hist *h = rtts.lookup(&beyond);
 
-		n->subnet_overflow++;
 		if (h)
 			hist_add(h, rtt_ns);
 	}
 }
 
-/* A round trip into the flow, the histograms, and to whoever looks at this flow. */
+/* A round trip into the flow, the histograms, and the events where the flow is in focus. */
 static __always_inline void rtt_record(struct flow *flow, const struct work *w, const struct config *c,
 				       struct counters *n)
 {
 	/* answered by what came in: the round trip was outside */
-	int side = w->direction == IN || w->sample.method == METHOD_SPIN ? OUTWARD : INWARD;
+	int leg = w->direction == IN || w->sample.method == METHOD_SPIN ? LEG_EXTERNAL : LEG_INTERNAL;
 	u64 now = bpf_ktime_get_ns(), rtt_ns = now - w->sample.sent;
 	struct hist *h;
 
 	if (rtt_ns > RTT_EXPIRY_NS)
 		return;
-	update_rtt(&flow->rtt[side & 1], rtt_ns, now, &w->sample);
-	n->samples++;
-	h = rtts.lookup(&side);
+	rtt_update(&flow->rtt[leg & 1], rtt_ns, now, &w->sample);
+	h = rtts.lookup(&leg);
 	if (h)
 		hist_add(h, rtt_ns);
-	if (side == OUTWARD)
-		subnet_add(&w->key, w->packet.version, c, n, rtt_ns);
-	if (c->focus && c->focus == flow->id) {
-		struct event e = {.time = now,
-				  .id = flow->id,
-				  .rtt = rtt_ns,
-				  .side = side,
-				  .method = w->sample.method,
-				  .payload = w->s.payload,
-				  .tsval = w->s.stamped ? w->s.tsval : 0};
-
-		if (events.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
-			n->lost_events++;
-	}
+	if (leg == LEG_EXTERNAL)
+		subnet_add(&w->key, w->packet.version, c, rtt_ns);
+	if (in_focus(c, flow))
+		focus_sample(flow, w, leg, now, rtt_ns, n);
 }
 
 #endif

@@ -3,35 +3,30 @@
 #ifndef SEGMENT_H
 #define SEGMENT_H
 
-#define TCPHDR_FIN 1
-#define TCPHDR_SYN 2
-#define TCPHDR_RST 4
-#define TCPHDR_ACK 16
-
+#define TCPOPT_EOL 0
 #define TCPOPT_NOP 1
 #define TCPOPT_WINDOW 3
 #define TCPOPT_SACK 5
 #define TCPOPT_TIMESTAMP 8
-#define TCPOPT_SACK_ALIGNED 0x01010500 /* NOP NOP SACK, as everybody lays it out */
+#define TCPOLEN_WINDOW 3
+#define TCPOLEN_TIMESTAMP 10
+#define TCPOLEN_SACK(blocks) (2 + 8 * (blocks))
+#define TCPOPT_SACK_ALIGNED 0x01010500 /* NOP NOP SACK, the usual layout */
 #define TCPOPT_TIMESTAMP_ALIGNED 0x0101080a /* NOP NOP TS, likewise */
 
-#define IPPROTO_DCCP 33
-#define IPPROTO_SCTP 132
-#define IPPROTO_UDPLITE 136
-
-#define SPIN_PORT 443
 #define DNS_PORT 53
+#define DNS_QR 0x8000 /* a response; RFC 1035, 4.1.1 */
+
+/* A short header, RFC 9000, 17.3: bits of its first byte. */
+#define QUIC_PORT 443
+#define QUIC_LONG 0x80
+#define QUIC_FIXED 0x40
+#define QUIC_SPIN_SHIFT 5
 
 #define ICMP_ECHOREPLY 0
 #define ICMP_ECHO 8
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
-
-/* Serial number arithmetic, RFC 1982. */
-static __always_inline bool before(u32 a, u32 b)
-{
-	return (s32)(a - b) < 0;
-}
 
 static __always_inline u32 bytes32(const u8 *b)
 {
@@ -50,7 +45,7 @@ static __always_inline void find_dsack(struct segment *s, u32 start, u32 end, bo
 }
 
 /* SACK where it stands in the usual layout: by itself, or behind the timestamps. */
-static __always_inline void read_sack(struct __sk_buff *skb, u32 offset, struct segment *s)
+static __always_inline void parse_sack(struct __sk_buff *skb, u32 offset, struct segment *s)
 {
 	u32 copy[3], more_copy[2] = {}, *more = more_copy, *word = packet_bytes(skb, offset, copy, 12);
 	u32 kind, start, end;
@@ -59,11 +54,11 @@ static __always_inline void read_sack(struct __sk_buff *skb, u32 offset, struct 
 	if (!word)
 		return;
 	kind = swap32(word[0]);
-	if ((kind & 0xffffff00) != TCPOPT_SACK_ALIGNED || (kind & 0xff) < 10)
+	if ((kind & 0xffffff00) != TCPOPT_SACK_ALIGNED || (kind & 0xff) < TCPOLEN_SACK(1))
 		return;
 	start = swap32(word[1]);
 	end = swap32(word[2]);
-	second = (kind & 0xff) >= 18;
+	second = (kind & 0xff) >= TCPOLEN_SACK(2);
 	if (second) {
 		more = packet_bytes(skb, offset + 12, more_copy, 8);
 		if (!more)
@@ -79,7 +74,7 @@ static __always_inline void read_sack(struct __sk_buff *skb, u32 offset, struct 
  * which all verifiers can follow, and a start that varies, which lets them see the eight steps as alike.
  * There always are forty: the options are 12 bytes at least, and stand behind two headers of 20.
  */
-static __always_inline void walk_options(struct __sk_buff *skb, u32 end, u32 length, struct work *w)
+static __always_inline void walk_tcp_options(struct __sk_buff *skb, u32 end, u32 length, struct work *w)
 {
 	u32 at = 40 - length, stamp_at = 0, sack_at = 0, sack_length = 0;
 	struct segment *s = &w->s;
@@ -93,12 +88,12 @@ static __always_inline void walk_options(struct __sk_buff *skb, u32 end, u32 len
 		u8 *option;
 
 		/* however it came to this one */
-		FORGET(at, 0x1ff);
-		FORGET(stamp_at, 63);
-		FORGET(sack_at, 63);
-		FORGET(sack_length, 0xff);
+		VERIFIER_FORGET(at, 0x1ff);
+		VERIFIER_FORGET(stamp_at, 63);
+		VERIFIER_FORGET(sack_at, 63);
+		VERIFIER_FORGET(sack_length, 0xff);
 		option = &w->options[at & 63]; /* the mask is for the verifier */
-		if (at > 37 || option[0] == 0)
+		if (at > 37 || option[0] == TCPOPT_EOL)
 			break;
 		if (option[0] == TCPOPT_NOP) {
 			at++;
@@ -106,17 +101,17 @@ static __always_inline void walk_options(struct __sk_buff *skb, u32 end, u32 len
 		}
 		if (option[1] < 2)
 			break;
-		if (option[0] == TCPOPT_TIMESTAMP && option[1] == 10 && at <= 30)
+		if (option[0] == TCPOPT_TIMESTAMP && option[1] == TCPOLEN_TIMESTAMP && at <= 30)
 			stamp_at = at;
-		else if (option[0] == TCPOPT_WINDOW && option[1] == 3)
-			s->window_scale = 1 + (option[2] < 14 ? option[2] : 14);
-		else if (option[0] == TCPOPT_SACK && option[1] >= 10 && at + option[1] <= 40)
+		else if (option[0] == TCPOPT_WINDOW && option[1] == TCPOLEN_WINDOW)
+			s->window_scale = 1 + (option[2] < TCP_MAX_WSCALE ? option[2] : TCP_MAX_WSCALE);
+		else if (option[0] == TCPOPT_SACK && option[1] >= TCPOLEN_SACK(1) && at + option[1] <= 40)
 			sack_at = at, sack_length = option[1];
 		at += option[1];
 	}
 	/* a mask that the compiler cannot leave out, as it does where it knows better than the verifier */
-	BLUR(stamp_at, 63);
-	BLUR(sack_at, 63);
+	VERIFIER_MASK(stamp_at, 63);
+	VERIFIER_MASK(sack_at, 63);
 	if (stamp_at) {
 		found = &w->options[stamp_at];
 		s->tsval = bytes32(found + 2);
@@ -125,12 +120,12 @@ static __always_inline void walk_options(struct __sk_buff *skb, u32 end, u32 len
 	}
 	if (sack_length) {
 		found = &w->options[sack_at];
-		find_dsack(s, bytes32(found + 2), bytes32(found + 6), sack_length >= 18, bytes32(found + 10),
-			   bytes32(found + 14));
+		find_dsack(s, bytes32(found + 2), bytes32(found + 6), sack_length >= TCPOLEN_SACK(2),
+			   bytes32(found + 10), bytes32(found + 14));
 	}
 }
 
-static __always_inline void read_options(struct __sk_buff *skb, u32 offset, u32 length, struct work *w)
+static __always_inline void parse_tcp_options(struct __sk_buff *skb, u32 offset, u32 length, struct work *w)
 {
 	u32 copy[3], *word;
 
@@ -144,11 +139,11 @@ static __always_inline void read_options(struct __sk_buff *skb, u32 offset, u32 
 		w->s.tsecr = swap32(word[2]);
 		w->s.stamped = 1;
 		if (length >= 24)
-			read_sack(skb, offset + 12, &w->s);
+			parse_sack(skb, offset + 12, &w->s);
 	} else if (length == 12 && (word[0] & swap32(0xffffff00)) == swap32(TCPOPT_SACK_ALIGNED)) {
-		read_sack(skb, offset, &w->s);
+		parse_sack(skb, offset, &w->s);
 	} else {
-		walk_options(skb, offset + length, length, w);
+		walk_tcp_options(skb, offset + length, length, w);
 	}
 }
 
@@ -165,7 +160,7 @@ static __always_inline void read_ip_id(struct __sk_buff *skb, struct work *w)
 	w->s.has_ip_id = 1;
 }
 
-static __always_inline u32 read_tcp(struct __sk_buff *skb, struct work *w, int hook)
+static __always_inline u32 parse_tcp(struct __sk_buff *skb, struct work *w, int hook)
 {
 	u32 copy[5], *word = packet_bytes(skb, w->packet.l4, copy, 20);
 	struct segment *s = &w->s;
@@ -189,7 +184,7 @@ static __always_inline u32 read_tcp(struct __sk_buff *skb, struct work *w, int h
 		s->payload = w->packet.end - w->packet.l4 - length;
 	if (s->payload)
 		read_ip_id(skb, w);
-	read_options(skb, w->packet.l4 + 20, length - 20, w);
+	parse_tcp_options(skb, w->packet.l4 + 20, length - 20, w);
 	return METHOD_TIMESTAMP;
 }
 
@@ -200,7 +195,7 @@ static __always_inline bool has_ports(u32 protocol)
 }
 
 /* An echo's id stands for both ports; its sequence number can be matched. */
-static __always_inline u32 read_echo(const u16 *half, bool v6, struct flow_key *key, struct segment *s)
+static __always_inline u32 parse_echo(const u16 *half, bool v6, struct flow_key *key, struct segment *s)
 {
 	u8 type = *(const u8 *)half, request = v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO;
 
@@ -223,7 +218,7 @@ static __always_inline u32 parse_l4_ports(struct __sk_buff *skb, struct work *w,
 	if (!half)
 		return METHOD_NONE;
 	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
-		return read_echo(half, protocol == IPPROTO_ICMPV6, &w->key, s);
+		return parse_echo(half, protocol == IPPROTO_ICMPV6, &w->key, s);
 	w->key.local_port = swap16(half[hook == OUT ? 0 : 1]);
 	w->key.remote_port = swap16(half[hook == OUT ? 1 : 0]);
 	if (protocol != IPPROTO_UDP)
@@ -234,29 +229,29 @@ static __always_inline u32 parse_l4_ports(struct __sk_buff *skb, struct work *w,
 		if (!dns)
 			return METHOD_NONE;
 		s->seq = dns[0];
-		s->flags = swap16(dns[1]) & 0x8000 ? TCPHDR_ACK : TCPHDR_SYN; /* QR, RFC 1035, 4.1.1 */
+		s->flags = swap16(dns[1]) & DNS_QR ? TCPHDR_ACK : TCPHDR_SYN;
 		return METHOD_DNS;
 	}
-	if (w->key.local_port == SPIN_PORT || w->key.remote_port == SPIN_PORT) {
+	if (w->key.local_port == QUIC_PORT || w->key.remote_port == QUIC_PORT) {
 		u8 first_copy, *first = packet_bytes(skb, l7, &first_copy, 1);
 
-		if (!first || (*first & 0xc0) != 0x40) /* a short header, RFC 9000, 17.3 */
+		if (!first || (*first & (QUIC_LONG | QUIC_FIXED)) != QUIC_FIXED)
 			return METHOD_NONE;
-		s->seq = *first >> 5 & 1;
+		s->seq = *first >> QUIC_SPIN_SHIFT & 1;
 		return METHOD_SPIN;
 	}
 	return METHOD_NONE;
 }
 
 /* The transport header: ports into the key, and by which method this packet may be timed. */
-static __always_inline u32 read_transport(struct __sk_buff *skb, struct work *w, int hook)
+static __always_inline u32 parse_transport(struct __sk_buff *skb, struct work *w, int hook)
 {
 	u32 protocol = w->packet.protocol;
 
 	if (!w->packet.l4)
 		return METHOD_NONE;
 	if (protocol == IPPROTO_TCP)
-		return read_tcp(skb, w, hook);
+		return parse_tcp(skb, w, hook);
 	if (has_ports(protocol) || protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
 		return parse_l4_ports(skb, w, hook);
 	return METHOD_NONE;

@@ -3,7 +3,7 @@
  * The table of flows: which flow a packet belongs to, new ones, and how they leave.
  *
  * An LRU map gives up first what was not looked up since it was put in. So a new flow
- * goes in when its packet is in it already, and one that nobody has answered goes in
+ * goes in when its packet is in it already, and one that is not answered yet goes in
  * anew with each packet: a flood of SYNs, answered or not, drives out itself and no
  * connection that is quiet for a moment.
  */
@@ -22,7 +22,7 @@
 
 BPF_TABLE("lru_hash", struct flow_key, struct flow, flows, 1024);
 
-static __always_inline void flow_key_turn(struct flow_key *key)
+static __always_inline void flow_key_swap(struct flow_key *key)
 {
 	u16 port = key->local_port;
 	int i;
@@ -53,13 +53,13 @@ static __always_inline struct flow *flow_find(struct work *w, int hook)
 	}
 	if (hook == OUT)
 		return NULL;
-	flow_key_turn(&w->key);
+	flow_key_swap(&w->key);
 	flow = flows.lookup(&w->key);
 	if (flow && !(flow->flags & FLOW_EGRESS)) {
 		w->direction = OUT;
 		return flow;
 	}
-	flow_key_turn(&w->key);
+	flow_key_swap(&w->key);
 	return NULL;
 }
 
@@ -80,7 +80,7 @@ static __always_inline struct flow *flow_new(struct work *w, int hook, struct co
 	w->marks.opened = 1;
 	if (hook == OUT)
 		flow->flags = FLOW_EGRESS;
-	if (w->packet.protocol != IPPROTO_TCP || !w->method)
+	if (!is_tcp(w))
 		return flow;
 	if ((flags & (TCPHDR_SYN | TCPHDR_ACK)) == TCPHDR_SYN)
 		flow->flags |= FLOW_TCP | FLOW_SYN | FLOW_OPENED_BY(w->direction & 1);
@@ -100,7 +100,7 @@ static __always_inline struct flow *flow_take_out(struct flow *flow, struct work
 	return &w->flow;
 }
 
-static __always_inline void flow_add(struct flow *flow, const struct work *w)
+static __always_inline void flow_count(struct flow *flow, const struct work *w)
 {
 	struct flow_dir *dir = &flow->dir[w->direction & 1];
 
@@ -108,10 +108,29 @@ static __always_inline void flow_add(struct flow *flow, const struct work *w)
 	ADD(dir->packets, w->size.segments);
 }
 
+/* The flow of this packet: its own, a new one, or one that is put in anew. */
+static __always_inline struct flow *flow_find_or_create(struct work *w, int hook, struct counters *n)
+{
+	struct flow *flow = flow_find(w, hook), *found = flow;
+
+	if (flow && is_tcp(w) && w->s.flags & TCPHDR_SYN && !syn_belongs(flow, w, n)) {
+		flow = flow_new(w, hook, n);
+		if (w->s.flags & TCPHDR_ACK)
+			adopt_syn(flow, found, w->direction & 1);
+		return flow;
+	}
+	if (!flow)
+		return flow_new(w, hook, n);
+	if (is_tcp(w) && w->s.flags & (TCPHDR_SYN | TCPHDR_RST) &&
+	    !(flow->flags & (FLOW_REPLIED | FLOW_CLOSED)))
+		return flow_take_out(flow, w);
+	return flow;
+}
+
 /* Into the table, with its packet. */
 static __always_inline void flow_put(struct work *w, struct counters *n)
 {
-	u64 fins = w->flow.flags & 3;
+	u64 fins = w->flow.flags & FLOW_FINS;
 	struct flow *there;
 
 	if (!(w->marks.over ? flows.update(&w->key, &w->flow) : flows.insert(&w->key, &w->flow))) {
@@ -128,15 +147,15 @@ static __always_inline void flow_put(struct work *w, struct counters *n)
 		n->untracked++;
 		return;
 	}
-	flow_add(there, w);
+	flow_count(there, w);
 	if (fins) {
 		fins |= __sync_fetch_and_or(&there->flags, fins);
-		if ((fins & 3) == 3 && flow_close(there, 0))
+		if ((fins & FLOW_FINS) == FLOW_FINS && flow_close(there, 0))
 			n->closed++;
 	}
 }
 
-/* How long a flow in this state stays, in s; flows_layout.py has the same. */
+/* How long a flow in this state stays, in s; constants.py has the same. */
 static __always_inline u32 flow_linger(u64 flags)
 {
 	if (!(flags & FLOW_TCP))
@@ -145,7 +164,7 @@ static __always_inline u32 flow_linger(u64 flags)
 		return LINGER_CLOSED;
 	if (!(flags & FLOW_REPLIED))
 		return LINGER_UNREPLIED;
-	return flags & 3 ? LINGER_CLOSING : LINGER_TCP;
+	return flags & FLOW_FINS ? LINGER_CLOSING : LINGER_TCP;
 }
 
 BPF_ARRAY(due, struct due, 1);

@@ -3,7 +3,7 @@
 #ifndef TCP_H
 #define TCP_H
 
-#define WINDOW_SCALE_MOST 14 /* RFC 7323, 2.3: where the SYN was not seen */
+#define SYN_DATA_MAX 0x4000 /* bytes that a SYN may carry, RFC 7413 */
 
 static __always_inline void flow_set(struct flow *flow, u64 bits)
 {
@@ -72,7 +72,7 @@ static __always_inline bool syn_answered(const struct flow *flow, const struct f
 static __always_inline bool rst_acceptable(const struct flow *flow, const struct flow_dir *dir,
 					   const struct flow_dir *other, const struct segment *s)
 {
-	u32 shift = other->window_scale ? other->window_scale - 1 : WINDOW_SCALE_MOST, limit;
+	u32 shift = other->window_scale ? other->window_scale - 1 : TCP_MAX_WSCALE, limit;
 
 	if (!other->packets)
 		return false; /* the other end has said nothing that this might end */
@@ -87,7 +87,7 @@ static __always_inline bool rst_acceptable(const struct flow *flow, const struct
 	return !before(s->seq, other->ack) && !before(limit, s->seq);
 }
 
-/* The end that has sent a RST goes on: the RST was somebody else's. */
+/* The end that has sent a RST goes on: the RST was forged or of another connection. */
 static __always_inline bool still_alive(const struct flow *flow, const struct flow_dir *dir, int direction,
 					const struct segment *s)
 {
@@ -119,11 +119,11 @@ static __always_inline void tcp_state(struct flow *flow, struct flow_dir *dir, s
 		if (other->packets)
 			flow_set(flow, FLOW_REPLIED);
 		else if (flags & FLOW_SYN)
-			flow_clear(flow, FLOW_SYN); /* goes on, and nobody is seen to answer */
+			flow_clear(flow, FLOW_SYN); /* goes on, and no answer is seen */
 	}
 	if (s->flags & TCPHDR_FIN && !(flags & FLOW_FIN(direction))) {
 		flags = __sync_fetch_and_or(&flow->flags, FLOW_FIN(direction)) | FLOW_FIN(direction);
-		if ((flags & 3) == 3 && flow_close(flow, 0))
+		if ((flags & FLOW_FINS) == FLOW_FINS && flow_close(flow, 0))
 			n->closed++;
 	}
 }
@@ -138,7 +138,7 @@ static __always_inline void probe_segment(struct flow_dir *dir, const struct flo
 	if (w->s.flags & TCPHDR_SYN) {
 		rtt_probe_start(dir, dir->seq, METHOD_HANDSHAKE, w->coarse);
 	} else {
-		if (w->marks.probe_slot == dir->probe_slot || !(by_stamp ? w->marks.fresh : contiguous))
+		if (w->marks.probe_slot == dir->probe_slot || !(by_stamp ? w->marks.tsval_new : contiguous))
 			return;
 		rtt_probe_start(dir, by_stamp ? w->s.tsval : dir->seq,
 				by_stamp ? METHOD_TIMESTAMP : METHOD_SEQUENCE, w->coarse);
@@ -156,8 +156,8 @@ static __always_inline void tcp_options(struct flow_dir *dir, struct flow_dir *o
 	dir->window = s->window;
 	if (s->stamped) {
 		/* the first that is seen may have been carried before by what passed unseen */
-		w->marks.fresh = dir->known & DIR_TSVAL && before(dir->tsval, s->tsval);
-		if (w->marks.fresh || !(dir->known & DIR_TSVAL))
+		w->marks.tsval_new = dir->known & DIR_TSVAL && before(dir->tsval, s->tsval);
+		if (w->marks.tsval_new || !(dir->known & DIR_TSVAL))
 			dir->tsval = s->tsval;
 		if ((dir->known & (DIR_TSVAL | DIR_STAMPED)) != (DIR_TSVAL | DIR_STAMPED))
 			dir->known |= DIR_TSVAL | DIR_STAMPED;
@@ -175,7 +175,7 @@ static __always_inline void tcp_options(struct flow_dir *dir, struct flow_dir *o
 		u32 mss = other->mss;
 
 		ADD(other->dsacks,
-		    mss && s->dsack > mss && s->dsack < 1 << 30 ? (s->dsack + mss - 1) / mss : 1);
+		    mss && s->dsack > mss && s->dsack < 1 << 30 ? DIV_ROUND_UP(s->dsack, mss) : 1);
 	}
 }
 
@@ -254,7 +254,7 @@ static __always_inline bool syn_belongs(struct flow *flow, struct work *w, struc
 	struct flow_dir *dir = &flow->dir[w->direction & 1], *other = &flow->dir[!w->direction];
 	const struct segment *s = &w->s;
 	/* its own: a SYN may carry data (RFC 7413), and none when it is sent again */
-	bool own = dir->known & DIR_SEQ && dir->seq - (s->seq + 1) < 0x4000;
+	bool own = dir->known & DIR_SEQ && dir->seq - (s->seq + 1) < SYN_DATA_MAX;
 	bool replaces = s->flags & TCPHDR_ACK ? syn_answered(flow, other, w->direction, s)
 					      : syn_replaces(flow, dir, other, s, own);
 

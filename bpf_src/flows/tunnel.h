@@ -7,12 +7,6 @@
 #ifndef TUNNEL_H
 #define TUNNEL_H
 
-#define IPPROTO_IPIP 4
-#define IPPROTO_IPV6 41
-#define IPPROTO_GRE 47
-
-#define ETH_P_TEB 0x6558 /* Ethernet */
-
 #define VXLAN_PORT 4789 /* IANA's */
 #define VXLAN_PORT_LINUX 8472 /* what Linux takes if it is told nothing */
 #define GENEVE_PORT 6081
@@ -73,7 +67,7 @@ static __always_inline void enter_gre(struct __sk_buff *skb, struct inside *in)
 		return;
 	in->kind = TUNNEL_GRE;
 	in->offset += flags & GRE_CSUM ? 8 : 4;
-	BLUR(in->offset, 0x3fff);
+	VERIFIER_MASK(in->offset, 0x3fff);
 	if (flags & GRE_KEY) {
 		key = packet_bytes(skb, in->offset, &key_copy, 4);
 		if (!key)
@@ -82,7 +76,7 @@ static __always_inline void enter_gre(struct __sk_buff *skb, struct inside *in)
 		in->offset += 4;
 	}
 	in->offset += flags & GRE_SEQ ? 4 : 0;
-	BLUR(in->offset, 0x3fff);
+	VERIFIER_MASK(in->offset, 0x3fff);
 	if (type == swap16(ETH_P_TEB))
 		enter_ethernet(skb, in);
 	else
@@ -115,7 +109,7 @@ static __always_inline void enter_udp(struct __sk_buff *skb, struct inside *in)
 		return;
 	in->kind = TUNNEL_GENEVE;
 	in->offset += (first >> 24) * 4; /* options */
-	BLUR(in->offset, 0x3fff);
+	VERIFIER_MASK(in->offset, 0x3fff);
 	if ((first & 0xffff) == ETH_P_TEB)
 		enter_ethernet(skb, in);
 	else
@@ -137,7 +131,7 @@ static __always_inline void enter_tunnel(struct __sk_buff *skb, struct work *w)
 		in.kind = TUNNEL_IPIP;
 		in.ethertype = outside->protocol == IPPROTO_IPIP ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
 	}
-	BLUR(in.offset, 0x3fff);
+	VERIFIER_MASK(in.offset, 0x3fff);
 	__builtin_memset(p, 0, sizeof(*p));
 	p->l3 = in.offset;
 	p->vlans = outside->vlans;

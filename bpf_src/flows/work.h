@@ -8,6 +8,12 @@
 #ifndef WORK_H
 #define WORK_H
 
+#ifndef GENERATION
+#define GENERATION 0 /* of the filter: counted up when the programs are exchanged */
+#endif
+/* At most one probe in 2^24 ns = 16.8 ms: sixty samples a second and direction are plenty. */
+#define PROBE_SLOT_SHIFT 24
+
 /* A TCP segment, or what of another protocol plays the same part. */
 struct segment {
 	u32 seq;
@@ -34,12 +40,18 @@ struct rtt_sample {
 struct marks {
 	u8 epoch; /* of the configuration */
 	u8 probe_slot; /* of the time */
-	u8 fresh; /* its TSval was not seen before */
+	u8 tsval_new; /* its TSval was not seen before */
 	u8 foreign; /* a SYN of no connection yet: its sequence numbers say nothing here */
 	u8 put; /* the flow is in `flow` below, and goes into the table */
 	u8 over; /* in the place of another of the same key */
 	u8 opened; /* it is a new one */
 	u8 first_ack; /* its direction has acknowledged nothing before */
+};
+
+/* The coarse clock as it was read last, and when that was. */
+struct coarse_clock {
+	u64 jiffies;
+	u64 ns;
 };
 
 struct work {
@@ -49,17 +61,55 @@ struct work {
 	struct size size;
 	struct segment s;
 	struct rtt_sample sample;
+	struct coarse_clock clock;
 	u64 coarse; /* the time by the coarse clock */
 	u32 method; /* by which it may be timed */
 	u32 direction; /* within the flow */
 	u32 newest; /* TSval of this direction before this packet */
-	u32 index; /* of a gap */
+	u32 index; /* of a gap, or of what was sent again */
 	struct marks marks;
-	struct gap gap; /* that it fills */
+	struct seq_range gap; /* that it fills */
+	u64 gap_time;
 	struct flow flow; /* a new one until it is put into the table */
 	u8 options[96]; /* forty, and room for what a mask lets through */
 };
 
 BPF_PERCPU_ARRAY(work, struct work, 1);
+
+/* TCP whose header could be read: nothing else is timed so. */
+static __always_inline bool is_tcp(const struct work *w)
+{
+	return w->method == METHOD_TIMESTAMP;
+}
+
+static __always_inline bool in_focus(const struct config *c, const struct flow *flow)
+{
+	return c->focus && c->focus == flow->id;
+}
+
+/* The coarse clock goes on with jiffies, which are one load where asking for it is a call: so it is kept for a tick. */
+static __always_inline u64 coarse_now(struct coarse_clock *clock)
+{
+	u64 jiffies = bpf_jiffies64();
+
+	if (clock->jiffies != jiffies) {
+		clock->jiffies = jiffies;
+		clock->ns = bpf_ktime_get_coarse_ns();
+	}
+	return clock->ns;
+}
+
+static __always_inline void work_begin(struct work *w, const struct config *c, int hook)
+{
+	__builtin_memset(&w->s, 0, sizeof(w->s));
+	__builtin_memset(&w->marks, 0, sizeof(w->marks)); /* one store for all of them */
+	w->sample.sent = 0;
+	w->sample.method = METHOD_NONE;
+	w->coarse = coarse_now(&w->clock);
+	w->direction = hook;
+	w->key.tunnel_id = 0;
+	w->marks.epoch = c->epoch << 2 | GENERATION;
+	w->marks.probe_slot = w->coarse >> (PROBE_SLOT_SHIFT + (c->rtt_shift & 7));
+}
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
  * The packet filter: what the user wrote in pcap's language, as a C function that
- * nettop/filter.py makes of the classic BPF that libpcap makes of it.
+ * nettop/bpf/filter.py makes of the classic BPF that libpcap makes of it.
  *
  * A program asks it before it stores anything. Which function it runs is decided when
  * it is compiled: filter_generated.h is put on the include path and FILTER defined, or
@@ -16,14 +16,8 @@
 #define FILTER_H
 
 #define TAG_OFFSET 12 /* behind the two addresses */
-#define TAG_SIZE 4
 
 #define PACKET_OUTGOING 4 /* what a packet socket sees as the type of packets sent */
-
-#ifndef swap16
-#define swap16(v) __builtin_bswap16(v)
-#define swap32(v) __builtin_bswap32(v)
-#endif
 
 /*
  * Makes a comparison a step of its own, as it is in classic BPF. clang would gather a
@@ -90,7 +84,7 @@ static __always_inline u32 filter_tag(const struct filter_packet *packet)
 
 static __always_inline u32 filter_length(const struct filter_packet *packet)
 {
-	return packet->skb->len + (packet->tagged ? TAG_SIZE : 0);
+	return packet->skb->len + (packet->tagged ? VLAN_HLEN : 0);
 }
 
 /* PACKET_*: a packet socket is told so of what is sent; the skb itself does not know. */
@@ -171,7 +165,7 @@ static __always_inline u32 filter_tag(const struct filter_packet *packet)
 
 static __always_inline u32 filter_length(const struct filter_packet *packet)
 {
-	return packet->length + (packet->tagged ? TAG_SIZE : 0);
+	return packet->length + (packet->tagged ? VLAN_HLEN : 0);
 }
 
 static __always_inline u32 filter_packet_type(const struct filter_packet *packet)
@@ -194,17 +188,17 @@ static __always_inline bool filter_load(const struct filter_packet *packet, u64 
 
 	if (!packet->tagged || offset + size <= TAG_OFFSET)
 		return filter_read(packet, offset, size, value);
-	if (offset >= TAG_OFFSET + TAG_SIZE)
-		return filter_read(packet, offset - TAG_SIZE, size, value);
+	if (offset >= TAG_OFFSET + VLAN_HLEN)
+		return filter_read(packet, offset - VLAN_HLEN, size, value);
 	/* of the tag, or across an end of it */
 	tag = filter_tag(packet);
 #pragma unroll
 	for (i = 0; i < size; i++) {
 		u64 at = offset + i, byte;
 
-		if (at >= TAG_OFFSET && at < TAG_OFFSET + TAG_SIZE)
-			byte = tag >> 8 * (TAG_OFFSET + TAG_SIZE - 1 - at);
-		else if (!filter_read(packet, at < TAG_OFFSET ? at : at - TAG_SIZE, 1, &byte))
+		if (at >= TAG_OFFSET && at < TAG_OFFSET + VLAN_HLEN)
+			byte = tag >> 8 * (TAG_OFFSET + VLAN_HLEN - 1 - at);
+		else if (!filter_read(packet, at < TAG_OFFSET ? at : at - VLAN_HLEN, 1, &byte))
 			return false;
 		result = result << 8 | (byte & 0xff);
 	}

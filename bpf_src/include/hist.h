@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
  * Log-linear histograms of delays in ns: 16 buckets to an octave, so that one is
- * at most 6.25 % wide, from 1 ns to 34 s. nettop/stats.py does the same arithmetic.
+ * at most 6.25 % wide, from 1 ns to 34 s. nettop/core/histogram.py does the same arithmetic.
  */
 #ifndef HIST_H
 #define HIST_H

@@ -42,25 +42,20 @@
 /* An argument of a tracepoint, an fentry or an fexit program, its type kept for the verifier. */
 #define ARGUMENT(to, ctx, number) LOAD_AS(to, ctx, 8 * (number), "u64")
 
-/* The first bit of its byte, as the compiler lays them out (skbuff.h: PKT_VLAN_PRESENT_BIT). */
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define VLAN_PRESENT 0x80
-#else
-#define VLAN_PRESENT 1
-#endif
-
 /* The VLAN tag that was lifted out of the frame: EtherType and TCI; 0: none. */
 static __always_inline u32 lifted_tag(const void *skb, int typed)
 {
 	u16 protocol = 0, tci = 0;
-	u8 present = VLAN_PRESENT;
+#ifdef HAVE_pkt_vlan_present_offset
+	u8 present = 0;
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
-	/* a bit of its own, and what the tag was may still be there without it */
+	/* before 6.2 a bit of its own, the first of its byte, and what the tag was may still be there without it */
 	LOAD_AT(typed, present, skb, offsetof(struct sk_buff, __pkt_vlan_present_offset));
+	if (!(present & 1))
+		return 0;
 #endif
 	LOAD(typed, protocol, skb, struct sk_buff, vlan_proto);
-	if (!(present & VLAN_PRESENT) || !protocol)
+	if (!protocol)
 		return 0;
 	LOAD(typed, tci, skb, struct sk_buff, vlan_tci);
 	return (u32)__builtin_bswap16(protocol) << 16 | tci;
@@ -97,7 +92,7 @@ static __always_inline bool watched(const struct config *c, const void *dev, int
 #endif
 
 #ifndef AS_NUMBER
-/* A pointer as a number: with a typed one the verifier allows no arithmetic until it has been negated. */
+/* A pointer as a number, its address: with a typed one the verifier allows no arithmetic until it has been negated. */
 #define AS_NUMBER(pointer)                                          \
 	({                                                          \
 		u64 _number = (u64)(pointer);                       \

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What every program shares with the Python side: nettop/control.py mirrors it,
- * and tests/unit/test_layout.py compiles and compares.
+ * What every program shares with the Python side, which writes struct config by the names of its fields
+ * (nettop/bpf/config.py); tests/unit/test_layout.py compares the constants.
  */
 #ifndef NETTOP_H
 #define NETTOP_H
+
+#include "kernel.h"
 
 /* How an interface's own counters count a packet; docs/probes/throughput.md has what counts how. */
 #define COUNT_SKB \
@@ -18,7 +20,8 @@
 #define COUNT_CELLS 64 /* tunnels: the above, but for what was merged below them */
 #define COUNT_SENT 128 /* ifb: as received what it is given to send, and nothing else */
 
-#define ETH_HLEN 14
+#define VLAN_HLEN 4
+#define VLAN_VID_MASK 0x0fff
 
 #define IN 0 /* received: TC ingress */
 #define OUT 1 /* sent: TC egress */
@@ -68,9 +71,39 @@ struct config {
 /* BCC's rewriter takes map functions in the main file only, and not inside macros: look it up by hand. */
 #define CONFIG_MAP BPF_ARRAY(config, struct config, 1)
 
+/* A ring buffer that tells what its events are: BCC's own BPF_RINGBUF_OUTPUT describes them as u32. */
+#ifndef RINGBUF
+#define RINGBUF(name, event, pages)                                                           \
+	struct name##_table_t {                                                               \
+		int key;                                                                      \
+		event leaf;                                                                   \
+		int (*ringbuf_output)(void *, u64, u64);                                      \
+		u32 max_entries;                                                              \
+	};                                                                                    \
+	__attribute__((section("maps/ringbuf"))) struct name##_table_t name = {.max_entries = \
+										       (pages)*PAGE_SIZE}
+#endif
+
 /* Where hardly a packet goes: out of the way of the others, in the program's text as well. */
 #define likely(condition) __builtin_expect(!!(condition), 1)
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
+
+/* Network order: the programs run on little-endian machines alone. */
+#define swap16(v) __builtin_bswap16(v)
+#define swap32(v) __builtin_bswap32(v)
+
+#define DIV_ROUND_UP(n, d) (((n) + (d)-1) / (d))
+
+/* Serial number arithmetic, RFC 1982. */
+static __always_inline bool before(u32 a, u32 b)
+{
+	return (s32)(a - b) < 0;
+}
+
+static __always_inline bool before16(u16 a, u16 b)
+{
+	return (s16)(a - b) < 0;
+}
 
 #define ADD(where, what) __sync_fetch_and_add(&(where), (what))
 

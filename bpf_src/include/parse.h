@@ -6,31 +6,9 @@
 #ifndef PARSE_H
 #define PARSE_H
 
-#define ETH_P_IP 0x0800
-#define ETH_P_ARP 0x0806
-#define ETH_P_8021Q 0x8100
-#define ETH_P_8021AD 0x88a8
-#define ETH_P_IPV6 0x86dd
-#define ETH_P_PPP_DISC 0x8863
-#define ETH_P_PPP_SES 0x8864
-#define ETH_P_MPLS_UC 0x8847
-#define ETH_P_MPLS_MC 0x8848
-#define ETH_P_LLDP 0x88cc
-#define ETH_P_802_3_MIN 0x0600 /* below: a length, and 802.2 LLC behind it (spanning tree, among others) */
-
 #define PPP_IP 0x0021
 #define PPP_IPV6 0x0057
 #define PPPOE_HLEN 8 /* with PPP's protocol (RFC 2516, 4) */
-
-#define IPPROTO_HOPOPTS 0
-#define IPPROTO_ICMP 1
-#define IPPROTO_TCP 6
-#define IPPROTO_UDP 17
-#define IPPROTO_ROUTING 43
-#define IPPROTO_FRAGMENT 44
-#define IPPROTO_AH 51
-#define IPPROTO_ICMPV6 58
-#define IPPROTO_DSTOPTS 60
 
 /* Protocols beyond the 256 of IP. */
 #define PROTO_ARP 256
@@ -42,7 +20,7 @@
 #define PROTO_BROKEN 262 /* an IP header that makes no sense, or is not there */
 #define PROTO_SLOTS 263
 
-/* What an IP packet is wrapped in; flows_layout.py has their names. The first two are passed here, others by flows/. */
+/* What an IP packet is wrapped in; constants.py has their names. The first two are passed here, others by flows/. */
 #define TUNNEL_NONE 0
 #define TUNNEL_PPPOE 1
 #define TUNNEL_MPLS 2
@@ -50,6 +28,12 @@
 #define TUNNEL_GRE 4
 #define TUNNEL_VXLAN 5
 #define TUNNEL_GENEVE 6
+
+/* include/net/ip.h, include/net/ipv6.h */
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+#define IP6_MF 0x0001
+#define IP6_OFFSET 0xfff8
 
 #define FRAGMENT_NONE 0
 #define FRAGMENT_FIRST 1
@@ -62,9 +46,6 @@
 #define MAX_OFFSET 1024
 
 #define TC_ACT_UNSPEC -1 /* "next": the packet goes on as if we were not there */
-
-#define swap16(v) __builtin_bswap16(v)
-#define swap32(v) __builtin_bswap32(v)
 
 struct packet {
 	u32 l3; /* offset of the IP header */
@@ -94,7 +75,7 @@ struct packet {
 /*
  * Bytes of the packet: where they lie if they are in the linear part, else copied
  * to the buffer; NULL if the packet ends before. Never pulls, which would change
- * the skb for whoever comes after us.
+ * the skb for the programs after this one.
  */
 static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, void *buffer, u32 size)
 {
@@ -112,22 +93,22 @@ static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, voi
 }
 
 /*
- * Make the verifier forget what it knows of a number but its highest bits, for two negations' worth of time. Kernels
- * before 6.8 or so otherwise follow each way through the parser to the program's end by itself, and give up at a
- * million instructions.
+ * Both leave a number as it is, if it fits into the mask, and change what the verifier knows of it.
+ *
+ * VERIFIER_FORGET: nothing but its highest bits. In a loop the verifier otherwise follows each way through one round by
+ * itself through all that come after. Two swaps of all bytes, for ways that few packets take.
+ *
+ * VERIFIER_MASK: its highest bits for certain, where ways come together. Kernels that keep no history of stack accesses
+ * (struct bpf_jmp_history_entry, since 6.8) must forget the rest, too, by two negations: they otherwise follow each way
+ * through the parser to the program's end by itself, and give up at a million instructions.
  */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
-#define BLUR(number, mask) asm volatile("%0 = -%0; %0 = -%0; %0 &= %1" : "+r"(number) : "i"(mask))
+#define VERIFIER_FORGET(number, mask) \
+	asm volatile("%0 = be64 %0; %0 = be64 %0; %0 &= %1" : "+r"(number) : "i"(mask))
+#ifdef HAVE_bpf_jmp_history_entry
+#define VERIFIER_MASK(number, mask) asm volatile("%0 &= %1" : "+r"(number) : "i"(mask))
 #else
-#define BLUR(number, mask) asm volatile("%0 &= %1" : "+r"(number) : "i"(mask))
+#define VERIFIER_MASK(number, mask) asm volatile("%0 = -%0; %0 = -%0; %0 &= %1" : "+r"(number) : "i"(mask))
 #endif
-
-/*
- * Make the verifier forget what it knows of a number, but its highest bits: in a loop it otherwise follows each way
- * through one round by itself through all that come after. Two instructions that change nothing, for ways that few
- * packets take.
- */
-#define FORGET(number, mask) asm volatile("%0 = be64 %0; %0 = be64 %0; %0 &= %1" : "+r"(number) : "i"(mask))
 
 static __always_inline void map_v4(u32 *to, u32 address)
 {
@@ -163,8 +144,8 @@ static __always_inline void parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	p->l4 = p->l3 + (first & 15) * 4;
 	set_end(skb, p, swap16(ip->tot_len));
 	fragment = swap16(ip->frag_off);
-	if (unlikely(fragment & 0x3fff)) { /* more fragments, or an offset */
-		p->fragment = fragment & 0x1fff ? FRAGMENT_LATER : FRAGMENT_FIRST;
+	if (unlikely(fragment & (IP_MF | IP_OFFSET))) {
+		p->fragment = fragment & IP_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
 		p->fragment_id = ip->id;
 	}
 }
@@ -182,8 +163,8 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	__builtin_memcpy(p->destination, &ip->daddr, 16);
 	next = ip->nexthdr;
 	p->protocol = next;
-	p->l4 = p->l3 + 40;
-	set_end(skb, p, ip->payload_len ? 40 + swap16(ip->payload_len) : 0);
+	p->l4 = p->l3 + sizeof(*ip);
+	set_end(skb, p, ip->payload_len ? sizeof(*ip) + swap16(ip->payload_len) : 0);
 	/* RFC 8200, 4: a chain of extension headers, each of which names the next. */
 #pragma unroll
 	for (i = 0; i < EXTENSION_HEADERS; i++) {
@@ -201,8 +182,8 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 			u16 offset = extension[2] << 8 | extension[3];
 
 			/* RFC 6946: an atomic fragment is a whole packet */
-			if (offset & 0xfff9)
-				p->fragment = offset & 0xfff8 ? FRAGMENT_LATER : FRAGMENT_FIRST;
+			if (offset & (IP6_MF | IP6_OFFSET))
+				p->fragment = offset & IP6_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
 			__builtin_memcpy(&p->fragment_id, extension + 4, 4);
 			p->l4 += 8;
 		} else if (next == IPPROTO_AH) {
@@ -213,8 +194,8 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		next = extension[0];
 		p->protocol = next;
 		/* however it came to this one */
-		FORGET(p->l4, 0x3fff);
-		FORGET(p->fragment, 3);
+		VERIFIER_FORGET(p->l4, 0x3fff);
+		VERIFIER_FORGET(p->fragment, 3);
 		if (p->fragment == FRAGMENT_LATER)
 			break;
 	}
@@ -271,7 +252,7 @@ static __always_inline u16 pass_mpls(struct __sk_buff *skb, struct packet *p, u3
 	}
 	if (i == MPLS_LABELS)
 		return swap16(ETH_P_MPLS_UC);
-	BLUR(place, 0xff);
+	VERIFIER_MASK(place, 0xff);
 	label = packet_bytes(skb, place, copy, 1);
 	if (!label || (label[0] >> 4 != 4 && label[0] >> 4 != 6))
 		return swap16(ETH_P_MPLS_UC);
@@ -329,7 +310,8 @@ static __always_inline void parse_any(struct __sk_buff *skb, u32 l2_len, struct 
 		tag = packet_bytes(skb, offset, tag_copy, 4);
 		if (!tag)
 			return;
-		p->vlans |= p->vlans ? (swap16(tag[0]) & 0xfff) << 12 : swap16(tag[0]) & 0xfff;
+		p->vlans |=
+			p->vlans ? (swap16(tag[0]) & VLAN_VID_MASK) << 12 : swap16(tag[0]) & VLAN_VID_MASK;
 		ethertype = tag[1];
 		offset += 4;
 	}
@@ -337,7 +319,7 @@ static __always_inline void parse_any(struct __sk_buff *skb, u32 l2_len, struct 
 		ethertype = pass_pppoe(skb, p, &offset);
 	else if (unlikely(ethertype == swap16(ETH_P_MPLS_UC) || ethertype == swap16(ETH_P_MPLS_MC)))
 		ethertype = pass_mpls(skb, p, &offset);
-	BLUR(offset, 0xff);
+	VERIFIER_MASK(offset, 0xff);
 	p->l3 = offset;
 	if (ethertype == swap16(ETH_P_IP))
 		parse_ipv4(skb, p);
@@ -350,17 +332,18 @@ static __always_inline void parse_any(struct __sk_buff *skb, u32 l2_len, struct 
 /* What is known of a packet once its headers are read. All ways come together here before the next branch. */
 static __always_inline void parsed(struct packet *p)
 {
-	BLUR(p->l4, 0x3fff); /* the longest chain of extension headers ends before 12400 */
-	BLUR(p->end, 0x7fffffff);
-	BLUR(p->vlans, 0xffffff);
-	BLUR(p->protocol, 0x1ff);
-	BLUR(p->version, 7);
-	BLUR(p->fragment, 3);
-	BLUR(p->tunnel, 7);
+	VERIFIER_MASK(p->l4, 0x3fff); /* the longest chain of extension headers ends before 12400 */
+	VERIFIER_MASK(p->end, 0x7fffffff);
+	VERIFIER_MASK(p->vlans, 0xffffff);
+	VERIFIER_MASK(p->protocol, 0x1ff);
+	VERIFIER_MASK(p->version, 7);
+	VERIFIER_MASK(p->fragment, 3);
+	VERIFIER_MASK(p->tunnel, 7);
 	/* by its own length too short for the header: what follows in the frame is padding */
-	if (unlikely(p->fragment == FRAGMENT_LATER) || p->l4 + (p->protocol == IPPROTO_TCP ? 20 : 8) > p->end)
+	if (unlikely(p->fragment == FRAGMENT_LATER) ||
+	    p->l4 + (p->protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : sizeof(struct udphdr)) > p->end)
 		p->l4 = 0;
-	BLUR(p->l4, 0x3fff);
+	VERIFIER_MASK(p->l4, 0x3fff);
 }
 
 static __always_inline void parse_packet(struct __sk_buff *skb, u32 l2_len, struct packet *p)

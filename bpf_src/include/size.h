@@ -12,29 +12,25 @@
 
 #include "load.h"
 
-/* include/linux/skbuff.h: SKB_GSO_*. The features of the same meaning are GSO_SHIFT bits further up. */
-#define GSO_SHIFT 16 /* NETIF_F_GSO_SHIFT */
-#define GSO_TYPES 0x7ffffu /* up to SKB_GSO_FRAGLIST; what lies above is no feature */
-#define GSO_TCPV4 (1 << 0)
-#define GSO_DODGY (1 << 1) /* from a guest: checked, not cut, where the device lacks NETIF_F_GSO_ROBUST */
-#define GSO_TCPV6 (1 << 4)
-#define GSO_UDP_L4 (1 << 17)
-#define GSO_FRAGLIST (1 << 18)
-#define GSO_TUNNELS (0x3f << 6) /* GRE, GRE_CSUM, IPXIP4, IPXIP6, UDP_TUNNEL, UDP_TUNNEL_CSUM */
+/* include/linux/skbuff.h. The features of the same meaning are NETIF_F_GSO_SHIFT bits further up. */
+#define NETIF_F_GSO_SHIFT 16
+#define SKB_GSO_TYPES 0x7ffffu /* up to SKB_GSO_FRAGLIST; what lies above is no feature */
+#define SKB_GSO_TCPV4 (1 << 0)
+#define SKB_GSO_DODGY (1 << 1) /* from a guest: checked, not cut, where the device lacks NETIF_F_GSO_ROBUST */
+#define SKB_GSO_TCPV6 (1 << 4)
+#define SKB_GSO_UDP_L4 (1 << 17)
+#define SKB_GSO_FRAGLIST (1 << 18)
+#define SKB_GSO_TUNNELS (0x3f << 6) /* GRE, GRE_CSUM, IPXIP4, IPXIP6, UDP_TUNNEL, UDP_TUNNEL_CSUM */
 
 /* include/linux/netdev_features.h */
-#define FEATURE_FRAGLIST (1ULL << 6)
-#define FEATURE_VLAN_TX (1ULL << 7) /* NETIF_F_HW_VLAN_CTAG_TX */
-#define FEATURE_GRO (1ULL << 14)
-#define FEATURE_ALL_TSO (0x1dULL << GSO_SHIFT)
-#define FEATURE_IP_CSUM (1ULL << 1)
-#define FEATURE_HW_CSUM (1ULL << 3)
-#define FEATURE_IPV6_CSUM (1ULL << 4)
-#define FEATURE_GRO_UDP ((1ULL << 57) | (1ULL << 59)) /* NETIF_F_GRO_FRAGLIST, NETIF_F_GRO_UDP_FWD */
-
-#define VLAN_HLEN 4
-
-#define SOCK_STREAM 1 /* include/linux/net.h */
+#define NETIF_F_FRAGLIST (1ULL << 6)
+#define NETIF_F_HW_VLAN_CTAG_TX (1ULL << 7)
+#define NETIF_F_GRO (1ULL << 14)
+#define NETIF_F_ALL_TSO (0x1dULL << NETIF_F_GSO_SHIFT)
+#define NETIF_F_IP_CSUM (1ULL << 1)
+#define NETIF_F_HW_CSUM (1ULL << 3)
+#define NETIF_F_IPV6_CSUM (1ULL << 4)
+#define GRO_UDP_FEATURES ((1ULL << 57) | (1ULL << 59)) /* NETIF_F_GRO_FRAGLIST, NETIF_F_GRO_UDP_FWD */
 
 /* A packet's size as its interface counts it, and the packets on the wire that it stands for. */
 struct size {
@@ -68,7 +64,7 @@ static __always_inline u32 gso_headers(struct __sk_buff *skb, const struct packe
 	u16 protocol = p->protocol;
 	u32 transport = p->l4;
 
-	if (unlikely(type & GSO_TUNNELS)) {
+	if (unlikely(type & SKB_GSO_TUNNELS)) {
 		const void *kernel = KERNEL_SKB(skb);
 		u64 head = 0, data = 0;
 		u16 inner = 0;
@@ -77,7 +73,7 @@ static __always_inline u32 gso_headers(struct __sk_buff *skb, const struct packe
 		LOAD(TC_TYPED, data, kernel, struct sk_buff, data);
 		LOAD(TC_TYPED, inner, kernel, struct sk_buff, inner_transport_header);
 		transport = head + inner - data;
-		protocol = type & (GSO_TCPV4 | GSO_TCPV6) ? IPPROTO_TCP : IPPROTO_UDP;
+		protocol = type & (SKB_GSO_TCPV4 | SKB_GSO_TCPV6) ? IPPROTO_TCP : IPPROTO_UDP;
 	}
 	transport &= 0x7fff;
 	return transport ? transport + transport_header_len(skb, transport, protocol) : 0;
@@ -102,33 +98,33 @@ static __always_inline u64 device_features(struct __sk_buff *skb, const void **d
  * Whether the stack cuts this packet up before the driver sees it: where an offload that it needs is off, or where it
  * is larger than the device says (net/core/dev.c, netif_skb_features and skb_gso_ok).
  */
-static __always_inline bool cut_by_stack(struct __sk_buff *skb, const struct packet *p, u32 type,
-					 u32 segments, bool list)
+static __always_inline bool segmented_by_stack(struct __sk_buff *skb, const struct packet *p, u32 type,
+					       u32 segments, bool list)
 {
 	__typeof__(((struct net_device *)0)->gso_max_segs) most_segments = 0;
 	const void *dev = NULL;
 	u64 features = device_features(skb, &dev), others = 0;
 	u32 most_bytes = 0;
 
-	if (unlikely(type & GSO_TUNNELS)) {
+	if (unlikely(type & SKB_GSO_TUNNELS)) {
 		LOAD(TC_TYPED, others, dev, struct net_device, hw_enc_features);
 		features &= others;
 	}
 	if (unlikely(p->vlans)) {
 		LOAD(TC_TYPED, others, dev, struct net_device, vlan_features);
 		features &= others;
-		if (p->vlans > 0xfff) /* two tags: vlan_features_check */
+		if (p->vlans > VLAN_VID_MASK) /* two tags: vlan_features_check */
 			return true;
 	}
 	/* what the device cannot put the checksum into either: harmonize_features */
-	if (!(features & (FEATURE_HW_CSUM | (p->version == 6 ? FEATURE_IPV6_CSUM : FEATURE_IP_CSUM))))
+	if (!(features & (NETIF_F_HW_CSUM | (p->version == 6 ? NETIF_F_IPV6_CSUM : NETIF_F_IP_CSUM))))
 		return true;
-	if ((u64)(type & GSO_TYPES & ~GSO_DODGY) << GSO_SHIFT & ~features)
+	if ((u64)(type & SKB_GSO_TYPES & ~SKB_GSO_DODGY) << NETIF_F_GSO_SHIFT & ~features)
 		return true;
-	if (list && !(features & FEATURE_FRAGLIST))
+	if (list && !(features & NETIF_F_FRAGLIST))
 		return true;
 	LOAD(TC_TYPED, most_segments, dev, struct net_device, gso_max_segs);
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+#ifdef HAVE_gso_ipv4_max_size /* since 6.3 */
 	if (p->version != 6)
 		LOAD(TC_TYPED, most_bytes, dev, struct net_device, gso_ipv4_max_size);
 	else
@@ -153,14 +149,14 @@ static __always_inline u32 peer_polls(struct __sk_buff *skb)
 	const u64 private = (sizeof(struct net_device) + 63) & ~63ULL; /* netdev_priv() */
 	u64 peer = 0, program = 0, features = 0;
 	const void *dev = NULL;
-	u32 most = device_features(skb, &dev) & FEATURE_ALL_TSO ? POLLS_DATAGRAMS : POLLS_ALL;
+	u32 most = device_features(skb, &dev) & NETIF_F_ALL_TSO ? POLLS_DATAGRAMS : POLLS_ALL;
 
 	bpf_probe_read_kernel(&peer, sizeof(peer), (const void *)(AS_NUMBER(dev) + private));
 	READ_FIELD(features, peer, struct net_device, features);
 	bpf_probe_read_kernel(&program, sizeof(program), (const void *)(peer + private + 16));
-	if (!(features & FEATURE_GRO) && !program)
+	if (!(features & NETIF_F_GRO) && !program)
 		return POLLS_NOTHING;
-	return most == POLLS_ALL || features & FEATURE_GRO_UDP ? most : POLLS_NOTHING;
+	return most == POLLS_ALL || features & GRO_UDP_FEATURES ? most : POLLS_NOTHING;
 }
 
 /* What was found so, kept for a tick of the clock; one for each CPU. */
@@ -218,8 +214,9 @@ static __always_inline u32 counted_tag(struct __sk_buff *skb, u8 counting, int h
 	if (counting & COUNT_TAG)
 		return VLAN_HLEN;
 	if (hook == OUT)
-		return !(counting & COUNT_STACK) || device_features(skb, &dev) & FEATURE_VLAN_TX ? 0
-												 : VLAN_HLEN;
+		return !(counting & COUNT_STACK) || device_features(skb, &dev) & NETIF_F_HW_VLAN_CTAG_TX
+			       ? 0
+			       : VLAN_HLEN;
 	if (!(counting & COUNT_NAPI))
 		return 0;
 	kernel = KERNEL_SKB(skb);
@@ -240,7 +237,7 @@ static __always_inline bool counts_sent(struct __sk_buff *skb, const struct pack
 		return false;
 	/* wire_len: qdisc_pkt_len(), with the headers of each segment */
 	return (c->cut_above && SKB_FIELD(skb, wire_len) > c->cut_above) ||
-	       cut_by_stack(skb, p, type, segments, list);
+	       segmented_by_stack(skb, p, type, segments, list);
 }
 
 /* Whether it has counted each of those that this one, which was received, was merged of. */
@@ -254,11 +251,12 @@ static __always_inline bool counts_received(struct __sk_buff *skb, u8 counting, 
 	if (!(counting & COUNT_MERGED) || !SKB_FIELD(skb, gso_segs))
 		return false;
 	if (unlikely(counting & COUNT_CELLS &&
-		     !(type & GSO_FRAGLIST))) { /* whole from below, or its sender: inner headers known */
+		     !(type & SKB_GSO_FRAGLIST))) { /* whole from below, or its sender: inner headers known */
 		LOAD(TC_TYPED, inner, KERNEL_SKB(skb), struct sk_buff, inner_network_header);
 		return !inner;
 	}
-	if (unlikely(counting & COUNT_NAPI && (type & (GSO_UDP_L4 | GSO_FRAGLIST)) == GSO_UDP_L4 && !list)) {
+	if (unlikely(counting & COUNT_NAPI &&
+		     (type & (SKB_GSO_UDP_L4 | SKB_GSO_FRAGLIST)) == SKB_GSO_UDP_L4 && !list)) {
 		/*
 		 * A veth may be handed datagrams merged by their sender, which has their headers alone in one piece, or all
 		 * in one where the device takes no more.
@@ -289,14 +287,14 @@ static __always_inline u32 gso_segments(struct __sk_buff *skb, const struct pack
 		segments = SKB_FIELD(skb, len) > *headers
 				   ? (SKB_FIELD(skb, len) - *headers + gso_size - 1) / gso_size
 				   : 1;
-	BLUR(segments, 0x1ffff);
+	VERIFIER_MASK(segments, 0x1ffff);
 	if (segments > 1)
 		*counted = hook == OUT ? counts_sent(skb, p, c, type, segments, list != 0)
 				       : counts_received(skb, counting, type, *headers, list != 0);
 	return segments;
 }
 
-/* `kept` is looked up for what a veth sends, COUNT_NAPI, alone, else NULL. */
+/* BCC takes no look-ups here, so `kept` is looked up by the program: for what a veth sends (COUNT_NAPI), else NULL. */
 static __always_inline void packet_size(struct __sk_buff *skb, const struct packet *p, const struct config *c,
 					int hook, struct veth_peer *kept, struct size *s)
 {
@@ -311,9 +309,9 @@ static __always_inline void packet_size(struct __sk_buff *skb, const struct pack
 	}
 	bare = counting & COUNT_BARE ? ETH_HLEN : 0;
 	/* one way from here on, for the verifier, whichever it was */
-	BLUR(tag, 7);
-	BLUR(bare, 15);
-	BLUR(counting, 0xff);
+	VERIFIER_MASK(tag, 7);
+	VERIFIER_MASK(bare, 15);
+	VERIFIER_MASK(counting, 0xff);
 	wire = SKB_FIELD(skb, len) + (unlikely(SKB_FIELD(skb, vlan_present)) ? VLAN_HLEN : 0);
 	bytes = SKB_FIELD(skb, len) + tag - bare;
 	/* a guest may say that anything is made of segments; without headers to repeat it is not */
@@ -329,10 +327,10 @@ static __always_inline void packet_size(struct __sk_buff *skb, const struct pack
 			}
 		}
 	}
-	BLUR(bytes, 0x7fffffff);
-	BLUR(packets, 0x7fffffff);
-	BLUR(segments, 0x7fffffff);
-	BLUR(wire, 0x7fffffff);
+	VERIFIER_MASK(bytes, 0x7fffffff);
+	VERIFIER_MASK(packets, 0x7fffffff);
+	VERIFIER_MASK(segments, 0x7fffffff);
+	VERIFIER_MASK(wire, 0x7fffffff);
 	s->bytes = bytes;
 	s->packets = packets;
 	s->segments = segments;

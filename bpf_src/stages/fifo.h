@@ -13,9 +13,9 @@
 #define GROUP_MAX 0x7fff /* packets of one group; what is beyond is missed */
 #define SPAN_SHIFT 10
 
-#ifndef UNKNOWN
+#ifndef VERIFIER_UNKNOWN
 /* Make the verifier take this for any number, with the help of one. */
-#define UNKNOWN(number, any) asm volatile("%0 += %1; %0 -= %1" : "+r"(number) : "r"(any))
+#define VERIFIER_UNKNOWN(number, any) asm volatile("%0 += %1; %0 -= %1" : "+r"(number) : "r"(any))
 #endif
 
 /* Packets that came one after the other. */
@@ -46,11 +46,6 @@ struct fifo {
 	struct group slots[FIFO_SLOTS];
 };
 
-static __always_inline bool before(u32 a, u32 b)
-{
-	return (s32)(a - b) < 0;
-}
-
 static __always_inline bool fifo_empty(const struct fifo *f)
 {
 	return f->head == f->tail;
@@ -65,7 +60,7 @@ static __always_inline void fifo_clear(struct fifo *f, u32 position)
 }
 
 /* How many packets an entry may stand for, where half of the entries are taken. */
-static __always_inline u32 fifo_step(u32 free)
+static __always_inline u32 fifo_group_max(u32 free)
 {
 	if (free > 8)
 		return free > 16 ? 4 : 16;
@@ -124,7 +119,7 @@ static __always_inline bool fifo_push(struct fifo *f, u64 at, u32 lag, u32 posit
 	}
 	if (used >= FIFO_SLOTS / 2) {
 		newest = &f->slots[(f->head - 1) & (FIFO_SLOTS - 1)];
-		if (newest->packets + packets <= fifo_step(FIFO_SLOTS - used)) {
+		if (newest->packets + packets <= fifo_group_max(FIFO_SLOTS - used)) {
 			group_extend(newest, at, lag, position, packets, focused, trace);
 			return true;
 		}
@@ -144,7 +139,7 @@ static __always_inline struct group *fifo_oldest(struct fifo *f)
 }
 
 /* How many packets of the oldest group lie before this position, which is in the middle of it. */
-static __always_inline u32 fifo_part(struct fifo *f, const struct group *g, u32 position)
+static __always_inline u32 fifo_packets_before(struct fifo *f, const struct group *g, u32 position)
 {
 	u32 from = f->slots[(f->tail - 1) & (FIFO_SLOTS - 1)].position;
 	u32 width = g->position - from, reached = position - from;
@@ -181,9 +176,9 @@ static __always_inline void group_portion(const struct group *g, u32 due, u32 mo
 		p->at += span * (2 * taken + count - 1) / (2 * (packets - 1));
 		p->focused = g->focused * (taken + count) / packets - g->focused * taken / packets;
 	}
-	/* Let the verifier forget which way this came, or it would follow each to the end. */
-	UNKNOWN(p->packets, now);
-	UNKNOWN(p->focused, now);
+	/* Make the verifier forget which branch this came by, or it would follow each to the end. */
+	VERIFIER_UNKNOWN(p->packets, now);
+	VERIFIER_UNKNOWN(p->focused, now);
 }
 
 #endif

@@ -8,26 +8,21 @@
 #ifndef FOCUS_H
 #define FOCUS_H
 
-#define FOCUSED 0x80000000 /* never 0, whatever the flow's id */
-
-#define FOCUS_ICMP 1
-#define FOCUS_TCP 6
-#define FOCUS_UDP 17
-#define FOCUS_ICMPV6 58
+#define FOCUS_MARKED 0x80000000 /* of a mark: never 0, whatever the flow's id */
 
 /*
- * What a slot remembers of it: whose flow's it was.  Made of all of the flow's id, whose lower bits are the CPU's number.
- * Marks of an earlier focus are ignored.
+ * What a slot remembers of it: whose flow's it was.  Made of all of the flow's id, whose lower bits are the CPU's
+ * number. Marks of an earlier focus are ignored.
  */
 static __always_inline u32 focus_mark(const struct config *c)
 {
-	return (u32)((c->focus * 0x9E3779B97F4A7C15ULL) >> 32) | FOCUSED;
+	return (u32)((c->focus * 0x9E3779B97F4A7C15ULL) >> 32) | FOCUS_MARKED;
 }
 
 /* Protocol numbers in network order. */
 static __always_inline bool is_vlan(u16 protocol)
 {
-	return protocol == __builtin_bswap16(0x8100) || protocol == __builtin_bswap16(0x88a8);
+	return protocol == __builtin_bswap16(ETH_P_8021Q) || protocol == __builtin_bswap16(ETH_P_8021AD);
 }
 
 /* Ports first: they alone tell nearly all flows apart. */
@@ -104,7 +99,7 @@ static __always_inline u32 focus_look(const struct config *c, const void *skb, i
 	}
 	if (next != (key->protocol & 0xff))
 		return 0;
-	if (next == FOCUS_ICMP || next == FOCUS_ICMPV6)
+	if (next == IPPROTO_ICMP || next == IPPROTO_ICMPV6)
 		same = __builtin_bswap16((u16)length) == key->local_port; /* echo: the identifier */
 	else if (key->local_port | key->remote_port)
 		same = ports_match(key, ports, direction);

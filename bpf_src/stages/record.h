@@ -20,8 +20,8 @@ struct path {
 };
 
 /*
- * The stages of packets that go the whole way from a known start: these sums add up to the whole path's, which the
- * histograms' do not, as not every packet goes all the way.  By stage, close together.
+ * The stages of packets that pass the whole path from a known start: these sums add up to the whole path's, which the
+ * histograms' do not, as not every packet passes all of it.  By stage, close together.
  */
 struct paths {
 	struct path of[STAGES];
@@ -56,17 +56,17 @@ BPF_PERCPU_ARRAY(stages, struct stage, 2 * STAGES); /* of all packets, then of t
 BPF_PERCPU_ARRAY(paths, struct paths, 2);
 BPF_PERCPU_ARRAY(tracing, struct tracing, 1);
 BPF_ARRAY(trace_budget, struct trace_budget, 1);
-BPF_RINGBUF_OUTPUT(trace, 64);
+RINGBUF(trace, struct traced_event, 64);
 
 static __always_inline struct stage *stage_of(int index)
 {
 	return stages.lookup(&index);
 }
 
-/* ---- one packet's way, as events ----------------------------------------------------------------------------- */
+/* ---- one packet's path, as events ---------------------------------------------------------------------------- */
 
 /* With TRACING alone: it makes every program half as long again. */
-static __always_inline void emit(u32 stage, u64 ns, u64 mark, u64 at)
+static __always_inline void trace_emit(u32 stage, u64 ns, struct mark mark, u64 at)
 {
 #ifdef TRACING
 	struct config *c = settings();
@@ -77,9 +77,9 @@ static __always_inline void emit(u32 stage, u64 ns, u64 mark, u64 at)
 	if (!c || !(c->flags & TRACE))
 		return;
 	e.time = at;
-	e.flow = c->focus && focus_mark(c) == (u32)mark ? c->focus : 0;
+	e.flow = c->focus && focus_mark(c) == mark.focus ? c->focus : 0;
 	e.delay = ns;
-	e.packet = mark >> 32;
+	e.packet = mark.trace;
 	e.stage = stage;
 	e.cpu = bpf_get_smp_processor_id();
 	if (!trace.ringbuf_output(&e, sizeof(e), NO_WAKEUP))
@@ -90,16 +90,19 @@ static __always_inline void emit(u32 stage, u64 ns, u64 mark, u64 at)
 #endif
 }
 
-/* Whether a packet is traced is decided where it is first seen; whole ways or nothing, so many a second. */
-static __always_inline u64 traced(const struct config *c, u64 mark, u32 begin, u64 now, u64 begun)
+/*
+ * The mark of a packet of that focus (0: none).  Whether it is traced is decided where it is first seen; whole paths or
+ * nothing, so many a second.
+ */
+static __always_inline struct mark mark_of(const struct config *c, u32 focus, u32 begin, u64 now, u64 begun)
 {
+	struct mark mark = {.focus = focus};
 #ifdef TRACING
 	struct trace_budget *budget;
 	struct tracing *t;
 	int zero = 0;
-	u32 number;
 
-	if (!(c->flags & TRACE) || !(c->flags & TRACE_ALL || (u32)mark & FOCUSED))
+	if (!(c->flags & TRACE) || !(c->flags & TRACE_ALL || focus))
 		return mark;
 	t = tracing.lookup(&zero);
 	budget = trace_budget.lookup(&zero);
@@ -114,9 +117,8 @@ static __always_inline u64 traced(const struct config *c, u64 mark, u32 begin, u
 		return mark;
 	}
 	__sync_fetch_and_add(&budget->packets, 1);
-	number = ++t->number << CPU_BITS | bpf_get_smp_processor_id();
-	mark |= (u64)number << 32;
-	emit(begin, 0, mark, begun);
+	mark.trace = ++t->number << CPU_BITS | bpf_get_smp_processor_id();
+	trace_emit(begin, 0, mark, begun);
 #endif
 	return mark;
 }
@@ -130,18 +132,18 @@ static __always_inline void add_stage(struct stage *s, u64 ns, u32 packets)
 }
 
 /* `focused` of the packets have this mark. */
-static __always_inline void record_many(int index, u64 ns, u32 packets, u64 mark, u32 focused)
+static __always_inline void record_many(int index, u64 ns, u32 packets, struct mark mark, u32 focused)
 {
 	add_stage(stage_of(index), ns, packets);
-	if (!mark)
+	if (!marked(mark))
 		return;
 	if (in_focus(mark))
 		add_stage(stage_of(STAGES + index), ns, focused);
-	if (mark >> 32 && index != RX_WHOLE && index != TX_WHOLE)
-		emit(index, ns, mark, bpf_ktime_get_ns());
+	if (mark.trace && index != RX_WHOLE && index != TX_WHOLE)
+		trace_emit(index, ns, mark, bpf_ktime_get_ns());
 }
 
-static __always_inline void record(int index, u64 ns, u64 mark)
+static __always_inline void record(int index, u64 ns, struct mark mark)
 {
 	record_many(index, ns, 1, mark, 1);
 }
@@ -157,16 +159,17 @@ static __always_inline void add_path(struct paths *p, int index, u64 ns, u32 pac
 	p->of[index].packets += packets;
 }
 
-/* As record(), for packets whose path began at `start`; 0: not known, and none of a path. */
-static __always_inline void record_path(int index, u64 ns, u32 packets, u64 start, u64 mark, u32 focused)
+/* As record(), for packets that count for the sums over whole paths if the beginning of theirs is known (not 0). */
+static __always_inline void record_path(int index, u64 ns, u32 packets, u64 begun, struct mark mark,
+					u32 focused)
 {
-	u32 known = -(u32)hist_any(start);
+	u32 known = -(u32)hist_any(begun);
 	struct paths *p = paths_of(0);
 
 	add_stage(stage_of(index), ns, packets);
 	if (p)
 		add_path(p, index, ns, packets & known);
-	if (!mark)
+	if (!marked(mark))
 		return;
 	if (in_focus(mark)) {
 		add_stage(stage_of(STAGES + index), ns, focused);
@@ -174,11 +177,12 @@ static __always_inline void record_path(int index, u64 ns, u32 packets, u64 star
 		if (p)
 			add_path(p, index, ns, focused & known);
 	}
-	if (mark >> 32)
-		emit(index, ns, mark, bpf_ktime_get_ns());
+	if (mark.trace)
+		trace_emit(index, ns, mark, bpf_ktime_get_ns());
 }
 
-static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets, u64 mark, u32 focused)
+static __always_inline void record_whole(int index, u64 start, u64 now, u32 packets, struct mark mark,
+					 u32 focused)
 {
 	u32 known = -(u32)hist_any(start);
 
@@ -191,23 +195,23 @@ static __always_inline void count_miss(struct stage *s, u32 packets)
 		s->missed += packets;
 }
 
-static __always_inline void miss(int index, u64 mark)
+static __always_inline void miss(int index, struct mark mark)
 {
 	count_miss(stage_of(index), 1);
-	if (mark && in_focus(mark))
+	if (mark.focus && in_focus(mark))
 		count_miss(stage_of(STAGES + index), 1);
 }
 
-static __always_inline void drop(int index, u64 mark)
+static __always_inline void drop(int index, struct mark mark)
 {
 	struct stage *s = stage_of(index);
 
 	if (s)
 		s->dropped++;
-	if (!mark)
+	if (!marked(mark))
 		return;
-	if (mark >> 32)
-		emit(TRACE_DROP | index, 0, mark, bpf_ktime_get_ns());
+	if (mark.trace)
+		trace_emit(TRACE_DROP | index, 0, mark, bpf_ktime_get_ns());
 	if (!in_focus(mark))
 		return;
 	s = stage_of(STAGES + index);
@@ -215,39 +219,40 @@ static __always_inline void drop(int index, u64 mark)
 		s->dropped++;
 }
 
-static __always_inline void record_paced(u32 ns, u64 mark)
+static __always_inline void record_paced(u32 ns, struct mark mark)
 {
 	struct stage *s = stage_of(TX_QDISC);
 
 	if (s)
 		s->paced += ns;
-	if (!mark || !in_focus(mark))
+	if (!mark.focus || !in_focus(mark))
 		return;
 	s = stage_of(STAGES + TX_QDISC);
 	if (s)
 		s->paced += ns;
 }
 
-static __always_inline u32 short_ns(u64 ns)
+static __always_inline u32 ns_u32(u64 ns)
 {
 	return ns > 0xffffffff ? 0xffffffff : ns;
 }
 
 /*
- * A packet is first seen here, though the boundary before is watched or cannot be: whose is it?  False where nobody
- * asked for it.
+ * A packet is first seen here, though the boundary before is watched or cannot be: is it followed?  False if the filter
+ * does not want it.
  */
 static __always_inline bool slot_open(const struct config *c, struct slot *s, u64 key, const void *skb,
 				      int typed, int direction, int where, u64 now)
 {
-	u64 mark = classify_final(c, skb, typed, direction, where);
+	u32 focus;
 
-	if (mark == REFUSED) {
+	if (classify_final(c, skb, typed, direction, where, &focus) == SLOT_EXCLUDED) {
 		slot_exclude(c, s, key);
 		return false;
 	}
-	s->mark = traced(c, mark, direction == IN ? RX_BEGIN : TX_BEGIN, now, now);
+	s->mark = mark_of(c, focus, direction == IN ? RX_BEGIN : TX_BEGIN, now, now);
 	s->skb = key;
+	s->state = SLOT_FOLLOWED;
 	s->start = 0;
 	return true;
 }

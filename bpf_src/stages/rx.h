@@ -9,7 +9,7 @@
  * Has the stack had this packet already?  A bridge, a redirect through an ifb hand it to the stack a second time, with
  * where it came in written down.  What a driver brings has no such note, though its address may have been another's.
  */
-static __always_inline bool rx_again(const struct slot *s, u64 key, const void *skb, int typed)
+static __always_inline bool rx_reentered(const struct slot *s, u64 key, const void *skb, int typed)
 {
 	u32 index = 0;
 
@@ -22,27 +22,29 @@ static __always_inline bool rx_again(const struct slot *s, u64 key, const void *
 /* The driver hands a packet to the stack. */
 static __always_inline int rx_driver(const void *skb, int typed)
 {
-	u64 key = address(skb, typed), now;
+	u64 key = AS_NUMBER(skb), now;
 	struct config *c = settings_here();
 	struct slot *s = rx_slot(key);
+	enum slot_state state;
 	void *dev = 0;
-	u64 mark;
+	u32 focus;
 
-	if (!c || !s || c->flags & NO_STACK || rx_again(s, key, skb, typed))
+	if (!c || !s || c->flags & NO_STACK || rx_reentered(s, key, skb, typed))
 		return 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
 	if (!sampled(c) || !watched(c, dev, typed)) {
 		slot_clear(s, key);
 		return 0;
 	}
-	mark = classify(c, skb, typed, IN, AT_NETWORK);
-	if (mark == REFUSED) {
+	state = classify(c, skb, typed, IN, AT_NETWORK, &focus);
+	if (state == SLOT_EXCLUDED) {
 		slot_exclude(c, s, key);
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
-	s->mark = mark == UNREAD ? mark : traced(c, mark, RX_BEGIN, now, now);
+	s->mark = state == SLOT_UNCLASSIFIED ? NO_MARK : mark_of(c, focus, RX_BEGIN, now, now);
 	s->skb = key;
+	s->state = state;
 	s->at = now;
 	s->start = now;
 	s->passed = PASSED_DRIVER;
@@ -55,13 +57,13 @@ static __always_inline int rx_driver(const void *skb, int typed)
  */
 static __always_inline int rx_stack(const void *skb, int typed)
 {
-	u64 key = address(skb, typed), now, ns, start;
+	u64 key = AS_NUMBER(skb), now, ns, start;
 	struct config *c = settings_here();
 	struct slot *s = rx_slot(key);
 	void *dev = 0;
 	bool known;
 
-	if (!c || !s || c->flags & NO_STACK || rx_again(s, key, skb, typed))
+	if (!c || !s || c->flags & NO_STACK || rx_reentered(s, key, skb, typed))
 		return 0;
 	if (!(c->flags & NO_DRIVER) && (c->sample_shift ? s->skb != key : slot_excluded(s, key)))
 		return 0;
@@ -76,7 +78,7 @@ static __always_inline int rx_stack(const void *skb, int typed)
 		slot_clear(s, key);
 		return 0;
 	}
-	if (!known || s->mark == UNREAD) {
+	if (!known || s->state == SLOT_UNCLASSIFIED) {
 		start = known ? s->start : c->flags & NO_DRIVER ? now : 0;
 		if (!slot_open(c, s, key, skb, typed, IN, AT_NETWORK, now))
 			return 0;
@@ -85,7 +87,7 @@ static __always_inline int rx_stack(const void *skb, int typed)
 	}
 	if (known) {
 		ns = since(s->at, now);
-		s->stage_ns[0] = short_ns(ns);
+		s->stage_ns[0] = ns_u32(ns);
 		record(RX_STACK, ns, s->mark);
 	} else {
 		miss(RX_STACK, s->mark);
@@ -95,12 +97,20 @@ static __always_inline int rx_stack(const void *skb, int typed)
 	return 0;
 }
 
-static __always_inline void deliver(struct rx_current *d, const void *skb, u64 key, u64 now, u64 net)
+/* __netif_receive_skb_core: (where the skb's address is, ...).  Unlike what calls it, it sees lists one by one. */
+static __always_inline int rx_stack_indirect(const void *place, int typed)
 {
-	d->pointer = (u64)skb;
+	void *skb = 0;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), place);
+	return rx_stack(skb, typed);
+}
+
+static __always_inline void rx_current_set(struct rx_current *d, u64 key, u64 now, const void *net)
+{
 	d->skb = key;
 	d->at = now;
-	d->net = net;
+	d->net = AS_NUMBER(net);
 }
 
 /* The same where IP is the first that names the watched device. */
@@ -127,35 +137,35 @@ static __always_inline int rx_ip_first(const void *skb, u64 key, int typed, cons
 	s->passed = PASSED_STACK | PASSED_IP;
 	d = c->flags & NO_LOCAL ? rx_currents.lookup(&zero) : 0;
 	if (d)
-		deliver(d, skb, key, now, address(net, typed));
+		rx_current_set(d, key, now, net);
 	return 0;
 }
 
 /*
  * ip_rcv, ipv6_rcv.  `ours`: it came in by the watched interface itself, not by a VLAN or a bridge upon it.  The same
  * run of the stack leads here, so an old slot is not this packet's: a sniffer that keeps the skb makes IP go on with a
- * clone, which nobody has seen before.
+ * clone, which no boundary has seen before.
  */
-static __always_inline int rx_ip(const void *skb, u64 key, int typed, const struct config *c, bool ours,
+static __always_inline int rx_ip(const void *skb, int typed, const struct config *c, bool ours,
 				 const void *net)
 {
+	u64 key = AS_NUMBER(skb), now, ns;
 	struct slot *s = rx_slot(key);
 	struct rx_current *d;
-	u64 now, ns;
 	int zero = 0;
 
 	if (c->flags & NO_STACK)
 		return ours ? rx_ip_first(skb, key, typed, c, net) : 0;
 	if (!s || (s->skb != key && (!ours || c->sample_shift)))
 		return 0;
-	if (slot_excluded(s, key) && bpf_jiffies64() - s->at < SAME_RUN_JIFFIES)
+	if (slot_excluded(s, key) && (u32)bpf_jiffies64() - s->excluded_at < SAME_RUN_JIFFIES)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (s->skb == key && s->passed != EXCLUDED && since(s->at, now) < SAME_RUN_NS) {
+	if (s->skb == key && s->state != SLOT_EXCLUDED && since(s->at, now) < SAME_RUN_NS) {
 		if (s->passed & PASSED_IP)
 			return 0;
 		ns = since(s->at, now);
-		s->stage_ns[1] = short_ns(ns);
+		s->stage_ns[1] = ns_u32(ns);
 		record(RX_IP, ns, s->mark);
 	} else if (ours && !c->sample_shift) {
 		if (!slot_open(c, s, key, skb, typed, IN, AT_NETWORK, now))
@@ -172,17 +182,17 @@ static __always_inline int rx_ip(const void *skb, u64 key, int typed, const stru
 	if (c->flags & NO_LOCAL) {
 		d = rx_currents.lookup(&zero);
 		if (d)
-			deliver(d, skb, key, now, address(net, typed));
+			rx_current_set(d, key, now, net);
 	}
 	return 0;
 }
 
 /* ip_local_deliver, ip6_input: is the packet followed on? */
-static __always_inline bool rx_local(const void *skb, u64 key, const struct config *c, bool ours, u64 net)
+static __always_inline bool rx_local(const void *skb, const struct config *c, bool ours, const void *net)
 {
+	u64 key = AS_NUMBER(skb), now, ns;
 	struct slot *s = rx_slot(key);
 	struct rx_current *d;
-	u64 now, ns;
 	int zero = 0;
 
 	d = rx_currents.lookup(&zero);
@@ -195,21 +205,23 @@ static __always_inline bool rx_local(const void *skb, u64 key, const struct conf
 		now = bpf_ktime_get_ns();
 		s->skb = key;
 		s->start = 0;
-		s->mark = 0;
-		miss(RX_LOCAL, 0);
+		s->mark = NO_MARK;
+		s->passed = PASSED_STACK | PASSED_IP;
+		s->state = SLOT_FOLLOWED;
+		miss(RX_LOCAL, NO_MARK);
 	} else {
-		if (s->passed & (EXCLUDED | PASSED_LOCAL)) {
+		if (s->state == SLOT_EXCLUDED || s->passed & PASSED_LOCAL) {
 			d->skb = 0;
 			return false;
 		}
 		now = bpf_ktime_get_ns();
 		ns = since(s->at, now);
-		s->stage_ns[2] = short_ns(ns);
+		s->stage_ns[2] = ns_u32(ns);
 		record(RX_LOCAL, ns, s->mark);
 	}
 	s->at = now;
 	s->passed |= PASSED_LOCAL;
-	deliver(d, skb, key, now, net);
+	rx_current_set(d, key, now, net);
 	return true;
 }
 

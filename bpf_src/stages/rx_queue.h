@@ -29,14 +29,14 @@ static __always_inline u32 run_index(u32 number)
 /* A segment that is about to come to a socket whose TCP tells us nothing of it, see rx_early(). */
 struct early {
 	u64 at;
-	u64 mark;
+	struct mark mark;
 	u32 lag;
 	u32 first;
 	u32 end;
 	u32 spare;
 };
 
-#define EARLY 16
+#define EARLY_SLOTS 16
 
 /* What the reader is told of at once. */
 struct batch {
@@ -53,27 +53,28 @@ struct batch {
 struct rx_sock {
 	struct fifo queue;
 	u64 used;
-	u64 pending; /* when the packet in hand reached TCP, 0: none */
-	u64 pending_mark;
+	u64 pending_at; /* when the packet in hand reached TCP, 0: none */
+	struct mark pending_mark;
 	u32 pending_lag;
 	u32 pending_packets; /* it is so many, joined in the backlog */
 	u32 pending_first;
 	u32 pending_end; /* of it, or the one before: where the next one in order begins */
-	u32 mark; /* of the focused packets in the queue; those of an earlier focus count for nobody */
+	u32 focus; /* mark of the focused packets in the queue; marks from a previous focus are ignored */
 	u32 runs; /* out of order, or below SO_RCVLOWAT */
 	u32 in; /* UDP: datagrams queued */
 	u32 out; /* UDP: datagrams read */
-	u32 early_in; /* written where packets come in, by nobody else: the socket's user may be busy with the rest */
+	u32 early_in; /* written by local delivery alone: the socket's user may be writing all else */
 	u32 early_out;
 	/* Where the runs are looked through: in memory, where the verifier takes what there is for any number. */
 	struct batch released;
 	u32 next;
 	u32 kept;
 	u32 early_seen; /* there was one */
-	u32 partly; /* the number of a run that is in order up to its middle, plus one */
-	u64 spare_more[2];
+	u32 partial; /* the index of a run that is in order up to its middle */
+	u32 has_partial; /* there is one */
+	u32 spare_more[3];
 	struct run held[RUNS];
-	struct early early[EARLY];
+	struct early early[EARLY_SLOTS];
 };
 
 _Static_assert(!(sizeof(struct rx_sock) % 64), "cache lines");
@@ -83,21 +84,21 @@ BPF_F_TABLE("array", int, struct rx_sock, rx_socks, SOCKETS, WHOLE_PAGES);
 /* The entry of a socket that is in the table already. */
 static __always_inline struct rx_sock *rx_sock_of(const void *sock, int typed)
 {
-	u64 id = address(sock, typed);
-	int index = hash(id, SOCKET_BITS);
+	u64 id = AS_NUMBER(sock);
+	int index = hash_address(id, SOCKET_BITS);
 	struct rx_sock *r = rx_socks.lookup(&index);
 
 	return r && r->queue.owner == id && r->queue.cookie == sock_cookie(sock, typed) ? r : 0;
 }
 
 /*
- * The same, taken from a socket that is gone or has nothing to wait for; nobody's if that is still busy.  `position`:
+ * The same, taken from a socket that is gone or has nothing to wait for; NULL if that is still busy.  `position`:
  * where the stream goes on.
  */
 static __always_inline struct rx_sock *rx_sock_for(void *sock, int typed, u32 position, u64 now, bool *fresh)
 {
-	u64 id = address(sock, typed);
-	int index = hash(id, SOCKET_BITS);
+	u64 id = AS_NUMBER(sock);
+	int index = hash_address(id, SOCKET_BITS);
 	struct rx_sock *r = rx_socks.lookup(&index);
 	u32 unread;
 
@@ -112,7 +113,7 @@ static __always_inline struct rx_sock *rx_sock_for(void *sock, int typed, u32 po
 		}
 		r->queue.owner = id;
 		r->queue.cookie = sock_cookie_made(sock, typed);
-		r->pending = 0;
+		r->pending_at = 0;
 		r->runs = 0;
 		r->early_in = 0;
 		r->early_out = 0;
@@ -126,10 +127,10 @@ static __always_inline struct rx_sock *rx_sock_for(void *sock, int typed, u32 po
 	return r;
 }
 
-static __always_inline void miss_many(int index, u32 packets, u64 mark, u32 focused)
+static __always_inline void miss_many(int index, u32 packets, struct mark mark, u32 focused)
 {
 	count_miss(stage_of(index), packets);
-	if (mark && in_focus(mark))
+	if (mark.focus && in_focus(mark))
 		count_miss(stage_of(STAGES + index), focused);
 }
 
@@ -138,7 +139,8 @@ static __always_inline void rx_consume_upto(struct rx_sock *r, u32 position)
 {
 	struct portion p;
 	struct group *g;
-	u64 mark, start, now;
+	struct mark mark;
+	u64 start, now;
 	u32 due, most;
 	int i;
 
@@ -154,13 +156,14 @@ static __always_inline void rx_consume_upto(struct rx_sock *r, u32 position)
 		if (before(position, g->position)) {
 			if (due == 1)
 				break;
-			due = fifo_part(&r->queue, g, position);
+			due = fifo_packets_before(&r->queue, g, position);
 		}
 		if (due <= g->taken)
 			break;
 		most = r->queue.head - r->queue.tail + i < CONSUME_STEPS ? (g->packets >> 3) + 1 : GROUP_MAX;
 		group_portion(g, due, most, now, &p);
-		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)g->trace << 32;
+		mark.focus = r->focus & -(u32)hist_any(p.focused);
+		mark.trace = g->trace;
 		start = (p.at - g->lag) & -hist_any(g->lag);
 		record_path(RX_APPLICATION, since(p.at, now), p.packets, start, mark, p.focused);
 		record_whole(RX_WHOLE, start, now, p.packets, mark, p.focused);
@@ -184,13 +187,13 @@ static __always_inline bool run_goes_on(const struct run *run, u32 runs, u64 at,
 
 /* Keep what the reader was not told of, of which TCP has nothing yet.  False where there is no room: it is missed. */
 static __always_inline bool rx_append(struct rx_sock *r, u64 at, u32 lag, u32 first, u32 end, u32 packets,
-				      u64 mark)
+				      struct mark mark)
 {
 	struct run *run = &r->held[run_index(r->runs - 1)];
-	u32 focused = packets & -(u32)hist_any((u32)mark);
+	u32 focused = packets & -(u32)hist_any(mark.focus);
 
 	if (r->runs && run_goes_on(run, r->runs, at, first)) {
-		group_extend(&run->group, at, lag, end, packets, focused, mark >> 32);
+		group_extend(&run->group, at, lag, end, packets, focused, mark.trace);
 		return true;
 	}
 	if (r->runs >= RUNS) {
@@ -199,7 +202,7 @@ static __always_inline bool rx_append(struct rx_sock *r, u64 at, u32 lag, u32 fi
 		return false;
 	}
 	run = &r->held[run_index(r->runs)];
-	group_begin(&run->group, at, lag, end, packets, focused, mark >> 32);
+	group_begin(&run->group, at, lag, end, packets, focused, mark.trace);
 	run->first = first;
 	run->lacking = 0;
 	r->runs++;
@@ -207,8 +210,8 @@ static __always_inline bool rx_append(struct rx_sock *r, u64 at, u32 lag, u32 fi
 }
 
 /*
- * All places are taken: make one of two runs each with a small gap between them, gap and all.  Such a one is released bit by
- * bit, see rx_release_part().
+ * All places are taken: make one of two runs each with a small gap between them, gap and all.  Such a one is released
+ * bit by bit, see rx_release_part().
  */
 static __always_inline void rx_join_runs(struct rx_sock *r)
 {
@@ -244,7 +247,7 @@ static __always_inline void rx_join_runs(struct rx_sock *r)
 
 /* The same of what came before its turn, or is less than SO_RCVLOWAT.  False where TCP has it already, too. */
 static __always_inline bool rx_hold(struct rx_sock *r, u64 at, u32 lag, u32 first, u32 end, u32 packets,
-				    u64 mark)
+				    struct mark mark)
 {
 	struct run *run;
 	int i;
@@ -277,8 +280,8 @@ static __always_inline void batch_add(struct batch *b, u64 at, u32 lag, u64 now,
 }
 
 /*
- * Bring those runs together at the end of the list that are in order now, behind `kept` others.  That number is in memory
- * all the time: at hand, the compiler's copy would be another one for the verifier in each round.
+ * Bring those runs together at the end of the list that are in order now, behind `kept` others.  That number is in
+ * memory all the time: at hand, the compiler's copy would be another one for the verifier in each round.
  */
 static __always_inline void rx_part(struct rx_sock *r, u32 received)
 {
@@ -288,7 +291,7 @@ static __always_inline void rx_part(struct rx_sock *r, u32 received)
 	int i;
 
 	*kept = 0;
-	r->partly = 0;
+	r->has_partial = 0;
 	for (i = 0; i < RUNS; i++) {
 		if (i >= r->runs)
 			break;
@@ -296,8 +299,10 @@ static __always_inline void rx_part(struct rx_sock *r, u32 received)
 		if (!before(received, from->group.position))
 			continue;
 		place = *kept;
-		if (from->lacking && before(from->first, received))
-			r->partly = place + 1;
+		if (from->lacking && before(from->first, received)) {
+			r->partial = place;
+			r->has_partial = 1;
+		}
 		to = &r->held[run_index(place)];
 		run = *to;
 		*to = *from;
@@ -317,32 +322,32 @@ static __always_inline void batch_told(const struct batch *told, struct batch *b
 	b->unknown |= told->unknown;
 }
 
-/* Of several runs made one, the first gaps have closed: let go of as many packets as lie before the next, by bytes. */
+/* Of several runs made one, the first gaps have closed: release as many packets as lie before the next, by bytes. */
 static __always_inline void rx_release_part(struct rx_sock *r, u32 received, u64 now, struct batch *told)
 {
-	struct run *run = &r->held[run_index(r->partly - 1)];
+	struct run *run = &r->held[run_index(r->partial)];
 	u32 width = run->group.position - run->first, due;
 	struct portion p;
-	u64 mark;
+	struct mark mark = {};
 
 	due = width ? (u64)run->group.packets * (received - run->first) / width : 0;
 	if (due <= run->group.taken || due >= run->group.packets)
 		return;
 	group_portion(&run->group, due, GROUP_MAX, now, &p);
-	mark = r->mark & -(u32)hist_any(p.focused);
+	mark.focus = r->focus & -(u32)hist_any(p.focused);
 	record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
 	batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, received);
 	run->group.taken += p.packets;
 }
 
-/* Let go of the runs that are in order now. */
+/* Release the runs that are in order now. */
 static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now, struct batch *b)
 {
 	struct batch *told = &r->released;
 	struct portion p;
 	struct run *run;
 	u32 next, most, fine;
-	u64 mark;
+	struct mark mark;
 	int i;
 
 	*told = (struct batch){};
@@ -355,7 +360,7 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 	 */
 	next = r->runs - r->next;
 	fine = next > 3 ? 1 : next > 2 ? 2 : next > 1 ? 3 : 4;
-	UNKNOWN(fine, now);
+	VERIFIER_UNKNOWN(fine, now);
 	for (i = 0; i < RELEASE_STEPS; i++) {
 		next = *(volatile u32 *)&r
 				->next; /* the compiler would keep it at hand, for the verifier to see */
@@ -366,14 +371,15 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 		if (r->runs - next + i < RELEASE_STEPS)
 			most = (most >> (fine & 7)) + 1;
 		group_portion(&run->group, run->group.packets, most, now, &p);
-		mark = (r->mark & -(u32)hist_any(p.focused)) | (u64)run->group.trace << 32;
+		mark.focus = r->focus & -(u32)hist_any(p.focused);
+		mark.trace = run->group.trace;
 		record_path(RX_SOCKET, since(p.at, now), p.packets, run->group.lag, mark, p.focused);
 		batch_add(told, p.at, run->group.lag, now, p.packets, p.focused, run->group.position);
 		run->group.taken += p.packets;
 		r->next = next + (run->group.taken >= run->group.packets);
 	}
 	r->runs = r->kept;
-	if (r->partly)
+	if (r->has_partial)
 		rx_release_part(r, received, now, told);
 	batch_told(told, b);
 }
@@ -382,7 +388,7 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 static __always_inline struct early *rx_early_at(struct rx_sock *r, u32 number)
 {
 	asm volatile("" : "+r"(number));
-	return &r->early[number & (EARLY - 1)];
+	return &r->early[number & (EARLY_SLOTS - 1)];
 }
 
 /* What came while the socket was in use: its reader is told of it now, or it waits behind a gap. */
@@ -394,14 +400,14 @@ static __always_inline void rx_take_early(struct rx_sock *r, u32 received, u64 n
 	int i;
 
 	*told = (struct batch){};
-	for (i = 0; i < EARLY; i++) {
+	for (i = 0; i < EARLY_SLOTS; i++) {
 		if (r->early_out == *(volatile u32 *)&r->early_in)
 			break;
 		e = rx_early_at(r, r->early_out);
 		if (before(received, e->end)) {
 			rx_append(r, e->at, e->lag, e->first, e->end, 1, e->mark);
 		} else {
-			focused = hist_any((u32)e->mark);
+			focused = hist_any(e->mark.focus);
 			record_path(RX_SOCKET, since(e->at, now), 1, e->lag, e->mark, focused);
 			batch_add(told, e->at, e->lag, now, 1, focused, e->end);
 		}

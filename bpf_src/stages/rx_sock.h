@@ -1,61 +1,42 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Received packets, by socket: from TCP or UDP to the reader.  TCP merges skbs in its queues, so each packet is known by
- * where in the stream it ends (rx_queue.h).  TCP's hooks run under the socket's lock.
+ * Received packets, by socket: from TCP or UDP to the reader.  TCP merges skbs in its queues, so each packet is known
+ * by where in the stream it ends (rx_queue.h).  TCP's hooks run under the socket's lock.
  */
 #ifndef RX_SOCK_H
 #define RX_SOCK_H
 
-#define TCP_ESTABLISHED 1
-#define TCP_FIN_WAIT1 4
-#define TCP_FIN_WAIT2 5
-#define TCP_LISTEN 10
-#define RCV_SHUTDOWN 1
+enum segment_order {
+	SEGMENT_KNOWN, /* all of it is there already */
+	SEGMENT_NEXT,
+	SEGMENT_LATER, /* behind a gap */
+};
 
-/* The socket as TCP sees it.  `sock` if the verifier need not know, NULL if it is none of TCP's. */
-static __always_inline void *tcp_of(void *sock, int typed)
-{
-	return typed ? bpf_skc_to_tcp_sock(sock) : sock;
-}
-
-static __always_inline bool sock_watched(const struct config *c, const void *sock, int typed)
-{
-	void *net = 0;
-	u32 inode = 0;
-
-	LOAD(typed, net, sock, struct sock, __sk_common.skc_net.net);
-	LOAD(typed, inode, net, struct net, ns.inum);
-	return inode == c->netns;
-}
-
-#define KNOWN 0 /* all of it is there already */
-#define NEXT 1
-#define LATER 2 /* behind a gap */
-
-/* The place of a segment that does not begin where the last one ended, or after one that nobody was told of. */
-static __always_inline int order_of(struct rx_sock *r, void *sock, int typed, u32 first, u32 end)
+/* The place of a segment that does not begin where the last one ended, or after one whose reader was not told. */
+static __always_inline enum segment_order order_of(struct rx_sock *r, void *sock, int typed, u32 first,
+						   u32 end)
 {
 	void *tcp = tcp_of(sock, typed);
 	u32 received = 0, copied = 0;
 
 	if (!tcp)
-		return KNOWN;
+		return SEGMENT_KNOWN;
 	LOAD(typed, received, tcp, struct tcp_sock, rcv_nxt);
 	LOAD(typed, copied, tcp, struct tcp_sock, copied_seq);
-	if (r->pending && before(received, r->pending_end))
+	if (r->pending_at && before(received, r->pending_end))
 		drop(RX_SOCKET, r->pending_mark); /* TCP did not take it: a wrong checksum, no memory */
-	else if (r->pending)
-		rx_hold(r, r->pending, r->pending_lag, r->pending_first, r->pending_end, r->pending_packets,
-			r->pending_mark);
-	r->pending = 0;
+	else if (r->pending_at)
+		rx_hold(r, r->pending_at, r->pending_lag, r->pending_first, r->pending_end,
+			r->pending_packets, r->pending_mark);
+	r->pending_at = 0;
 	if (!before(received, end))
-		return KNOWN;
+		return SEGMENT_KNOWN;
 	if (before(received, first))
-		return LATER;
+		return SEGMENT_LATER;
 	if (received == copied)
 		fifo_clear(&r->queue,
 			   received); /* nothing is unread: what is left there is another connection's */
-	return NEXT;
+	return SEGMENT_NEXT;
 }
 
 /* The path up to the socket; `transport` 0: none, or recorded already. */
@@ -69,56 +50,22 @@ static __always_inline void rx_path_of(struct paths *p, const struct slot *s, u6
 	add_path(p, RX_TRANSPORT, transport, packets & -(u32)hist_any(transport));
 }
 
-static __always_inline void rx_path(const struct slot *s, u64 transport, u32 packets, u64 mark)
+static __always_inline void rx_path(const struct slot *s, u64 transport, u32 packets, struct mark mark)
 {
 	rx_path_of(paths_of(0), s, transport, packets);
-	if (mark && in_focus(mark))
+	if (mark.focus && in_focus(mark))
 		rx_path_of(paths_of(1), s, transport, packets);
-}
-
-/*
- * How many packets a segment is that TCP had in the socket's backlog: those behind it were joined to it there
- * (tcp_add_backlog), while its IP header still has the length of the first alone.  What GRO has merged is one packet,
- * and those that were joined are taken for as large as the first.
- */
-static __always_inline u32 joined(const void *sock, const void *skb, int typed, u32 data)
-{
-	u16 transport = 0, network = 0, size = 0, segments = 0;
-	u32 owned = 0, length = 0, end = 0, own, others;
-	const void *head = 0;
-	u8 ip[6];
-
-	LOAD(typed, owned, sock, struct sock, sk_lock.owned);
-	if (!owned)
-		return 1;
-	LOAD(typed, head, skb, struct sk_buff, head);
-	LOAD(typed, length, skb, struct sk_buff, len);
-	LOAD(typed, transport, skb, struct sk_buff, transport_header);
-	LOAD(typed, network, skb, struct sk_buff, network_header);
-	if (bpf_probe_read_kernel(ip, sizeof(ip), head + network))
-		return 1;
-	own = ip[0] >> 4 == 4 ? (u32)ip[2] << 8 | ip[3] : ((u32)ip[4] << 8 | ip[5]) + 40;
-	length += transport - network;
-	if (length <= own || length - own >= data)
-		return 1;
-	own = data - (length - own);
-	LOAD(typed, end, skb, struct sk_buff, end);
-	READ_FIELD(size, head + end, struct skb_shared_info, gso_size);
-	READ_FIELD(segments, head + end, struct skb_shared_info, gso_segs);
-	own = size ? (own + size - 1) / size : 1;
-	others = segments > own ? segments - own : 1;
-	return 1 + (own > 1 ? (others + own - 1) / own : others);
 }
 
 /* TCP has a segment with data, or is about to get it (`early`): remember it until its reader is told. */
 static __always_inline void rx_enqueue(const struct config *c, void *sock, int typed, u32 first, u32 end,
-				       u32 packets, u64 start, u64 mark, u64 now, const struct slot *s,
-				       u64 transport, bool early)
+				       u32 packets, u64 start, struct mark mark, u64 now,
+				       const struct slot *s, u64 transport, bool early)
 {
-	u32 lag = lag_of(start, now), focused = packets & -(u32)hist_any((u32)mark);
+	u32 lag = lag_of(start, now), focused = packets & -(u32)hist_any(mark.focus);
 	bool fresh = false;
 	struct rx_sock *r;
-	int order = NEXT;
+	enum segment_order order = SEGMENT_NEXT;
 
 	r = rx_sock_for(sock, typed, first, now, &fresh);
 	if (!r) {
@@ -127,24 +74,24 @@ static __always_inline void rx_enqueue(const struct config *c, void *sock, int t
 		return;
 	}
 	/* Where the last one ended this one begins: in order, and no need to ask the socket. */
-	if (early || fresh || r->pending || r->pending_end != first)
+	if (early || fresh || r->pending_at || r->pending_end != first)
 		order = order_of(r, sock, typed, first, end);
-	if (order == KNOWN)
+	if (order == SEGMENT_KNOWN)
 		return;
 	if (early)
 		r->early_seen = 1;
-	if ((u32)mark)
-		r->mark = mark;
+	if (mark.focus)
+		r->focus = mark.focus;
 	if (c->flags & NO_READY) {
 		/* Nothing will say when the reader is told: it waits from here on, behind a gap as well. */
-		if (!fifo_push(&r->queue, now, lag, end, packets, focused, mark >> 32))
+		if (!fifo_push(&r->queue, now, lag, end, packets, focused, mark.trace))
 			miss_many(RX_APPLICATION, packets, mark, focused);
 		r->pending_end = end;
-	} else if (order == LATER || early) {
+	} else if (order == SEGMENT_LATER || early) {
 		if (!rx_hold(r, now, lag, first, end, packets, mark))
 			return;
 	} else {
-		r->pending = now;
+		r->pending_at = now;
 		r->pending_mark = mark;
 		r->pending_lag = lag;
 		r->pending_packets = packets;
@@ -158,7 +105,8 @@ static __always_inline void rx_enqueue(const struct config *c, void *sock, int t
 /* TCP has the packet: tcp_rcv_established, out of the backlog if the socket was in use. */
 static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 {
-	u64 key = address(skb, typed), now, ns = 0, start = 0, mark = 0;
+	u64 key = AS_NUMBER(skb), now, ns = 0, start = 0;
+	struct mark mark = {};
 	const u32 cb = offsetof(struct sk_buff, cb);
 	struct slot *s = rx_slot(key);
 	u32 first = 0, end = 0, index = 0, packets;
@@ -178,7 +126,7 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 		LOAD(typed, index, skb, struct sk_buff, skb_iif);
 		if (index != c->ifindex || !sock_watched(c, sock, typed))
 			return 0;
-		miss(RX_TRANSPORT, 0);
+		miss(RX_TRANSPORT, NO_MARK);
 		if (first == end)
 			return 0;
 		now = bpf_ktime_get_ns();
@@ -193,19 +141,22 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 		start = s->start;
 	}
 	LOAD_AT(typed, flags, skb, cb + offsetof(struct tcp_skb_cb, tcp_flags));
-	end -= flags & TCP_FIN; /* which is no data: a reader has read all before it gets there */
+	end -= flags & TCPHDR_FIN; /* which is no data: a reader has read all before it gets there */
 	if (first == end)
 		return 0;
-	packets = joined(sock, skb, typed, end - first);
+	packets = backlog_packets(sock, skb, typed, end - first);
 	if (packets > 1)
 		miss_many(RX_TRANSPORT, packets - 1, mark, packets - 1);
+	/* As in group_portion(): a packet that is not known and one without a mark go on together. */
+	VERIFIER_UNKNOWN(mark.focus, now);
+	VERIFIER_UNKNOWN(mark.trace, now);
 	rx_enqueue(c, sock, typed, first, end, packets, start, mark, now, s, ns, false);
 	return 0;
 }
 
 /* While its user has the socket, a packet goes to its backlog, and only what is written here alone may be touched. */
-static __always_inline void rx_push_early(void *sock, u32 first, u32 end, u64 start, u64 mark, u64 now,
-					  const struct slot *s)
+static __always_inline void rx_push_early(void *sock, u32 first, u32 end, u64 start, struct mark mark,
+					  u64 now, const struct slot *s)
 {
 	struct rx_sock *r;
 	struct early *e;
@@ -216,7 +167,7 @@ static __always_inline void rx_push_early(void *sock, u32 first, u32 end, u64 st
 	if (!before(received, end))
 		return;
 	r = rx_sock_for(sock, UNTYPED, first, now, &fresh);
-	if (!r || r->early_in - *(volatile u32 *)&r->early_out >= EARLY) {
+	if (!r || r->early_in - *(volatile u32 *)&r->early_out >= EARLY_SLOTS) {
 		miss(RX_SOCKET, mark);
 		miss(RX_APPLICATION, mark);
 		return;
@@ -227,8 +178,8 @@ static __always_inline void rx_push_early(void *sock, u32 first, u32 end, u64 st
 	e->lag = lag_of(start, now);
 	e->first = first;
 	e->end = end;
-	if ((u32)mark)
-		r->mark = mark;
+	if (mark.focus)
+		r->focus = mark.focus;
 	r->early_seen = 1;
 	r->early_in++;
 	if (start)
@@ -239,17 +190,17 @@ static __always_inline void rx_push_early(void *sock, u32 first, u32 end, u64 st
  * Local delivery has a packet for a connection whose own side is closed: tcp_probe will not see it, and if it comes
  * behind a gap nothing will.  Early demux has found the socket.
  */
-static __always_inline int rx_early(const struct config *c, const void *skb, u64 key, int typed)
+static __always_inline int rx_early(const struct config *c, const void *skb, int typed)
 {
-	u16 transport = 0, network = 0;
-	u32 first, end, length = 0, owned = 0;
+	struct segment segment;
+	u32 first, end, owned = 0;
 	struct rx_current *d;
 	void *sock = 0;
-	char *head = 0;
 	struct slot *s;
-	u64 now, start, mark;
+	u64 key, now, start;
+	struct mark mark;
 	int zero = 0;
-	u8 state = 0, tcp[14];
+	u8 state = 0;
 
 	LOAD(typed, sock, skb, struct sk_buff, sk);
 	if (!sock)
@@ -259,18 +210,14 @@ static __always_inline int rx_early(const struct config *c, const void *skb, u64
 		return 0;
 	sock = 0;
 	READ_FIELD(sock, skb, struct sk_buff, sk);
-	LOAD(typed, head, skb, struct sk_buff, head);
-	LOAD(typed, length, skb, struct sk_buff, len);
-	LOAD(typed, transport, skb, struct sk_buff, transport_header);
-	LOAD(typed, network, skb, struct sk_buff, network_header);
+	key = AS_NUMBER(skb);
 	s = rx_slot(key);
 	d = rx_currents.lookup(&zero);
-	if (!s || !d || s->skb != key || c->flags & NO_READY ||
-	    bpf_probe_read_kernel(tcp, sizeof(tcp), head + transport))
+	if (!s || !d || s->skb != key || c->flags & NO_READY || !segment_read(skb, typed, &segment))
 		return 0;
-	first = ((u32)tcp[4] << 24) | ((u32)tcp[5] << 16) | ((u32)tcp[6] << 8) | tcp[7];
-	end = first + length - (u16)(transport - network) - (tcp[12] >> 4) * 4;
-	if (!before(first, end) || tcp[13] & (TCP_SYN | TCP_RST))
+	first = segment.first;
+	end = first + segment.length;
+	if (!before(first, end) || segment.opens || segment.resets)
 		return 0;
 	now = s->at;
 	start = s->start;
@@ -287,26 +234,26 @@ static __always_inline int rx_early(const struct config *c, const void *skb, u64
 
 /*
  * A listener's user is told while a SYN is being delivered: TCP Fast Open, and what the SYN carries is in the new
- * socket's queue.  Which one that is nobody says here, so its reading is missed.
+ * socket's queue.  Which one that is cannot be known here, so its reading is missed.
  */
 static __always_inline void rx_fast_open(const struct rx_current *current, const void *sock, int typed,
 					 u64 now)
 {
 	const u32 cb = offsetof(struct sk_buff, cb);
-	const void *skb = (const void *)current->pointer;
+	const void *skb = (const void *)current->skb;
 	struct slot *s = rx_slot(current->skb);
 	u32 first = 0, end = 0;
 	void *net = 0;
 	u8 flags = 0;
 
 	LOAD(typed, net, sock, struct sock, __sk_common.skc_net.net);
-	if (!s || !current->skb || s->skb != current->skb || current->net != address(net, typed) ||
-	    (s->passed & (PASSED_LOCAL | EXCLUDED)) != PASSED_LOCAL)
+	if (!s || !current->skb || s->skb != current->skb || current->net != AS_NUMBER(net) ||
+	    !(s->passed & PASSED_LOCAL))
 		return;
 	LOAD_AT(UNTYPED, first, skb, cb + offsetof(struct tcp_skb_cb, seq));
 	LOAD_AT(UNTYPED, end, skb, cb + offsetof(struct tcp_skb_cb, end_seq));
 	LOAD_AT(UNTYPED, flags, skb, cb + offsetof(struct tcp_skb_cb, tcp_flags));
-	if (!(flags & TCP_SYN) || end - first < 2)
+	if (!(flags & TCPHDR_SYN) || end - first < 2)
 		return;
 	s->skb = 0;
 	record(RX_SOCKET, since(s->at, now), s->mark);
@@ -314,13 +261,13 @@ static __always_inline void rx_fast_open(const struct rx_current *current, const
 }
 
 /*
- * A reader is told, and nobody has seen what of: data that came with the hand-shake's last ACK, or for a half-closed
+ * A reader is told, and no hook has seen what of: data that came with the hand-shake's last ACK, or for a half-closed
  * connection without early demux.  The packet is the one that this CPU is delivering; or, where the socket's user has
- * just let go of it and TCP works off the backlog, the newest of the receive queue, if it was not merged with the one
+ * just released it and TCP works off the backlog, the newest of the receive queue, if it was not merged with the one
  * before.  False where it is not known, or there is none (a FIN alone).
  */
 static __always_inline bool rx_unprobed(const struct rx_sock *r, void *sock, const void *tcp, int typed,
-					u32 received, u64 now, struct batch *b, u64 *mark)
+					u32 received, u64 now, struct batch *b, struct mark *mark)
 {
 	struct rx_current *current;
 	u32 owned = 0, index = 0, known = 0;
@@ -348,20 +295,20 @@ static __always_inline bool rx_unprobed(const struct rx_sock *r, void *sock, con
 	LOAD(typed, net, sock, struct sock, __sk_common.skc_net.net);
 	if (owned) {
 		LOAD(typed, newest, sock, struct sock, sk_receive_queue.prev);
-		key = address(newest, typed);
+		key = AS_NUMBER(newest);
 	} else {
-		key = current->net == address(net, typed) ? current->skb : 0;
+		key = current->net == AS_NUMBER(net) ? current->skb : 0;
 	}
 	s = rx_slot(key);
 	if (!s)
 		return false;
-	if (key && s->skb == key && (s->passed & (PASSED_LOCAL | EXCLUDED)) == PASSED_LOCAL) {
+	if (key && s->skb == key && s->passed & PASSED_LOCAL) {
 		s->skb = 0;
 		*mark = s->mark;
 		if (s->start)
 			rx_path(s, 0, 1, s->mark);
 		record_path(RX_SOCKET, since(s->at, now), 1, s->start, s->mark, 1);
-		batch_add(b, now, lag_of(s->start, now), now, 1, (u32)s->mark != 0, received);
+		batch_add(b, now, lag_of(s->start, now), now, 1, s->mark.focus != 0, received);
 		return true;
 	}
 	if (state == TCP_ESTABLISHED || (r && r->early_seen) || partial_tracking(c) ||
@@ -369,21 +316,10 @@ static __always_inline bool rx_unprobed(const struct rx_sock *r, void *sock, con
 		return false;
 	LOAD(typed, index, sock, struct sock, sk_rx_dst_ifindex);
 	if (owned ? index == c->ifindex : key != 0) {
-		miss(RX_SOCKET, 0);
-		miss(RX_APPLICATION, 0);
+		miss(RX_SOCKET, NO_MARK);
+		miss(RX_APPLICATION, NO_MARK);
 	}
 	return false;
-}
-
-/* Does the application read from another socket?  MPTCP moves what its subflows get. */
-static __always_inline bool is_subflow(const void *tcp, int typed)
-{
-	u8 multipath = 0;
-
-#ifdef HAVE_is_mptcp
-	LOAD(typed, multipath, tcp, struct tcp_sock, is_mptcp);
-#endif
-	return multipath;
 }
 
 /* The reader of a TCP socket is told. */
@@ -394,21 +330,22 @@ static __always_inline int rx_ready_stream(void *sock, int typed)
 	struct batch b = {};
 	bool fresh = false;
 	u8 shutdown = 0;
-	u64 now, mark = 0;
+	struct mark mark = {};
+	u64 now;
 	void *tcp;
 
 	now = bpf_ktime_get_ns();
 	tcp = tcp_of(sock, typed);
 	if (!tcp)
 		return 0;
-	if (r && r->pending) {
+	if (r && r->pending_at) {
 		mark = r->pending_mark;
 		received = r->pending_end;
 		more = r->pending_packets;
-		focused = more & -(u32)hist_any((u32)mark);
-		record_path(RX_SOCKET, since(r->pending, now), more, r->pending_lag, mark, focused);
-		batch_add(&b, r->pending, r->pending_lag, now, more, focused, received);
-		r->pending = 0;
+		focused = more & -(u32)hist_any(mark.focus);
+		record_path(RX_SOCKET, since(r->pending_at, now), more, r->pending_lag, mark, focused);
+		batch_add(&b, r->pending_at, r->pending_lag, now, more, focused, received);
+		r->pending_at = 0;
 	}
 	if (!b.packets || r->runs || r->early_in != r->early_out) {
 		LOAD(typed, received, tcp, struct tcp_sock, rcv_nxt);
@@ -417,11 +354,12 @@ static __always_inline int rx_ready_stream(void *sock, int typed)
 	}
 	if (r && r->early_in != r->early_out) {
 		rx_take_early(r, received, now, &b);
-		mark = b.focused ? r->mark : 0;
+		mark.focus = b.focused ? r->focus : 0;
+		mark.trace = 0;
 	}
 	if (!b.packets && !rx_unprobed(r, sock, tcp, typed, received, now, &b, &mark) && (!r || !r->runs))
 		return 0;
-	b.trace = mark >> 32;
+	b.trace = mark.trace;
 	if (!r) {
 		r = rx_sock_for(sock, typed, received - 1, now, &fresh);
 		if (!r) {
@@ -432,43 +370,35 @@ static __always_inline int rx_ready_stream(void *sock, int typed)
 	r->pending_end = received;
 	if (r->runs) {
 		/* As in group_portion(): the loop is the same whatever came before it. */
-		UNKNOWN(b.packets, now);
-		UNKNOWN(b.focused, now);
-		UNKNOWN(b.end, now);
-		UNKNOWN(b.unknown, now);
-		UNKNOWN(b.trace, now);
-		UNKNOWN(b.lags, now);
-		UNKNOWN(mark, now);
-		UNKNOWN(received, now);
+		VERIFIER_UNKNOWN(b.packets, now);
+		VERIFIER_UNKNOWN(b.focused, now);
+		VERIFIER_UNKNOWN(b.end, now);
+		VERIFIER_UNKNOWN(b.unknown, now);
+		VERIFIER_UNKNOWN(b.trace, now);
+		VERIFIER_UNKNOWN(b.lags, now);
+		VERIFIER_UNKNOWN(mark.focus, now);
+		VERIFIER_UNKNOWN(mark.trace, now);
+		VERIFIER_UNKNOWN(received, now);
 		rx_release(r, received, now, &b);
 	}
 	if (!b.packets)
 		return 0;
-	if ((u32)mark)
-		r->mark = mark;
+	if (mark.focus)
+		r->focus = mark.focus;
 	if (!b.unknown)
 		lag = lag_of(1, b.lags / b.packets + 1);
 	more = b.packets;
 	if (is_subflow(tcp, typed) || !fifo_push(&r->queue, now, lag, b.end, more, b.focused, b.trace))
-		miss_many(RX_APPLICATION, more, r->mark, b.focused);
+		miss_many(RX_APPLICATION, more, (struct mark){.focus = r->focus}, b.focused);
 	return 0;
-}
-
-/* Datagrams in the queue of a socket: those before the reader's last splice are in a queue of UDP's own. */
-static __always_inline u32 datagrams(const void *sock, int typed)
-{
-	u32 queue = 0, reader_queue = 0;
-
-	LOAD(typed, queue, sock, struct sock, sk_receive_queue.qlen);
-	READ_FIELD(reader_queue, sock, struct udp_sock, reader_queue.qlen);
-	return queue + reader_queue;
 }
 
 /* The reader of any other socket is told: UDP, ping, raw. */
 static __always_inline int rx_ready_datagram(void *sock, int typed)
 {
 	struct rx_sock *r = rx_sock_of(sock, typed);
-	u64 now, start = 0, net = 0, mark = 0;
+	u64 now, start = 0, net = 0;
+	struct mark mark = {};
 	struct rx_current *d;
 	struct config *c;
 	struct slot *s;
@@ -482,7 +412,7 @@ static __always_inline int rx_ready_datagram(void *sock, int typed)
 	if (!d || !d->skb)
 		return 0;
 	LOAD(typed, pointer, sock, struct sock, __sk_common.skc_net.net);
-	net = address(pointer, typed);
+	net = AS_NUMBER(pointer);
 	if (d->net != net)
 		return 0;
 	now = bpf_ktime_get_ns();
@@ -501,33 +431,22 @@ static __always_inline int rx_ready_datagram(void *sock, int typed)
 		miss(RX_APPLICATION, mark);
 		return 0;
 	}
-	if ((u32)mark)
-		r->mark = mark;
+	if (mark.focus)
+		r->focus = mark.focus;
 	/* Counting reads and arrivals may go astray (two CPUs at once, an error queue): count again now and then. */
 	c = settings();
 	if (fresh || !(r->in & 63) || (c && partial_tracking(c)))
-		r->in = r->out + datagrams(sock, typed);
-	if (!fifo_push(&r->queue, now, lag_of(start, now), r->in, 1, (u32)mark != 0, mark >> 32))
+		r->in = r->out + udp_queued(sock, typed);
+	if (!fifo_push(&r->queue, now, lag_of(start, now), r->in, 1, mark.focus != 0, mark.trace))
 		miss(RX_APPLICATION, mark);
 	return 0;
-}
-
-static __always_inline bool internet_socket(const void *sock, int typed, u16 *type)
-{
-	u16 family = 0;
-
-	LOAD(typed, family, sock, struct sock, __sk_common.skc_family);
-	if (family != AF_INET && family != AF_INET6)
-		return false;
-	LOAD(typed, *type, sock, struct sock, sk_type);
-	return true;
 }
 
 static __always_inline int rx_ready(void *sock, int typed)
 {
 	u16 type = 0;
 
-	if (!internet_socket(sock, typed, &type))
+	if (!sock_is_ip(sock, typed, &type))
 		return 0;
 	return type == SOCK_STREAM ? rx_ready_stream(sock, typed) : rx_ready_datagram(sock, typed);
 }
@@ -535,13 +454,13 @@ static __always_inline int rx_ready(void *sock, int typed)
 /* UDP has the packet, where there is a function to watch. */
 static __always_inline int rx_udp(const void *skb, int typed)
 {
-	u64 key = address(skb, typed), now;
+	u64 key = AS_NUMBER(skb), now;
 	struct slot *s = rx_slot(key);
 	struct rx_current *d;
 	int zero = 0;
 
 	d = rx_currents.lookup(&zero);
-	if (!s || !d || s->skb != key || d->skb != key || s->passed & EXCLUDED)
+	if (!s || !d || s->skb != key || d->skb != key || s->state == SLOT_EXCLUDED)
 		return 0;
 	now = bpf_ktime_get_ns();
 	record_path(RX_TRANSPORT, since(s->at, now), 1, s->start, s->mark, 1);
@@ -575,7 +494,7 @@ static __always_inline int rx_read_datagram(void *sock, int typed, int length, i
 
 	if (length < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE))
 		return 0;
-	if (!internet_socket(sock, typed, &type) || type == SOCK_STREAM)
+	if (!sock_is_ip(sock, typed, &type) || type == SOCK_STREAM)
 		return 0;
 	r = rx_sock_of(sock, typed);
 	if (!r)

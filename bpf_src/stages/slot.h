@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What is remembered of each packet on its way: a slot of an array, chosen by the skb's address; and whether a packet is
- * one of those that are followed, by interface, sample, filter and focus.
+ * What is remembered of each packet on its way: a slot of an array, chosen by the skb's address; and whether a packet
+ * is one of those that are followed, by interface, sample, filter and focus.
  */
 #ifndef SLOT_H
 #define SLOT_H
@@ -30,15 +30,28 @@
 #define PASSED_QUEUE 0x10
 #define PASSED_XMIT 0x20
 #define PASSED_SENT 0x40
-#define EXCLUDED 0x80 /* and no other: nobody asked for this packet */
-#define PASSED_DONE 0x100 /* the driver is done with it, and net_dev_xmit is still to come */
+#define PASSED_DONE 0x80 /* the driver is done with it, and net_dev_xmit is still to come */
 
-/* Of sk_buff.pkt_type, include/uapi/linux/if_packet.h; skbuff.h: PKT_TYPE_MAX. */
-#define PACKET_BROADCAST 1
-#define PACKET_MULTICAST 2
-#define PACKET_TYPES 7
+/* Whether a slot's packet is followed. */
+enum slot_state {
+	SLOT_UNCLASSIFIED, /* its headers are not in place yet: asked again at the next boundary */
+	SLOT_FOLLOWED,
+	SLOT_EXCLUDED, /* the filter does not want it, and it has passed nothing */
+};
 
-/* The config's flags, see nettop/control.py.  Hooks that this kernel does not give: */
+/* Sent: is it known when a packet's data was written? */
+enum write_status {
+	WRITE_NONE, /* there is nothing to be known: an ACK alone, sent again, or no socket that is followed */
+	WRITE_SEEN,
+	WRITE_MISSED,
+};
+
+/* sample_shift: no packet is followed.  nettop/bpf/config.py has the same. */
+#define SAMPLE_NONE 31
+
+#define PKT_TYPE_MAX 7 /* skbuff.h: the bits of sk_buff.pkt_type in its byte */
+
+/* The config's flags, see nettop/bpf/config.py.  Hooks that this kernel does not give: */
 #define NO_DRIVER 1
 #define NO_LOCAL 2
 #define NO_READY 4
@@ -49,8 +62,8 @@
 #define TRACE_ALL 64 /* or whatever the filter accepts */
 /* What the interface is: */
 #define NO_STACK 128 /* a VLAN, a bond: the driver's call and netif_receive_skb name the device below */
-#define COMPLETES \
-	256 /* a card, a tap: its driver frees what it has sent, and nobody receives that very skb */
+/* A card, a tap: its driver frees what it has sent, and that very skb is received nowhere. */
+#define COMPLETES 256
 
 /* Programs that hold a filter are attached beside those with the one before, and obey their own config alone. */
 #ifndef GENERATION
@@ -72,58 +85,47 @@
 #define SOCKET_BITS 11
 #define SOCKETS (1 << SOCKET_BITS)
 #define SLOT_STAGES 3
-/* BPF_F_MMAPABLE: a map begins with a page, and so its entries with a cache line; and the loader can empty it at once. */
+/* BPF_F_MMAPABLE: a map begins with a page, so its entries with a cache line, and the loader can empty it at once. */
 #define WHOLE_PAGES 1024
-#define SLOT_MAX_AGE_NS \
-	(30ULL * 1000 * NSEC_PER_MSEC) /* nothing waits so long inside a host: another packet's slot */
+/* Nothing waits so long inside a host: what is older is another packet's slot. */
+#define SLOT_MAX_AGE_NS (30ULL * 1000 * NSEC_PER_MSEC)
 #define SAME_RUN_NS (100 * NSEC_PER_MSEC) /* between boundaries of one run of the stack */
 #define SAME_RUN_JIFFIES 4 /* the same, coarsely: 4 ms at least */
 #define PACING_HORIZON_NS (10ULL * 1000 * NSEC_PER_MSEC)
 #define GSO_SEG_WINDOW_NS (2 * NSEC_PER_MSEC) /* within which the segments of a packet are sent */
 #define WRITE_WINDOW_NS 50000 /* ns after a write in which no other data of its socket comes out */
-#define REFUSED_IN_A_ROW \
-	16 /* packets in a row that the filter refuses: their socket's writes are left alone */
+#define REFUSED_IN_A_ROW 16 /* packets that the filter refuses: their socket's writes are not recorded then */
 #define SOCK_IDLE_NS (200 * NSEC_PER_MSEC) /* after which a socket's entry may be taken by another */
 
-#define ETH_P_IP_BE __builtin_bswap16(0x0800)
-#define ETH_P_IPV6_BE __builtin_bswap16(0x86dd)
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#undef ETH_P_IP_BE
-#undef ETH_P_IPV6_BE
-#define ETH_P_IP_BE 0x0800
-#define ETH_P_IPV6_BE 0x86dd
-#endif
-#define AF_INET 2
-#define AF_INET6 10
-#define SOCK_STREAM 1
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define MSG_PEEK 2
-#define MSG_ERRQUEUE 0x2000
-#define NF_ACCEPT 1
-
-struct slot {
-	u64 skb; /* its address, never followed */
-	u64 at; /* the last boundary */
-	u64 start; /* the first one, 0: not seen there */
-	u64 mark; /* of the flow in focus, see focus.h; in the upper half the packet's number, where it is traced */
-	u32 passed;
-	u32 stage_ns[SLOT_STAGES]; /* ns of the stages so far, for the sums over whole paths */
-	u32 written; /* sent: is it known when its data was written? */
-	u32 paced; /* sent: ns from the queue's entrance to the time before which it is not to leave */
-	u64 spare;
+/* What is shown of a packet besides the counts of all: both 0 for most. */
+struct mark {
+	u32 focus; /* focus_mark() of the flow that was in focus when it was first seen, where it is of that */
+	u32 trace; /* its number in the trace */
 };
 
-#define WRITE_SEEN 1
-#define WRITE_MISSED 2
+#define NO_MARK ((struct mark){})
 
-/* The packet that this CPU is delivering: UDP's way to its socket shows no skb. */
+/* A packet on its way.  docs/stages-data.md has who writes what, and what a race does. */
+struct slot {
+	u64 skb; /* its address, 0: none */
+	u64 at; /* when it passed the last boundary */
+	u64 start; /* the first one, 0: not seen there */
+	struct mark mark;
+	u32 passed; /* PASSED_*, together */
+	u32 state; /* enum slot_state */
+	u32 stage_ns[SLOT_STAGES]; /* of the stages so far, for the sums over whole paths */
+	u32 written; /* enum write_status */
+	u32 paced_ns; /* sent: from the queue's entrance to the time before which it is not to leave */
+	u32 excluded_at; /* jiffies: a load, where the clock is a call */
+};
+
+_Static_assert(sizeof(struct slot) == 64, "a cache line");
+
+/* The packet that this CPU is delivering: no hook between here and UDP's socket shows the skb. */
 struct rx_current {
-	u64 skb; /* 0: not ours */
-	u64 at;
-	u64 net;
-	u64 pointer; /* to the skb, which is good for as long as this is */
+	u64 skb; /* its address, 0: none that is followed */
+	u64 at; /* when it was delivered */
+	u64 net; /* its namespace, by address */
 };
 
 /*
@@ -132,13 +134,13 @@ struct rx_current {
  */
 struct gso_parent {
 	u64 segmented_at;
-	u64 at;
+	u64 at; /* these as in its slot */
 	u64 start;
+	struct mark mark;
 	u32 stage_ns[SLOT_STAGES];
-	u32 flow;
-	u64 mark;
+	u32 paced_ns;
+	u32 flow; /* skb->hash */
 	u32 segments; /* that are still to come */
-	u32 paced;
 };
 
 CONFIG_MAP;
@@ -146,7 +148,6 @@ BPF_F_TABLE("array", int, struct slot, rx_slots, SLOTS, WHOLE_PAGES);
 BPF_F_TABLE("array", int, struct slot, tx_slots, SLOTS, WHOLE_PAGES);
 BPF_PERCPU_ARRAY(rx_currents, struct rx_current, 1);
 BPF_PERCPU_ARRAY(gso_parents, struct gso_parent, 1);
-BPF_ARRAY(origin, u64, 1); /* see address() */
 
 static __always_inline struct config *settings(void)
 {
@@ -164,29 +165,8 @@ static __always_inline struct config *settings_here(void)
 }
 
 /*
- * A pointer as a number: its distance from a place that all programs share.  The verifier lets nobody reckon with a typed
- * pointer, but take another pointer from it (kernel/bpf/verifier.c, adjust_reg_min_max_vals).  Where pointers are
- * numbers from the start, it wants the place as a number too, and forgets what it was when it went through a map.
- */
-static __always_inline u64 address(const void *pointer, int typed)
-{
-	int zero = 0;
-	u64 *place = origin.lookup(&zero);
-	u64 number;
-
-	if (!place)
-		return 0;
-	if (!typed) {
-		*(volatile u64 *)place = (u64)place;
-		return (u64)pointer - *(volatile u64 *)place;
-	}
-	asm("%0 = %1\n%0 -= %2" : "=&r"(number) : "r"(pointer), "r"(place));
-	return number;
-}
-
-/*
- * What tells a socket from the next one at its address.  It is made for those that get an entry; a program without types
- * cannot have it made, and gives its entries the ports.
+ * What tells a socket from the next one at its address.  It is made for those that get an entry; a program without
+ * types cannot have it made, and gives its entries the ports.
  */
 static __always_inline u64 sock_cookie(const void *sock, int typed)
 {
@@ -206,41 +186,48 @@ static __always_inline u64 sock_cookie_made(void *sock, int typed)
 }
 
 /* Fibonacci hashing: addresses differ in their middle bits. */
-static __always_inline u32 hash(u64 address, int bits)
+static __always_inline u32 hash_address(u64 address, int bits)
 {
 	return (address * 0x9E3779B97F4A7C15ULL) >> (64 - bits);
 }
 
 static __always_inline struct slot *rx_slot(u64 skb)
 {
-	int index = hash(skb, SLOT_BITS);
+	int index = hash_address(skb, SLOT_BITS);
 
 	return rx_slots.lookup(&index);
 }
 
 static __always_inline struct slot *tx_slot(u64 skb)
 {
-	int index = hash(skb, SLOT_BITS);
+	int index = hash_address(skb, SLOT_BITS);
 
 	return tx_slots.lookup(&index);
 }
 
+static __always_inline bool marked(struct mark mark)
+{
+	return mark.focus | mark.trace;
+}
+
 /* Is this a mark of the flow that is in focus now? */
-static __always_inline bool in_focus(u64 mark)
+static __always_inline bool in_focus(struct mark mark)
 {
 	struct config *c = settings();
 
-	return c && c->focus && focus_mark(c) == (u32)mark;
+	return c && c->focus && focus_mark(c) == mark.focus;
 }
 
-/* One packet in 2^sample_shift is followed. */
+/* One packet in 2^sample_shift is followed, decided once, at its first hook. */
 static __always_inline bool sampled(const struct config *c)
 {
-	return !c->sample_shift || !(bpf_get_prandom_u32() & ((1 << (c->sample_shift & 31)) - 1));
+	u32 shift = c->sample_shift;
+
+	return !shift || (shift < SAMPLE_NONE && !(bpf_get_prandom_u32() & ((1 << shift) - 1)));
 }
 
 /* Where the IP header of a packet begins on its way in, or out above the device; or a VLAN tag before it. */
-static __always_inline const void *at_data(const void *skb, int typed)
+static __always_inline const void *skb_data(const void *skb, int typed)
 {
 	const void *data = 0;
 
@@ -249,7 +236,7 @@ static __always_inline const void *at_data(const void *skb, int typed)
 }
 
 /* The same on its way out, at the device. */
-static __always_inline const void *at_network(const void *skb, int typed)
+static __always_inline const void *skb_network_header(const void *skb, int typed)
 {
 	const void *head = 0;
 	u16 network = 0;
@@ -283,38 +270,37 @@ static __always_inline bool accepted(const struct config *c, const void *skb, in
 #endif
 }
 
-#define UNREAD 1 /* not to be told yet */
-#define REFUSED 2 /* by the filter */
-
-/* What a packet is to us, asked where it is first seen: 0, or the mark of the flow in focus, or one of the above. */
-static __always_inline u32 classify(const struct config *c, const void *skb, int typed, int direction,
-				    int where)
+/* Is a packet followed, and is it of the flow in focus?  Asked where it is first seen. */
+static __always_inline enum slot_state classify(const struct config *c, const void *skb, int typed,
+						int direction, int where, u32 *focus)
 {
+	*focus = 0;
 	if (!FILTERING && !c->focus)
-		return 0;
+		return SLOT_FOLLOWED;
 	if (!has_headers(skb, typed))
-		return UNREAD;
+		return SLOT_UNCLASSIFIED;
 	if (!accepted(c, skb, typed, direction, where))
-		return REFUSED;
-	if (!c->focus)
-		return 0;
-	return focus_look(c, skb, typed, where == AT_LINK ? at_network(skb, typed) : at_data(skb, typed),
-			  direction);
+		return SLOT_EXCLUDED;
+	if (c->focus)
+		*focus = focus_look(c, skb, typed,
+				    where == AT_LINK ? skb_network_header(skb, typed) : skb_data(skb, typed),
+				    direction);
+	return SLOT_FOLLOWED;
 }
 
 /* The same where it cannot be put off. */
-static __always_inline u32 classify_final(const struct config *c, const void *skb, int typed, int direction,
-					  int where)
+static __always_inline enum slot_state classify_final(const struct config *c, const void *skb, int typed,
+						      int direction, int where, u32 *focus)
 {
-	u32 mark = classify(c, skb, typed, direction, where);
+	enum slot_state state = classify(c, skb, typed, direction, where, focus);
 
-	if (mark == UNREAD)
-		return FILTERING ? REFUSED : 0;
-	return mark;
+	if (state == SLOT_UNCLASSIFIED)
+		return FILTERING ? SLOT_EXCLUDED : SLOT_FOLLOWED;
+	return state;
 }
 
 /*
- * Not every packet is followed: one that is not known at a later boundary may be none that was asked for, and is not
+ * Not every packet is followed: one that is not known at a later boundary may be excluded or not sampled, and is not
  * missed.  What is known to be lost is: see slot_evict().
  */
 static __always_inline bool partial_tracking(const struct config *c)
@@ -322,12 +308,12 @@ static __always_inline bool partial_tracking(const struct config *c)
 	return c->sample_shift || c->flags & FILTERED;
 }
 
-static __always_inline bool internet(const void *skb, int typed)
+static __always_inline bool is_ip(const void *skb, int typed)
 {
 	u16 protocol = 0;
 
 	LOAD(typed, protocol, skb, struct sk_buff, protocol);
-	return protocol == ETH_P_IP_BE || protocol == ETH_P_IPV6_BE;
+	return protocol == __builtin_bswap16(ETH_P_IP) || protocol == __builtin_bswap16(ETH_P_IPV6);
 }
 
 static __always_inline void slot_clear(struct slot *s, u64 key)
@@ -344,13 +330,14 @@ static __always_inline void slot_exclude(const struct config *c, struct slot *s,
 		return;
 	}
 	s->skb = key;
-	s->passed = EXCLUDED;
-	s->at = bpf_jiffies64(); /* a load, where the clock is a call */
+	s->passed = 0;
+	s->state = SLOT_EXCLUDED;
+	s->excluded_at = bpf_jiffies64();
 }
 
 static __always_inline bool slot_excluded(const struct slot *s, u64 key)
 {
-	return s->skb == key && s->passed == EXCLUDED;
+	return s->skb == key && s->state == SLOT_EXCLUDED;
 }
 
 #endif

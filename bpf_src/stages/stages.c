@@ -4,7 +4,7 @@
  *
  * A packet is known by its skb's address for as long as it has one: the address chooses a slot of an array, and what
  * the slot holds is believed only if it names the same address and the right last boundary.  Nothing is ever looked
- * for, inserted or deleted, and what is dropped on the way is overwritten by whoever comes next.
+ * for, inserted or deleted, and what is dropped on the way is overwritten by the next.
  *
  *   receive: driver -> stack -> ip -> local (or forward) -> transport -> socket -> application
  *   send:    application -> ip -> qdisc -> driver -> handed over -> done
@@ -12,7 +12,7 @@
  * Between socket and application, and application and ip, TCP merges and segments skbs: there the socket is the
  * key, and the place in the stream says which packet it was (fifo.h).
  *
- * Each boundary has a body, and around it a function for each kind of program that may watch it; see load.h.
+ * Each boundary has a body; hooks.h says which hook calls it, and makes the programs of it.
  */
 #include "nettop.h"
 #include "hist.h"
@@ -23,9 +23,11 @@
 #include "filter.h"
 #include "slot.h"
 #include "record.h"
+#include "sock.h"
 #include "rx.h"
 #include "rx_queue.h"
 #include "rx_sock.h"
 #include "tx_sock.h"
 #include "tx.h"
+#include "ip.h"
 #include "hooks.h"

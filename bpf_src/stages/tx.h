@@ -13,22 +13,38 @@ static __always_inline void slot_evict(const struct config *c, const struct slot
 		miss(TX_QDISC, s->mark);
 }
 
-/* A packet of ours begins its way out here; whose it is, NAT may still change. */
+/*
+ * Which flow a packet belongs to that begins its way out, NAT may still change: if that matters, it is classified at
+ * the queue.
+ */
+static __always_inline void tx_mark(const struct config *c, struct slot *s, u64 now, u64 begun)
+{
+	if (FILTERING || c->focus) {
+		s->state = SLOT_UNCLASSIFIED;
+		s->mark = NO_MARK;
+	} else {
+		s->state = SLOT_FOLLOWED;
+		s->mark = mark_of(c, 0, TX_BEGIN, now, begun);
+	}
+}
+
+/* A packet of ours begins its way out here. */
 static __always_inline void tx_begin(const struct config *c, struct slot *s, u64 key, u64 now)
 {
 	slot_evict(c, s, key, now);
 	s->skb = key;
-	s->mark = FILTERING || c->focus ? UNREAD : traced(c, 0, TX_BEGIN, now, now);
+	tx_mark(c, s, now, now);
 	s->at = now;
 	s->start = 0;
 	s->stage_ns[0] = 0;
-	s->written = 0;
+	s->written = WRITE_NONE;
 	s->passed = PASSED_IP;
 }
 
 /* Routed on: a packet of ours ends its way here, and one that is to leave by our interface begins it. */
-static __always_inline int forward(u64 key, bool ours, bool leaving)
+static __always_inline int ip_forwarded(const void *skb, bool ours, bool leaving)
 {
+	u64 key = AS_NUMBER(skb);
 	struct config *c = settings_here();
 	struct slot *s = rx_slot(key), *out = tx_slot(key);
 	struct rx_current *d;
@@ -37,11 +53,11 @@ static __always_inline int forward(u64 key, bool ours, bool leaving)
 
 	if (!c || !s || !out)
 		return 0;
-	if (s->skb == key && !(s->passed & (PASSED_LOCAL | EXCLUDED))) {
+	if (s->skb == key && s->state != SLOT_EXCLUDED && !(s->passed & PASSED_LOCAL)) {
 		known = true;
 		record(RX_FORWARD, since(s->at, bpf_ktime_get_ns()), s->mark);
 	} else if (s->skb != key && ours && !partial_tracking(c)) {
-		miss(RX_FORWARD, 0);
+		miss(RX_FORWARD, NO_MARK);
 	}
 	slot_clear(s, key);
 	if (c->flags & NO_LOCAL) {
@@ -69,11 +85,11 @@ static __always_inline void tx_record_written(const struct slot *s)
 }
 
 /* ip_local_out: IP has a packet to send. */
-static __always_inline int tx_ip(const void *skb, u64 key, int typed)
+static __always_inline int tx_ip(const void *skb, int typed)
 {
+	u64 key = AS_NUMBER(skb), now, begun;
 	struct config *c = settings_here();
 	struct slot *s = tx_slot(key);
-	u64 now, then;
 
 	if (!c || !s)
 		return 0;
@@ -82,58 +98,52 @@ static __always_inline int tx_ip(const void *skb, u64 key, int typed)
 		return 0;
 	}
 	now = bpf_ktime_get_ns();
-	then = written(c, skb, now, typed);
+	begun = now;
+	s->written = tx_written(c, skb, now, typed, &begun);
 	slot_evict(c, s, key, now);
 	s->skb = key;
-	s->mark = FILTERING || c->focus ? UNREAD
-					: traced(c, 0, TX_BEGIN, now, then > WRITTEN_NOTHING ? then : now);
+	tx_mark(c, s, now, begun);
 	s->at = now;
-	s->start = now;
+	s->start = begun;
 	s->passed = PASSED_IP;
-	s->stage_ns[0] = 0;
-	s->written = 0;
-	if (then > WRITTEN_NOTHING) {
-		s->start = then;
-		s->stage_ns[0] = short_ns(since(then, now));
-		s->written = WRITE_SEEN;
-	} else if (then == WRITTEN_UNKNOWN) {
-		s->written = WRITE_MISSED;
-	}
-	if (s->mark != UNREAD)
+	s->stage_ns[0] = ns_u32(since(begun, now));
+	if (s->state == SLOT_FOLLOWED)
 		tx_record_written(s);
 	return 0;
 }
 
-/* Its addresses are final, and its link header is written: false where nobody asked for it. */
+/* Its addresses are final, and its link header is written: false if the filter does not want it. */
 static __always_inline bool tx_classify(const struct config *c, struct slot *s, u64 key, const void *skb,
 					int typed)
 {
-	u64 mark = classify_final(c, skb, typed, OUT, AT_LINK);
+	u32 focus;
+	bool wanted = classify_final(c, skb, typed, OUT, AT_LINK, &focus) != SLOT_EXCLUDED;
 
-	sock_wanted(skb, typed, mark != REFUSED);
-	if (mark == REFUSED) {
+	tx_sock_filtered(skb, typed, wanted);
+	if (!wanted) {
 		slot_exclude(c, s, key);
 		return false;
 	}
-	s->mark = traced(c, mark, TX_BEGIN, s->at, s->start ? s->start : s->at);
+	s->state = SLOT_FOLLOWED;
+	s->mark = mark_of(c, focus, TX_BEGIN, s->at, s->start ? s->start : s->at);
 	tx_record_written(s);
 	return true;
 }
 
 /* ns for which a packet is not to leave the queue yet: fq and etf hold it until then. */
-static __always_inline u32 paced(const void *skb, int typed, u64 now)
+static __always_inline u32 pacing_ns(const void *skb, int typed, u64 now)
 {
 	u64 departure = 0;
 
 	LOAD(typed, departure, skb, struct sk_buff, tstamp);
 	/* What is further ahead is no time of this clock; fq does not look further either (its horizon). */
-	return departure > now && departure - now < PACING_HORIZON_NS ? short_ns(departure - now) : 0;
+	return departure > now && departure - now < PACING_HORIZON_NS ? ns_u32(departure - now) : 0;
 }
 
 /* dev_queue_xmit. */
 static __always_inline int tx_queue(const void *skb, int typed)
 {
-	u64 key = address(skb, typed), now, ns;
+	u64 key = AS_NUMBER(skb), now, ns;
 	struct config *c = settings_here();
 	struct slot *s = tx_slot(key);
 	void *dev = 0;
@@ -149,10 +159,10 @@ static __always_inline int tx_queue(const void *skb, int typed)
 	}
 	now = bpf_ktime_get_ns();
 	if (s->skb == key && s->passed == PASSED_IP && since(s->at, now) < SLOT_MAX_AGE_NS) {
-		if (s->mark == UNREAD && !tx_classify(c, s, key, skb, typed))
+		if (s->state == SLOT_UNCLASSIFIED && !tx_classify(c, s, key, skb, typed))
 			return 0;
 		ns = since(s->at, now);
-		s->stage_ns[1] = short_ns(ns);
+		s->stage_ns[1] = ns_u32(ns);
 		record(TX_IP, ns, s->mark);
 	} else if (c->sample_shift) {
 		s->skb = 0;
@@ -160,11 +170,11 @@ static __always_inline int tx_queue(const void *skb, int typed)
 	} else {
 		if (!slot_open(c, s, key, skb, typed, OUT, AT_LINK, now))
 			return 0;
-		if (internet(skb, typed))
+		if (is_ip(skb, typed))
 			miss(TX_IP, s->mark);
 	}
 	s->at = now;
-	s->paced = paced(skb, typed, now);
+	s->paced_ns = pacing_ns(skb, typed, now);
 	s->passed = PASSED_QUEUE;
 	return 0;
 }
@@ -197,7 +207,7 @@ static __always_inline struct gso_parent *gso_parent_of(const void *skb, u64 now
 /* The driver is given the packet. */
 static __always_inline int tx_driver(const void *skb, const void *dev, int typed)
 {
-	u64 key = address(skb, typed), now, ns;
+	u64 key = AS_NUMBER(skb), now, ns;
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
 	struct gso_parent *parent;
@@ -209,33 +219,34 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 	/* PASSED_IP: where nothing shows the queue's entrance. */
 	if (s->skb == key && (s->passed == PASSED_QUEUE || s->passed == PASSED_IP) &&
 	    since(s->at, now) < SLOT_MAX_AGE_NS) {
-		if (s->mark == UNREAD)
-			s->mark = 0;
+		s->state = SLOT_FOLLOWED;
 		ns = since(s->at, now);
-		s->stage_ns[2] = short_ns(ns);
+		s->stage_ns[2] = ns_u32(ns);
 		record(TX_QDISC, ns, s->mark);
-		if (s->passed == PASSED_QUEUE && s->paced)
-			record_paced(s->paced < ns ? s->paced : ns, s->mark);
+		if (s->passed == PASSED_QUEUE && s->paced_ns)
+			record_paced(s->paced_ns < ns ? s->paced_ns : ns, s->mark);
 	} else if ((parent = gso_parent_of(skb, now, typed))) {
 		ns = since(parent->at, now);
 		s->skb = key;
 		s->start = parent->start;
 		s->mark = parent->mark;
+		s->state = SLOT_FOLLOWED;
 		s->stage_ns[0] = parent->stage_ns[0];
 		s->stage_ns[1] = parent->stage_ns[1];
-		s->stage_ns[2] = short_ns(ns);
+		s->stage_ns[2] = ns_u32(ns);
 		record(TX_QDISC, ns, s->mark);
-		if (parent->paced)
-			record_paced(parent->paced < ns ? parent->paced : ns, s->mark);
+		if (parent->paced_ns)
+			record_paced(parent->paced_ns < ns ? parent->paced_ns : ns, s->mark);
 	} else if (partial_tracking(c)) {
 		slot_clear(s, key);
 		return 0;
 	} else {
 		s->skb = key;
 		s->start = 0;
-		s->mark = 0;
-		if (internet(skb, typed))
-			miss(TX_QDISC, 0);
+		s->mark = NO_MARK;
+		s->state = SLOT_FOLLOWED;
+		if (is_ip(skb, typed))
+			miss(TX_QDISC, NO_MARK);
 	}
 	s->at = now;
 	s->passed = PASSED_XMIT;
@@ -253,15 +264,15 @@ static __always_inline void tx_path(struct paths *p, const struct slot *s, u64 d
 }
 
 /* The driver has it, or was busy.  The skb may be gone: its address is still its name. */
-static __always_inline int tx_sent(u64 key, const void *dev, int result, int typed)
+static __always_inline int tx_sent(const void *skb, const void *dev, int result, int typed)
 {
+	u64 key = AS_NUMBER(skb), now, ns;
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
-	u64 now, ns;
 
 	if (!c || !s || s->skb != key)
 		return 0;
-	if (s->passed == EXCLUDED && !result)
+	if (s->state == SLOT_EXCLUDED && !result)
 		s->skb = 0;
 	if ((s->passed & ~PASSED_DONE) != PASSED_XMIT || !watched(c, dev, typed))
 		return 0;
@@ -275,7 +286,7 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 	record(TX_DRIVER, ns, s->mark);
 	if (s->start) {
 		tx_path(paths_of(0), s, ns);
-		if (s->mark && in_focus(s->mark))
+		if (s->mark.focus && in_focus(s->mark))
 			tx_path(paths_of(1), s, ns);
 		record(TX_WHOLE, since(s->start, now), s->mark);
 	}
@@ -286,7 +297,7 @@ static __always_inline int tx_sent(u64 key, const void *dev, int result, int typ
 }
 
 /* How many the stack makes of a packet that it segments. */
-static __always_inline u32 segments_of(const void *skb, int typed)
+static __always_inline u32 gso_segs_of(const void *skb, int typed)
 {
 	const void *head = 0;
 	u16 segments = 0;
@@ -298,9 +309,10 @@ static __always_inline u32 segments_of(const void *skb, int typed)
 	return segments;
 }
 
-/* Done with, in one way or the other. */
-static __always_inline int consumed(const void *skb, u64 key, int typed)
+/* The kernel is done with a packet: sent, segmented, or read. */
+static __always_inline int skb_consumed(const void *skb, int typed)
 {
+	u64 key = AS_NUMBER(skb);
 	struct slot *s = tx_slot(key);
 	struct config *c;
 	struct gso_parent *parent;
@@ -310,10 +322,10 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 		c = settings();
 		parent = s->passed == PASSED_QUEUE ? gso_parents.lookup(&zero) : 0;
 		if (parent) {
-			parent->segments = segments_of(skb, typed);
+			parent->segments = gso_segs_of(skb, typed);
 			parent->segmented_at = bpf_ktime_get_ns();
 			parent->at = s->at;
-			parent->paced = s->paced;
+			parent->paced_ns = s->paced_ns;
 			parent->start = s->start;
 			parent->mark = s->mark;
 			parent->stage_ns[0] = s->stage_ns[0];
@@ -338,28 +350,28 @@ static __always_inline int consumed(const void *skb, u64 key, int typed)
 /*
  * kfree_skb is also how TCP ends what it is done with: a FIN that lies in the queue of a socket when that is destroyed
  * (sk_stream_kill_queues), an ACK in a state other than ESTABLISHED (tcp_rcv_state_process); and how IP ends what it
- * was never asked for: a packet for another host that a switch or promiscuity brought here, a group that nobody
- * joined (ip6_mc_input).
+ * was never asked for: a packet for another host that a switch or promiscuity brought here, a group that no
+ * socket joined (ip6_mc_input).
  */
-static __always_inline int is_no_loss(const void *skb, u64 reason, u32 passed, int typed)
+static __always_inline bool is_no_loss(const void *skb, enum skb_drop_reason reason, u32 passed, int typed)
 {
 	u8 type = 0;
 
 #ifdef HAVE_QUEUE_PURGE
 	if (reason == SKB_DROP_REASON_QUEUE_PURGE)
-		return 1;
+		return true;
 #endif
 	if (reason != SKB_DROP_REASON_NOT_SPECIFIED)
 		return reason == SKB_DROP_REASON_OTHERHOST;
 	if (passed & PASSED_LOCAL)
-		return 1;
+		return true;
 	LOAD_AT(typed, type, skb, offsetof(struct sk_buff, __pkt_type_offset));
-	type &= PACKET_TYPES;
+	type &= PKT_TYPE_MAX;
 	return type == PACKET_BROADCAST || type == PACKET_MULTICAST;
 }
 
 /*
- * Not all that is received ends with a trace, and whoever gets the skb then may be a UNIX socket or a sender, which pass
+ * Not all that is received ends with a trace, and what gets the skb then may be a UNIX socket or a sender, which pass
  * nothing that would clear the slot.  What the stack has received says where it came in.
  */
 static __always_inline bool rx_received(const struct slot *s, const void *skb, int typed)
@@ -372,13 +384,14 @@ static __always_inline bool rx_received(const struct slot *s, const void *skb, i
 	return index != 0;
 }
 
-static __always_inline int dropped(const void *skb, u64 key, u64 reason, int typed)
+static __always_inline int skb_dropped(const void *skb, int reason, int typed)
 {
+	u64 key = AS_NUMBER(skb);
 	struct slot *s = rx_slot(key);
 
 	if (s && s->skb == key) {
 		s->skb = 0;
-		if (s->mark != UNREAD && !(s->passed & EXCLUDED) && rx_received(s, skb, typed) &&
+		if (s->state == SLOT_FOLLOWED && rx_received(s, skb, typed) &&
 		    !is_no_loss(skb, reason, s->passed, typed))
 			drop(s->passed & PASSED_LOCAL   ? RX_TRANSPORT
 			     : s->passed & PASSED_IP    ? RX_LOCAL
@@ -390,7 +403,7 @@ static __always_inline int dropped(const void *skb, u64 key, u64 reason, int typ
 	if (s && s->skb == key) {
 		s->skb = 0;
 		/* What the driver has taken is no longer ours to lose: how it frees that says nothing. */
-		if (s->mark != UNREAD && !(s->passed & (EXCLUDED | PASSED_SENT | PASSED_DONE)))
+		if (s->state == SLOT_FOLLOWED && !(s->passed & (PASSED_SENT | PASSED_DONE)))
 			drop(s->passed & PASSED_XMIT    ? TX_DRIVER
 			     : s->passed & PASSED_QUEUE ? TX_QDISC
 							: TX_IP,

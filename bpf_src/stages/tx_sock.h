@@ -2,14 +2,15 @@
 /*
  * Sent packets, by socket: when the first byte of a segment was written.
  *
- * TCP cuts what is written into segments of its own, so a socket's entry remembers where in the stream each write began,
- * and when.  64 entries hold many more writes: the fuller it is, the more of them share one, and the time of those
- * between its first and its last is interpolated.  TCP's hooks run under the socket's lock.
+ * TCP cuts what is written into segments of its own, so a socket's entry remembers where in the stream each write
+ * began, and when.  64 entries hold many more writes: the fuller it is, the more of them share one, and the time of
+ * those between its first and its last is interpolated.  TCP's hooks run under the socket's lock.
  */
 #ifndef TX_SOCK_H
 #define TX_SOCK_H
 
-#define WRITES 64
+#define WRITE_SLOTS 64
+#define SEGMENT_MAX (1 << 20) /* bytes: more is none of TCP's */
 
 /* Writes that came one after the other. */
 struct writes {
@@ -33,7 +34,7 @@ struct tx_sock {
 	u16 next; /* all before the newest write is sent, and this is at once: what comes out next begins with it */
 	u32 refused; /* packets that the filter did not want, since the last that it did */
 	u32 spare[3];
-	struct writes slots[WRITES];
+	struct writes slots[WRITE_SLOTS];
 };
 
 _Static_assert(!(sizeof(struct tx_sock) % 64), "cache lines");
@@ -42,7 +43,7 @@ BPF_F_TABLE("array", int, struct tx_sock, tx_socks, SOCKETS, WHOLE_PAGES);
 
 static __always_inline struct writes *writes_at(struct tx_sock *w, u32 index)
 {
-	return &w->slots[index & (WRITES - 1)];
+	return &w->slots[index & (WRITE_SLOTS - 1)];
 }
 
 /* All is sent: begin with the first slot again, which is likely to be in the cache. */
@@ -54,8 +55,8 @@ static __always_inline void tx_restart(struct tx_sock *w)
 
 static __always_inline struct tx_sock *tx_sock_of(const void *sock, int typed)
 {
-	u64 id = address(sock, typed);
-	int index = hash(id, SOCKET_BITS);
+	u64 id = AS_NUMBER(sock);
+	int index = hash_address(id, SOCKET_BITS);
 	struct tx_sock *w = tx_socks.lookup(&index);
 
 	return w && w->owner == id && w->cookie == sock_cookie(sock, typed) ? w : 0;
@@ -70,8 +71,8 @@ static __always_inline bool tx_waits(struct tx_sock *w)
 
 static __always_inline struct tx_sock *tx_sock_for(void *sock, int typed, u64 now)
 {
-	u64 id = address(sock, typed);
-	int index = hash(id, SOCKET_BITS);
+	u64 id = AS_NUMBER(sock);
+	int index = hash_address(id, SOCKET_BITS);
 	struct tx_sock *w = tx_socks.lookup(&index);
 
 	if (!w)
@@ -90,12 +91,13 @@ static __always_inline struct tx_sock *tx_sock_for(void *sock, int typed, u64 no
 	return w;
 }
 
-static __always_inline void tx_written(struct tx_sock *w, u64 now, u32 position)
+static __always_inline void tx_write_push(struct tx_sock *w, u64 now, u32 position)
 {
 	u32 used = w->head - w->tail;
 	struct writes *newest = writes_at(w, w->head - 1);
 
-	if (used >= WRITES / 2 && (used >= WRITES || newest->count < fifo_step(WRITES + 1 - used))) {
+	if (used >= WRITE_SLOTS / 2 &&
+	    (used >= WRITE_SLOTS || newest->count < fifo_group_max(WRITE_SLOTS + 1 - used))) {
 		newest->reach = position - newest->position;
 		newest->span = since(newest->at, now) >> SPAN_SHIFT;
 		newest->count++;
@@ -156,7 +158,7 @@ static __always_inline int tx_write(void *sock, int typed)
 		LOAD(typed, window, tcp, struct tcp_sock, snd_cwnd);
 		w->next = out < window;
 	}
-	tx_written(w, now, written);
+	tx_write_push(w, now, written);
 	return 0;
 }
 
@@ -171,30 +173,29 @@ static __always_inline int tx_write_datagram(void *sock, int typed)
 	return 0;
 }
 
-#define WRITTEN_UNKNOWN 0
-#define WRITTEN_NOTHING 1 /* an ACK alone, sent before, or no socket that is followed: nothing to be known */
-
-/* When this place in the stream was written. */
-static __always_inline u64 tx_write_time(struct tx_sock *w, u32 first)
+/* When this place in the stream was written, at `at`. */
+static __always_inline enum write_status tx_write_time(struct tx_sock *w, u32 first, u64 *at)
 {
 	struct writes *oldest;
 	u32 offset;
 	int i;
 
-	for (i = 0; i < WRITES; i++) {
+	for (i = 0; i < WRITE_SLOTS; i++) {
 		if (w->head - w->tail < 2 || before(first, writes_at(w, w->tail + 1)->position))
 			break;
 		w->tail++;
 	}
 	oldest = writes_at(w, w->tail);
 	if (w->head == w->tail || before(first, oldest->position))
-		return WRITTEN_UNKNOWN;
+		return WRITE_MISSED;
 	offset = first - oldest->position;
+	*at = oldest->at;
 	if (!oldest->reach)
-		return oldest->at;
+		return WRITE_SEEN;
 	if (offset > oldest->reach)
 		offset = oldest->reach;
-	return oldest->at + ((u64)oldest->span << SPAN_SHIFT) * offset / oldest->reach;
+	*at += ((u64)oldest->span << SPAN_SHIFT) * offset / oldest->reach;
+	return WRITE_SEEN;
 }
 
 /* From here on the socket's writes are written down again: nothing was meanwhile. */
@@ -207,77 +208,72 @@ static __always_inline void tx_resume(struct tx_sock *w)
 	w->refused = 0;
 }
 
-/* When the first byte of a segment was written, or one of the above. */
-static __always_inline u64 written_at(const struct config *c, struct tx_sock *w, const void *skb, u64 now,
-				      int typed)
+/* When the first byte of a segment was written. */
+static __always_inline enum write_status tx_segment_written(const struct config *c, struct tx_sock *w,
+							    const void *skb, u64 now, int typed, u64 *at)
 {
-	u16 transport = 0, network = 0;
+	struct segment segment;
 	u32 length = 0, first, end;
 	struct writes *oldest;
-	void *head = 0;
-	u8 tcp[14];
 
 	/* TCP keeps its data outside of the skb's head. */
 	LOAD(typed, length, skb, struct sk_buff, data_len);
 	if (!length)
-		return WRITTEN_NOTHING;
+		return WRITE_NONE;
 	if (w->refused >= REFUSED_IN_A_ROW) {
-		if (!FILTERING) /* else sock_wanted() does, once the filter has been asked */
+		if (!FILTERING) /* else tx_sock_filtered() does, once the filter has been asked */
 			tx_resume(w);
-		return WRITTEN_UNKNOWN;
+		return WRITE_MISSED;
 	}
 	oldest = writes_at(w, w->tail);
 	if (w->next && !c->sample_shift && since(oldest->at, now) < WRITE_WINDOW_NS) {
 		w->next = 0;
 		w->sent = 1;
 		w->sent_end = oldest->position + length;
-		return oldest->at;
+		*at = oldest->at;
+		return WRITE_SEEN;
 	}
 	w->next = 0;
-	LOAD(typed, head, skb, struct sk_buff, head);
-	LOAD(typed, length, skb, struct sk_buff, len);
-	LOAD(typed, transport, skb, struct sk_buff, transport_header);
-	LOAD(typed, network, skb, struct sk_buff, network_header);
-	if (bpf_probe_read_kernel(tcp, sizeof(tcp), (char *)head + transport))
-		return WRITTEN_NOTHING;
-	first = ((u32)tcp[4] << 24) | ((u32)tcp[5] << 16) | ((u32)tcp[6] << 8) | tcp[7];
-	length -= (u32)(transport - network) + (tcp[12] >> 4) * 4;
+	if (!segment_read(skb, typed, &segment))
+		return WRITE_NONE;
+	first = segment.first;
+	length = segment.length;
 	end = first + length;
-	if (!length || length > 0x100000 || (w->sent && !before(w->sent_end, end)))
-		return WRITTEN_NOTHING;
+	if (!length || length > SEGMENT_MAX || (w->sent && !before(w->sent_end, end)))
+		return WRITE_NONE;
 	w->sent = 1;
 	w->sent_end = end;
-	return tx_write_time(w, first);
+	return tx_write_time(w, first, at);
 }
 
-/* When what is sent was written: as written_at(), for any socket. */
-static __always_inline u64 written(const struct config *c, const void *skb, u64 now, int typed)
+/* When what is sent was written, by any socket: `at`, which stays as it is if that is not known. */
+static __always_inline enum write_status tx_written(const struct config *c, const void *skb, u64 now,
+						    int typed, u64 *at)
 {
 	struct tx_sock *w;
 	void *sock = 0;
 	u32 data = 0;
 	u16 type = 0;
-	u64 then;
 
 	LOAD(typed, sock, skb, struct sk_buff, sk);
 	if (!sock)
-		return WRITTEN_NOTHING;
+		return WRITE_NONE;
 	w = tx_sock_of(sock, typed);
 	if (w && w->sending) {
-		then = w->sending;
+		*at = w->sending;
 		w->sending = 0;
-		return then;
+		return WRITE_SEEN;
 	}
 	if (w)
-		return written_at(c, w, skb, now, typed);
+		return tx_segment_written(c, w, skb, now, typed, at);
 	LOAD(typed, data, skb, struct sk_buff, data_len);
-	if (data && !(c->flags & NO_WRITE) && internet_socket(sock, typed, &type) && type == SOCK_STREAM)
-		return WRITTEN_UNKNOWN;
-	return WRITTEN_NOTHING;
+	if (data && !(c->flags & NO_WRITE) && sock_is_ip(sock, typed, &type) && type == SOCK_STREAM)
+		return WRITE_MISSED;
+	return WRITE_NONE;
 }
 
-/* What the filter says of a packet that this socket sends: while it wants none of them, its writes are left alone. */
-static __always_inline void sock_wanted(const void *skb, int typed, bool wanted)
+/* What the filter says of a packet that this socket sends: while it wants none of them, its writes are not recorded. */
+static __always_inline void tx_sock_filtered(const void *skb, int typed, bool wanted)
 {
 	struct tx_sock *w;
 	void *sock = 0;

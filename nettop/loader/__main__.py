@@ -12,24 +12,17 @@ import os
 import resource
 import shutil
 import socket
-import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from nettop import privilege
-from nettop.control import GENERATIONS, Config
-from nettop.errors import ExitCode, NettopError
-from nettop.filter import Instructions, from_words
-from nettop.loader import allowed, attach, interface
-from nettop.loader.compile import TRACING, TYPED_ONLY, Object, compile_probe, takes_filter
-from nettop.loader.hooks import TYPES, Place
-from nettop.loader.stats import Switch
-from nettop.paths import PACKAGE, bpf_include
-from nettop.protocol import (
-    Again,
+from nettop.bpf import own
+from nettop.bpf.config import GENERATIONS, Config
+from nettop.bpf.filter import Instructions, from_words
+from nettop.bpf.protocol import (
+    AttachInterface,
     Done,
     Filter,
     Load,
@@ -37,51 +30,23 @@ from nettop.protocol import (
     Plan,
     ProbeInfo,
     ProtocolError,
-    Reattach,
+    Request,
+    ResumeProbes,
+    RetryProbes,
     Stats,
     receive,
     send,
 )
-
-_CACHE = Path("/var/cache/nettop")
-_MEMORY = Path("/run/nettop/cache")  # where /var is read-only: kept until the machine is started again
-_TEMPORARY = ("/tmp", "/dev/shm", "/run")  # for one of a run's own
-_LEAST_ROOM = 1 << 20  # bytes: headers and a few programs
-_OLDER = ("raw_tracepoint", "fentry", "kprobe")  # mechanisms whose programs are not compiled at first
-
-
-def cache_directory() -> tuple[Path, bool]:
-    """A directory that only we can write, and whether it is a fresh one, to be taken away at the end.
-
-    What lies in it is loaded into the kernel.  So never one in the home of a user whose other programs do not have
-    our capabilities.
-    """
-    given = os.environ.get("CACHE_DIRECTORY", "")  # systemd's; see start_loader
-    first = Path(given).resolve() if given.startswith("/") else _CACHE
-    for path in (first, _MEMORY):
-        if _usable(path):
-            return path, False
-    for folder in _TEMPORARY:
-        with contextlib.suppress(OSError):
-            return Path(tempfile.mkdtemp(prefix="nettop-cache-", dir=folder)), True
-    raise NettopError(
-        f"no place for compiled programs: neither {first} nor {', '.join(_TEMPORARY)} can be written",
-        f"make room, or mount a tmpfs at {first}",
-    )
-
-
-def _usable(path: Path) -> bool:
-    """Whether it is ours alone, or can be made so, and takes files: /var may be read-only, or full."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            return False
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(bytes(_LEAST_ROOM))
-    except OSError:
-        return False
-    return True
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.paths import PACKAGE, bpf_include
+from nettop.loader import allowed, attach
+from nettop.loader.cache import cache_directory
+from nettop.loader.compile import TRACING, TYPED_ONLY, Object, compile_probe, takes_filter
+from nettop.loader.mechanisms import TYPES, Target
+from nettop.loader.own import permitted
+from nettop.loader.rate import Limits
+from nettop.loader.stats import Switch
+from nettop.netdev import link
 
 
 class Loader:
@@ -90,9 +55,10 @@ class Loader:
     def __init__(self, sock: socket.socket, switch: Switch) -> None:
         self._sock = sock
         self._switch = switch
+        self._limits = Limits()
         self._plan: Plan | None = None
         self._probes: list[attach.Attached] = []
-        self._place: Place | None = None
+        self._target = Target("", 0)
         self._cache, self._scratch = Path(), False
         self._filter: Instructions = ()
         self._generation = 0
@@ -115,8 +81,7 @@ class Loader:
 
     def close(self) -> None:
         """Take away what no descriptor takes away."""
-        if self._place:
-            self._place.clsact.detach()
+        self._target.clsact.detach()
         for probe in self._probes:
             probe.close()
         self._switch.close()
@@ -124,102 +89,132 @@ class Loader:
             shutil.rmtree(self._cache, ignore_errors=True)
 
     def _answer(self, request: object) -> Done:
-        if isinstance(request, Load) and self._plan is None:
-            return self._load(request.plan)
-        if isinstance(request, Reattach) and self._plan is not None:
-            return self._reattach(request.interface)
-        if isinstance(request, Filter) and self._plan is not None:
-            return self._exchange_filter(request.instructions)
-        if isinstance(request, Again) and self._plan is not None:
-            return self._attach_again(request.probes)
-        if isinstance(request, Stats):
-            return self._switch_stats(request.on)
-        raise ProtocolError(f"{type(request).__name__} is not a request here")
+        if not isinstance(request, Request):
+            raise ProtocolError(f"{type(request).__name__} is not a request")
+        if isinstance(request, Load) == (self._plan is not None) and not isinstance(request, Stats):
+            raise ProtocolError(f"{type(request).__name__} is not a request here")
+        self._limits.admit(request)
+        match request:
+            case Load():
+                return self._load(request.plan)
+            case AttachInterface():
+                return self._attach_interface(request.interface)
+            case Filter():
+                return self._exchange_filter(request.instructions)
+            case ResumeProbes():
+                return self._resume(request.probes)
+            case RetryProbes():
+                return self._retry(request.probes)
+            case Stats():
+                self._switch.turn(request.on)
+                return Done()
 
     def _load(self, plan: Plan) -> Done:
         allowed.check()
-        config = interface.describe(plan)
+        config = link.describe(plan)
         self._plan = plan
-        self._place = Place(plan.interface, config.ifindex)
+        self._target.interface, self._target.ifindex = plan.interface, config.ifindex
         note = self._sweep()
         self._cache, self._scratch = cache_directory()
         self._filter = from_words(plan.filter)
+        return Done(config=self._start(plan, plan.probes, config).to_json(), note=note)
+
+    def _retry(self, names: tuple[str, ...]) -> Done:
+        assert self._plan
+        names = tuple(name for name in self._plan.probes if name in names)
+        config = replace(link.describe(self._plan), epoch=self._epoch)
+        self._target.ifindex = config.ifindex
+        for probe in [probe for probe in self._probes if probe.name in names]:
+            self._discard(probe)
+        for probe in self._probes:
+            config = replace(config, flags=config.flags | attach.flags(probe))
+        return Done(config=self._start(self._plan, names, config, background=True).to_json())
+
+    def _start(self, plan: Plan, names: tuple[str, ...], config: Config, background: bool = False) -> Config:
+        """Compile, load and attach probes, and hand each over; the configuration, with what their programs lack."""
         always = TRACING if plan.trace else ()
-        for name in plan.probes:
-            probe = attach.Attached(name, Object((), {}))
+        fresh: list[attach.Attached] = []
+        for name in names:
+            probe = attach.Attached(name, Object((), {}), defines=(*TYPED_ONLY, *always))
             with self._failing(probe):
-                probe.defines = always if plan.via in _OLDER else (*TYPED_ONLY, *always)
-                probe.object = self._compiled(probe, self._filter)
+                probe.object = self._compiled(probe, self._filter, self._generation, background)
                 attach.make_maps(probe, plan)
-                self._probes.append(probe)
-        attach.load_first_choices(self._probes, plan)
-        for probe in list(self._probes):
+                fresh.append(probe)
+        attach.load_first_choices(fresh)
+        for probe in fresh:
             with self._failing(probe):
-                attach.attach(probe, self._place, plan)
-                if probe.defines != always and attach.lacks_programs(probe, plan):
+                attach.attach(probe, self._target)
+                if attach.lacks_programs(probe):
                     probe.defines = always
-                    probe.object = self._compiled(probe, self._filter)
-                    attach.attach(probe, self._place, plan, missing_only=True)
+                    probe.object = self._compiled(probe, self._filter, self._generation, background)
+                    attach.attach(probe, self._target, missing_only=True)
+                attach.check(probe)
                 config = replace(config, flags=config.flags | attach.flags(probe))
                 config = config.filtered(self._generation, bool(self._filter))
                 # Until now the programs found no interface and did nothing: a half-attached probe that sees one
                 # direction before the other would take its first answers for late ones.
                 attach.write_config(probe, config)
+                self._probes.append(probe)
                 send(self._sock, attach.report(probe))
                 attach.handed_over(probe)
         TYPES.close()
-        return Done(config=config.pack().hex(), note=note)
+        return config
 
     @contextlib.contextmanager
     def _failing(self, probe: attach.Attached) -> Iterator[None]:
-        """What cannot be had of one probe is said, and costs the others nothing."""
+        """The failure of one probe is reported, and costs the others nothing."""
         try:
             yield
-        except NettopError as error:
+        except (NettopError, OSError) as error:
+            if not isinstance(error, NettopError):
+                error = NettopError(str(error))
             if error.code == ExitCode.UNSUPPORTED:
                 raise
             print(f"{probe.name}: {error.message}\n{error.hint}", file=sys.stderr, flush=True)
-            probe.close()
-            if probe in self._probes:
-                self._probes.remove(probe)
+            self._discard(probe)
             hint = error.hint.split("\n")[0][:200]
             send(self._sock, Loaded(ProbeInfo(probe.name, "failed", error.message, hint)))
 
+    def _discard(self, probe: attach.Attached) -> None:
+        """Close what there is of a probe.  Its links, where they were handed over, are the screen's to close."""
+        self._target.clsact.remove(probe.object.programs)
+        probe.close()
+        if probe in self._probes:
+            self._probes.remove(probe)
+
     def _sweep(self) -> str:
         """Take away what a killed loader has left on the interface; what the user is told of it."""
-        assert self._place
         try:
-            count = self._place.clsact.sweep(self._place.ifindex)
-        except Exception as error:  # pyroute2's own, and whatever its parsing may raise: we can run beside it
+            count = self._target.clsact.sweep(self._target.ifindex)
+        except OSError as error:  # we can run beside it
             print(f"looking for filters that were left behind: {error}", file=sys.stderr, flush=True)
             return ""
-        name = self._place.interface
+        name = self._target.interface
         return f"took {count} filters away that a killed nettop had left on {name}" if count else ""
 
-    def _reattach(self, name: str) -> Done:
-        assert self._plan and self._place
+    def _attach_interface(self, name: str) -> Done:
+        assert self._plan
         plan = replace(self._plan, interface=name or self._plan.interface)
         self._epoch += 1
-        config = replace(interface.describe(plan), epoch=self._epoch)
-        self._plan, self._place.interface = plan, plan.interface
+        config = replace(link.describe(plan), epoch=self._epoch)
+        self._plan, self._target.interface = plan, plan.interface
         for probe in self._probes:
             config = replace(config, flags=config.flags | attach.flags(probe))
         config = config.filtered(self._generation, bool(self._filter))
-        self._place.clsact.release(config.ifindex)
-        self._place.ifindex = config.ifindex
+        self._target.clsact.release(config.ifindex)
+        self._target.ifindex = config.ifindex
         for probe in self._probes:
             attach.write_config(probe, Config())
-            attach.attach(probe, self._place, self._plan, bound_only=True)
+            attach.attach(probe, self._target, bound_only=True)
             attach.write_config(probe, config)
             send(self._sock, attach.report(probe, bound_only=True))
             attach.handed_over(probe)
-        return Done(config=config.pack().hex())
+        return Done(config=config.to_json())
 
     def _exchange_filter(self, words: tuple[int, ...]) -> Done:
         """All programs or none: everything is compiled and loaded before the first is put in."""
         from concurrent.futures import ThreadPoolExecutor  # a megabyte that most runs never need
 
-        assert self._place
         instructions = from_words(words)
         generation = (self._generation + 1) % GENERATIONS
         made: list[attach.Exchange] = []
@@ -228,7 +223,7 @@ class Loader:
             with ThreadPoolExecutor() as pool:  # each waits for a compiler of its own
                 fresh = pool.map(lambda p: self._compiled(p, instructions, generation, True), probes)
                 for probe, new in zip(probes, fresh, strict=True):
-                    made.append(attach.prepare(probe, new, self._place))
+                    made.append(attach.prepare(probe, new, self._target))
         except BaseException:
             for ready in made:
                 ready.close()
@@ -238,15 +233,14 @@ class Loader:
         self._filter, self._generation = instructions, generation
         self._epoch += 1
         for ready in made:
-            send(self._sock, attach.exchange(ready, self._place))
+            send(self._sock, attach.exchange(ready, self._target))
             attach.handed_over(ready.probe)
         return Done(generation=generation, epoch=self._epoch)
 
-    def _attach_again(self, names: tuple[str, ...]) -> Done:
-        assert self._place
+    def _resume(self, names: tuple[str, ...]) -> Done:
         for probe in self._probes:
             if probe.name in names:
-                attach.again(probe, self._place)
+                attach.resume(probe, self._target)
                 send(self._sock, attach.report(probe, bound_only=True))
                 attach.handed_over(probe)
         return Done()
@@ -254,11 +248,11 @@ class Loader:
     def _compiled(
         self, probe: attach.Attached, wanted: Instructions, generation: int = 0, background: bool = False
     ) -> Object:
-        return compile_probe(probe.name, self._cache, probe.defines, wanted, background, generation)
-
-    def _switch_stats(self, on: bool) -> Done:
-        self._switch.turn(on)
-        return Done()
+        users = own.is_own(probe.name)
+        if users:
+            own.check(probe.name)
+        made = compile_probe(probe.name, self._cache, probe.defines, wanted, background, generation)
+        return permitted(probe.name, made) if users else made
 
 
 def harden() -> None:
@@ -284,13 +278,12 @@ def confine() -> None:
 
 
 def _ours() -> Iterator[Path]:
-    """Files that are read later: sources, the compiler's program, the interpreter, what clsact needs."""
+    """Files that are read later: sources, the compiler's program, the interpreter, BCC."""
     yield from (bpf_include() / "parse.h", PACKAGE / "loader" / "compile.py", Path(sys.executable))
-    for name in ("bcc", "pyroute2"):
-        with contextlib.suppress(ImportError, ValueError):
-            found = importlib.util.find_spec(name)
-            if found and found.origin:
-                yield Path(found.origin)
+    with contextlib.suppress(ImportError, ValueError):
+        found = importlib.util.find_spec("bcc")
+        if found and found.origin:
+            yield Path(found.origin)
 
 
 def main() -> int:

@@ -11,8 +11,8 @@ import errno
 import os
 from pathlib import Path
 
-from nettop import bpf
-from nettop.errors import ExitCode, NettopError
+from nettop.bpf import syscall
+from nettop.core.errors import ExitCode, NettopError
 
 _NOTHING = bytes((0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0))  # r0 = 0; exit
 _EVERYBODY = (0, 0, 4294967295)  # the first user namespace's map: user_namespaces(7)
@@ -22,7 +22,7 @@ _DEMO = "--replay FILE and --demo need no privilege"
 def check() -> None:
     """Load a program that does nothing.  NettopError (3) with what stands in the way, (4) where there is no bpf(2)."""
     try:
-        os.close(bpf.prog_load(bpf.ProgType.SCHED_CLS, _NOTHING, "trial"))
+        os.close(syscall.prog_load(syscall.ProgType.SCHED_CLS, _NOTHING, "trial"))
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
             raise explained(error.errno or 0, Path("/proc/self"), Path("/sys/kernel/security")) from error

@@ -1,9 +1,10 @@
-"""From a compiled object to running programs: make its maps, load, climb down each hook's ladder until one holds."""
+"""From a compiled object to running programs: maps, programs, and for each hook the first mechanism that works."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -12,16 +13,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from nettop import bpf
-from nettop.control import Config
-from nettop.errors import NettopError
+from nettop.bpf import syscall
+from nettop.bpf.config import Config
+from nettop.bpf.hooks import Candidate, Hook
+from nettop.bpf.protocol import HookInfo, Loaded, MapInfo, Plan, ProbeInfo
+from nettop.core.errors import NettopError
 from nettop.loader.compile import Object
-from nettop.loader.hooks import MECHANISMS, Place, possible
-from nettop.probes.hooks import Candidate, Hook
-from nettop.protocol import HookInfo, Loaded, MapInfo, Plan, ProbeInfo
+from nettop.loader.mechanisms import MECHANISMS, Target, possible
 
 _LOG_BYTES = 1 << 20
 _SIDE_BY_SIDE = 4  # programs that are loaded at once, at most
+# What may work a moment later, whatever this kernel is: memory, descriptors, a place that is taken, an interface.
+_TRANSIENT = frozenset(
+    (
+        *(errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE),
+        *(errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT),
+        *(errno.ENODEV, errno.ENXIO),
+    )
+)
 
 
 @dataclass
@@ -39,11 +48,12 @@ class Attached:
         default_factory=dict
     )  # hook -> descriptors, until they are handed over
     via: dict[str, Candidate] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # hook -> each mechanism's error
+    transient: set[str] = field(default_factory=set)  # of the missing ones, those that may work later
     defines: tuple[str, ...] = ()  # that it was compiled with
 
     def close(self) -> None:
-        """Close every descriptor that is still ours."""
+        """Close every descriptor that is still ours.  The links that the screen has stay."""
         for fd in (*self.maps, *self.programs.values(), *(fd for fds in self.links.values() for fd in fds)):
             with contextlib.suppress(OSError):
                 if fd >= 0:
@@ -56,14 +66,18 @@ class Attached:
 def make_maps(probe: Attached, plan: Plan) -> None:
     """Create the probe's maps, sized by the plan where its module says so."""
     for spec in probe.object.maps:
-        wanted = probe.object.entries.get(spec.name)
-        entries = int(getattr(plan, wanted)) if wanted else spec.max_entries
+        sized = spec.name in probe.object.entries
+        entries = (
+            dict(plan.entries).get(f"{probe.name}.{spec.name}", spec.max_entries)
+            if sized
+            else spec.max_entries
+        )
         try:
-            fd = bpf.map_create(spec.kind, spec.key_size, spec.value_size, entries, spec.flags, spec.name)
+            fd = syscall.map_create(spec.kind, spec.key_size, spec.value_size, entries, spec.flags, spec.name)
         except OSError as error:
             raise NettopError(
                 f"cannot make the map {spec.name} ({entries} entries): {error.strerror}",
-                "--max-flows makes the flow table smaller",
+                "--max-flows makes the largest smaller",
             ) from error
         probe.maps.append(fd)
         probe.entries.append(entries)
@@ -73,13 +87,23 @@ def write_config(probe: Attached, config: Config) -> None:
     """Tell the programs what to watch.  Without an interface they do nothing."""
     for spec, fd in zip(probe.object.maps, probe.maps, strict=True):
         if spec.name == "config":
-            bpf.map_update(fd, bytes(4), config.pack())
+            try:
+                value = config.pack(spec.value_layout)
+            except ValueError as error:
+                raise NettopError(
+                    str(error), "install nettop again: a part of it is of another version"
+                ) from error
+            syscall.map_update(fd, bytes(4), value)
 
 
 def _key(candidate: Candidate, index: int) -> tuple[str, str]:
     """Of the program of one attachment.  One of these types can be attached anywhere: load it once for all places."""
     attachment, kind = candidate.attachments[index], MECHANISMS[candidate.via].program
-    anywhere = kind in (bpf.ProgType.SCHED_CLS, bpf.ProgType.RAW_TRACEPOINT, bpf.ProgType.NETFILTER)
+    anywhere = kind in (
+        syscall.ProgType.SCHED_CLS,
+        syscall.ProgType.RAW_TRACEPOINT,
+        syscall.ProgType.NETFILTER,
+    )
     return attachment.program, "" if anywhere else f"{candidate.via} {attachment.target}"
 
 
@@ -90,7 +114,7 @@ def _program(
     attachment = candidate.attachments[index]
     mechanism = MECHANISMS[candidate.via]
     return partial(
-        bpf.prog_load,
+        syscall.prog_load,
         mechanism.program,
         probe.object.linked(attachment.program, probe.maps),
         attachment.program,
@@ -121,7 +145,7 @@ def _load(probe: Attached, candidate: Candidate, index: int) -> int:
     return fd
 
 
-def load_first_choices(probes: Iterable[Attached], plan: Plan) -> None:
+def load_first_choices(probes: Iterable[Attached]) -> None:
     """Load the programs that attaching will ask for first, one on each CPU: the verifier takes most of a start.
 
     Nothing is said of one that is refused: attaching loads it again, and keeps the reason.
@@ -129,7 +153,7 @@ def load_first_choices(probes: Iterable[Attached], plan: Plan) -> None:
     wanted: dict[tuple[str, tuple[str, str]], tuple[Attached, Callable[..., int]]] = {}
     for probe in probes:
         for hook in probe.object.hooks:
-            for candidate in _candidates(probe, hook, plan)[:1]:
+            for candidate in _candidates(probe, hook)[:1]:
                 for index in range(len(candidate.attachments)):
                     with contextlib.suppress(OSError):  # a function or tracepoint that is not there
                         load = _program(probe, candidate, index)
@@ -155,33 +179,32 @@ def load_first_choices(probes: Iterable[Attached], plan: Plan) -> None:
         thread.join()
 
 
-def _try(probe: Attached, hook: Hook, candidate: Candidate, place: Place) -> None:
+def _try(probe: Attached, hook: Hook, candidate: Candidate, target: Target) -> None:
     """Attach all of a candidate, or nothing of it."""
     links: list[int] = []
     try:
         for index, attachment in enumerate(candidate.attachments):
             program = _load(probe, candidate, index)
-            links.append(MECHANISMS[candidate.via].attach(program, attachment, place))
+            links.append(MECHANISMS[candidate.via].attach(program, attachment, target))
     except BaseException:
         for fd in links:
             if fd >= 0:
                 os.close(fd)
+        if candidate.via == "clsact":
+            target.clsact.remove({a.program for a in candidate.attachments})
         raise
     probe.links[hook.name] = links
     probe.via[hook.name] = candidate
 
 
-def _candidates(probe: Attached, hook: Hook, plan: Plan) -> list[Candidate]:
-    """Those that were compiled: what is asked for first, the others in their order."""
+def _candidates(probe: Attached, hook: Hook) -> list[Candidate]:
+    """Those whose programs were compiled, best first."""
     compiled = probe.object.programs
-    found = [c for c in hook.candidates if all(a.program in compiled for a in c.attachments)]
-    return sorted(found, key=lambda c: c.via != plan.via)
+    return [c for c in hook.candidates if all(a.program in compiled for a in c.attachments)]
 
 
-def attach(
-    probe: Attached, place: Place, plan: Plan, bound_only: bool = False, missing_only: bool = False
-) -> None:
-    """Attach every hook by the best candidate that holds; what no candidate can do is remembered with the reason.
+def attach(probe: Attached, target: Target, bound_only: bool = False, missing_only: bool = False) -> None:
+    """Try each hook's mechanisms in order of preference until one works; where none does, each error is kept.
 
     ``bound_only``: just those that are bound to the interface, when that has come back; ``missing_only``: just those
     that could not be attached before.
@@ -189,67 +212,79 @@ def attach(
     for hook in probe.object.hooks:
         if missing_only and hook.name not in probe.missing:
             continue
-        candidates = _candidates(probe, hook, plan)
+        candidates = _candidates(probe, hook)
         if bound_only:
             candidates = [c for c in candidates if MECHANISMS[c.via].bound]
             if not candidates:
                 continue
         reasons: list[str] = []
         probe.missing.pop(hook.name, None)
-        if hook.name in plan.without:
-            probe.missing[hook.name] = "not wanted"
-            continue
+        probe.transient.discard(hook.name)
         for candidate in candidates:
             try:
-                _try(probe, hook, candidate, place)
+                _try(probe, hook, candidate, target)
                 break
-            except Exception as error:  # whatever it is, the next way may work, and the reason is kept
-                reason = getattr(error, "strerror", None) or str(error)
-                reasons.append(f"{candidate.via}: {reason}")
+            except Exception as error:  # whatever it is, the next mechanism may work
+                reasons.append(f"{candidate.via}: {getattr(error, 'strerror', None) or error}")
+                if getattr(error, "errno", 0) in _TRANSIENT:
+                    probe.transient.add(hook.name)
         else:
             probe.missing[hook.name] = "; ".join(reasons) or "this kernel has none of the ways to watch it"
 
 
-def again(probe: Attached, place: Place) -> None:
-    """Attach what is not bound to the interface where it was before, and forget what was under way then.
+def check(probe: Attached) -> None:
+    """NettopError where the probe cannot work without a hook that it has not got, but may later."""
+    lost = _lost(probe)
+    if probe.transient.intersection(lost):
+        raise NettopError("; ".join(f"{name}: {probe.missing[name]}" for name in lost))
 
-    That first: the first program that runs would take it up.  And the last hook first, so that what a program leaves
+
+def _lost(probe: Attached) -> list[str]:
+    """The missing hooks that the probe cannot do without: the required ones, or all where there is no other."""
+    required = [h.name for h in probe.object.hooks if h.required and h.name in probe.missing]
+    return required or ([] if probe.via else list(probe.missing))
+
+
+def resume(probe: Attached, target: Target) -> None:
+    """Attach what is not bound to the interface where it was before, with cleared state (Probe.state).
+
+    Cleared first: the first program that runs would use it.  And the last hook first, so that what a program leaves
     for another one has that one there.
     """
-    forget(probe)
+    clear_state(probe)
     for hook in reversed(probe.object.hooks):
         candidate = probe.via.get(hook.name)
         if candidate is None or MECHANISMS[candidate.via].bound:
             continue
         try:
-            _try(probe, hook, candidate, place)
+            _try(probe, hook, candidate, target)
         except OSError as error:
             print(f"{probe.name}: {hook.name} cannot be attached again: {error}", file=sys.stderr, flush=True)
 
 
-def forget(probe: Attached) -> None:
-    """Empty the maps in which programs leave each other notes of what is under way."""
+def clear_state(probe: Attached) -> None:
+    """Empty the maps with what is under way: packets, softirqs, polls."""
     for spec, fd in zip(probe.object.maps, probe.maps, strict=True):
         if spec.name not in probe.object.state:
             continue
-        if spec.flags & bpf.MMAPABLE:  # megabytes, and no call for each entry
+        if spec.flags & syscall.MMAPABLE:  # megabytes, and no call for each entry
             with mmap.mmap(fd, spec.value_size * spec.max_entries) as memory:
                 held = ctypes.c_char.from_buffer(memory)
                 ctypes.memset(ctypes.addressof(held), 0, len(memory))
                 del held  # or the memory cannot be given back
         else:
-            cpus = bpf.possible_cpus() if bpf.MapType(spec.kind).per_cpu else 1
+            cpus = syscall.possible_cpus() if syscall.MapType(spec.kind).per_cpu else 1
             blank = bytes(-(-spec.value_size // 8) * 8 * cpus)
             for index in range(spec.max_entries):
-                bpf.map_update(fd, index.to_bytes(4, sys.byteorder), blank)
+                syscall.map_update(fd, index.to_bytes(4, "little"), blank)
 
 
-def lacks_programs(probe: Attached, plan: Plan) -> bool:
+def lacks_programs(probe: Attached) -> bool:
     """Whether a hook is missing for which there are programs in the C file that were not compiled."""
     return any(
         a.program not in probe.object.programs
         for hook in probe.object.hooks
-        if hook.name in probe.missing and hook.name not in plan.without
+        if hook.name in probe.missing
         for candidate in hook.candidates
         if possible(candidate.via)
         for a in candidate.attachments
@@ -257,7 +292,7 @@ def lacks_programs(probe: Attached, plan: Plan) -> bool:
 
 
 def flags(probe: Attached) -> int:
-    """What the programs must know of hooks that could not be had: bits of the config's flags."""
+    """What the programs must know of missing hooks: bits of the config's flags."""
     return sum(hook.flag for hook in probe.object.hooks if hook.name in probe.missing)
 
 
@@ -275,7 +310,8 @@ def report(probe: Attached, bound_only: bool = False) -> Loaded:
     maps: list[MapInfo] = []
     if not bound_only:
         for spec, fd, entries in zip(probe.object.maps, probe.maps, probe.entries, strict=True):
-            maps.append(MapInfo(spec.name, spec.kind, spec.key_size, spec.value_size, entries, number(fd)))
+            sizes, layouts = (spec.key_size, spec.value_size), (spec.key_layout, spec.value_layout)
+            maps.append(MapInfo(spec.name, spec.kind, *sizes, entries, number(fd), *layouts))
     hooks: list[HookInfo] = []
     for hook, links in probe.links.items():
         candidate = probe.via[hook]
@@ -285,11 +321,9 @@ def report(probe: Attached, bound_only: bool = False) -> Loaded:
                 hook, candidate.via, tuple(number(p) for p in programs), tuple(number(fd) for fd in links)
             )
         )
-    state, detail = "live", ""
-    lost = [h.name for h in probe.object.hooks if h.required and h.name in probe.missing]
-    if lost or not probe.via:
-        state = "unavailable"
-        detail = "; ".join(f"{name}: {probe.missing[name]}" for name in lost or probe.missing)
+    lost = _lost(probe)
+    state = "unavailable" if lost or not probe.via else "live"
+    detail = "; ".join(f"{name}: {probe.missing[name]}" for name in lost)
     info = ProbeInfo(
         probe.name, state, detail, "", tuple(maps), tuple(hooks), tuple(sorted(probe.missing.items()))
     )
@@ -318,14 +352,13 @@ class Exchange:
         self.links.clear()
 
 
-def prepare(probe: Attached, new: Object, place: Place) -> Exchange:
+def prepare(probe: Attached, new: Object, target: Target) -> Exchange:
     """Load what of another compilation of the same probe differs.  Nothing that runs is touched.
 
     Raises NettopError where the kernel refuses a program.
     """
-    again = "start nettop again"
     if new.maps != probe.object.maps:
-        raise NettopError(f"{probe.name} has changed on disk since it was started", again)
+        raise NettopError(f"{probe.name} has changed on disk since it was started", "start nettop again")
     # The same maps, other instructions: what _load needs, and the running programs out of its reach.
     shadow = Attached(probe.name, new, probe.maps, probe.entries)
     made = Exchange(probe, new, shadow.programs, shadow.links)
@@ -341,7 +374,7 @@ def prepare(probe: Attached, new: Object, place: Place) -> Exchange:
                 for index in range(len(candidate.attachments)):
                     _load(shadow, candidate, index)
             else:
-                _try(shadow, hook, candidate, place)
+                _try(shadow, hook, candidate, target)
     except OSError as error:
         made.close()
         raise NettopError(f"the kernel refuses the filter for {probe.name}: {error.strerror}", "") from error
@@ -351,7 +384,7 @@ def prepare(probe: Attached, new: Object, place: Place) -> Exchange:
     return made
 
 
-def exchange(made: Exchange, place: Place) -> Loaded:
+def exchange(made: Exchange, target: Target) -> Loaded:
     """Put the programs in; the answer has them by hook.
 
     Where there are links, it is for the screen, which holds them, to give them their new programs, or to take the new
@@ -360,8 +393,8 @@ def exchange(made: Exchange, place: Place) -> Loaded:
     probe = made.probe
     ours = {a.program for c in probe.via.values() if c.via == "clsact" for a in c.attachments}
     try:
-        place.clsact.replace({name: fd for (name, _), fd in made.programs.items() if name in ours})
-    except Exception as error:  # pyroute2's own, and whatever its parsing may raise
+        target.clsact.replace({name: fd for (name, _), fd in made.programs.items() if name in ours})
+    except OSError as error:
         made.close()
         raise NettopError(f"{probe.name}: tc did not exchange the programs: {error}") from error
     for key, fd in made.programs.items():
@@ -387,7 +420,7 @@ def exchange(made: Exchange, place: Place) -> Loaded:
 
 
 def handed_over(probe: Attached) -> None:
-    """Close our copies of the links: what keeps the programs attached is the screen's descriptors alone."""
+    """Close our copies of the links: only the screen's descriptors keep the programs attached."""
     for links in probe.links.values():
         for fd in links:
             if fd >= 0:

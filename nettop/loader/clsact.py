@@ -1,7 +1,7 @@
 """TC programs by clsact and cls_bpf, for kernels without TCX (before 6.6).
 
 Nothing here goes away by itself, so every filter that we add is remembered and deleted, and a clsact qdisc only if we
-made it and nobody else has put a filter there since.
+made it and no other program has put a filter there since.
 
 A loader that is killed can delete nothing.  So each filter's name says whose it is, ``nettop:TOKEN:PROGRAM``, and for
 as long as the loader lives an abstract socket of the same network namespace is called ``nettop-TOKEN``.  The next
@@ -13,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import htons
-from typing import Any
 
-from nettop import netlink
+from nettop.netdev import netlink
 
 _ETH_P_ALL = 3
 _HANDLE = 0xC0DE  # the first free one from here is taken
@@ -28,20 +27,17 @@ _MADE = "+"  # behind the token: the qdisc is ours too
 
 
 @dataclass
-class _Filter:
+class _Ours:
     ifindex: int
-    parent: int
-    priority: int
-    handle: int
-    name: str  # of the program
-    label: str  # of the filter
+    program: str  # its name
+    filter: netlink.Filter
 
 
 @dataclass
 class Clsact:
     """Our filters, and the qdiscs that we made."""
 
-    filters: list[_Filter] = field(default_factory=list)
+    filters: list[_Ours] = field(default_factory=list)
     made: set[int] = field(default_factory=set)
     _token: str = ""
     _alive: socket.socket | None = None  # bound for as long as we live
@@ -49,54 +45,51 @@ class Clsact:
     def attach(self, ifindex: int, direction: str, program: int, name: str) -> None:
         """Add a direct-action filter; beside whatever is there, and before it where that is possible."""
         parent = netlink.PARENTS[direction]
-        with _netlink() as ip:
-            if not _has_clsact(ip, ifindex):
-                ip.tc("add", "clsact", ifindex)
-                self.made.add(ifindex)
-            elif any(_owner(f) and _is_made(f) for f in _all(ifindex)):
-                self.made.add(ifindex)  # by another of us: the last to leave takes it away
-            priority, handle = _first(netlink.filters(ifindex, parent))
-            label = f"{_MARK}:{self._own()}{_MADE if ifindex in self.made else ''}:{name}"
-            ours = _Filter(ifindex, parent, priority, handle, name, label)
-            _put(ip, "add-filter", ours, program)
-            self.filters.append(ours)
+        if not netlink.has_clsact(ifindex):
+            netlink.add_clsact(ifindex)
+            self.made.add(ifindex)
+        elif any(_owner(f) and _is_made(f) for f in _all(ifindex)):
+            self.made.add(ifindex)  # by another of us: the last to leave takes it away
+        priority, handle = _first(netlink.filters(ifindex, parent))
+        label = f"{_MARK}:{self._own()}{_MADE if ifindex in self.made else ''}:{name}"
+        ours = netlink.Filter("bpf", parent, handle, priority, htons(_ETH_P_ALL), label)
+        netlink.put_filter(ifindex, ours, program)
+        self.filters.append(_Ours(ifindex, name, ours))
 
     def replace(self, programs: Mapping[str, int]) -> None:
         """Other programs in the places of those of the same names.  Each packet is seen by the one or the other.
 
         The kernel puts the new filter into the old one's place in the list (cls_bpf_change: list_replace_rcu).
         """
-        with _netlink() as ip:
-            for ours in self.filters:
-                if ours.name in programs:
-                    _put(ip, "replace-filter", ours, programs[ours.name])
+        for ours in self.filters:
+            if ours.program in programs:
+                netlink.put_filter(ours.ifindex, ours.filter, programs[ours.program], replace=True)
 
     def release(self, ifindex: int) -> None:
         """Take our filters away, before they are attached again to this interface; a qdisc that we made stays ours."""
-        self._take_filters_away()
+        self._delete(self.filters)
         self.made &= {ifindex}
+
+    def remove(self, programs: Collection[str]) -> None:
+        """Take the filters of these programs away."""
+        self._delete([ours for ours in self.filters if ours.program in programs])
 
     def detach(self) -> None:
         """Take away what is ours; quiet where it has gone, or the interface has, and its filters with it."""
-        self._take_filters_away()
-        if self.made:
-            with _netlink() as ip:
-                for ifindex in self.made:
-                    _delete_empty(ip, ifindex)
+        self._delete(self.filters)
+        for ifindex in self.made:
+            _delete_empty(ifindex)
         self.made.clear()
 
-    def _take_filters_away(self) -> None:
-        if not self.filters:
-            return
-        with _netlink() as ip:
-            for ifindex in {ours.ifindex for ours in self.filters}:
-                labels = {ours.label for ours in self.filters if ours.ifindex == ifindex}
-                there = _all(ifindex)
-                found = [f for f in there if f.name in labels]
-                _delete(ip, ifindex, found)
-                if there and not found:  # another qdisc of the same name, and somebody else's
-                    self.made.discard(ifindex)
-        self.filters.clear()
+    def _delete(self, unwanted: Sequence[_Ours]) -> None:
+        for ifindex in {ours.ifindex for ours in unwanted}:
+            labels = {ours.filter.name for ours in unwanted if ours.ifindex == ifindex}
+            there = _all(ifindex)
+            found = [f for f in there if f.name in labels]
+            _delete(ifindex, found)
+            if there and not found:  # another qdisc of the same name, and somebody else's
+                self.made.discard(ifindex)
+        self.filters = [ours for ours in self.filters if ours not in unwanted]
 
     def sweep(self, ifindex: int) -> int:
         """Take away what loaders that are no more have left on this interface; how many filters that were."""
@@ -106,10 +99,9 @@ class Clsact:
         left = [f for f in there if _owner(f) in dead]
         if not left:
             return 0
-        with _netlink() as ip:
-            _delete(ip, ifindex, left)
-            if any(map(_is_made, left)):
-                _delete_empty(ip, ifindex)
+        _delete(ifindex, left)
+        if any(map(_is_made, left)):
+            _delete_empty(ifindex)
         remain = {(f.parent, f.name) for f in _all(ifindex)}
         return sum((f.parent, f.name) not in remain for f in left)
 
@@ -152,17 +144,16 @@ def _all(ifindex: int) -> list[netlink.Filter]:
     return [f for parent in netlink.PARENTS.values() for f in netlink.filters(ifindex, parent)]
 
 
-def _delete(ip: Any, ifindex: int, filters: Sequence[netlink.Filter]) -> None:
+def _delete(ifindex: int, filters: Sequence[netlink.Filter]) -> None:
     for one in filters:
-        with contextlib.suppress(Exception):
-            ip.tc("del-filter", "bpf", ifindex, handle=one.handle, parent=one.parent,
-                  prio=one.priority, protocol=_ETH_P_ALL)  # fmt: skip
+        with contextlib.suppress(OSError):
+            netlink.delete_filter(ifindex, one)
 
 
-def _delete_empty(ip: Any, ifindex: int) -> None:
-    with contextlib.suppress(Exception):
+def _delete_empty(ifindex: int) -> None:
+    with contextlib.suppress(OSError):
         if not _all(ifindex):
-            ip.tc("del", "clsact", ifindex)
+            netlink.delete_clsact(ifindex)
 
 
 def _first(filters: Sequence[netlink.Filter]) -> tuple[int, int]:
@@ -180,29 +171,3 @@ def _first(filters: Sequence[netlink.Filter]) -> tuple[int, int]:
         handles = {f.handle for f in there}
         return lowest, next(h for h in range(_HANDLE, _HANDLE + len(handles) + 1) if h not in handles)
     return next(p for p in range(_PRIORITY, 0xFFFF) if p not in taken), _HANDLE
-
-
-def _put(ip: Any, command: str, ours: _Filter, program: int) -> None:
-    ip.tc(
-        command,
-        "bpf",
-        ours.ifindex,
-        handle=ours.handle,
-        parent=ours.parent,
-        fd=program,
-        name=ours.label,
-        prio=ours.priority,
-        protocol=_ETH_P_ALL,
-        direct_action=True,
-        classid=1,
-    )
-
-
-def _netlink() -> Any:
-    from pyroute2 import IPRoute  # heavy, and not needed where there is TCX
-
-    return IPRoute()
-
-
-def _has_clsact(ip: Any, ifindex: int) -> bool:
-    return any(q.get_attr("TCA_KIND") == "clsact" for q in ip.get_qdiscs(ifindex))

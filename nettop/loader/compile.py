@@ -24,14 +24,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nettop.errors import ExitCode, NettopError
-from nettop.filter import Instructions, to_c
-from nettop.loader.digest import blake2b
+from nettop import privilege
+from nettop.bpf import own
+from nettop.bpf.filter import Instructions, to_c
+from nettop.bpf.hooks import Attachment, Candidate, Hook
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.paths import PACKAGE, bpf_include, bpf_source
+from nettop.loader.blake2 import blake2b
 from nettop.loader.headers import KFUNC_CALL, header_tree
-from nettop.paths import PACKAGE, bpf_include, bpf_source
-from nettop.probes.hooks import Attachment, Candidate, Hook
 
-FORMAT = 6  # of the cached objects
+FORMAT = 7  # of the cached objects
 _FAR = 32767  # instructions that a jump can reach; clang before 17 does not say so where one cannot
 _BACKGROUND = 10  # nice: the screen goes on drawing while a compiler runs beside it
 _KEPT = 128  # cached objects, before the oldest go: each filter makes its own
@@ -77,7 +79,7 @@ class MapSpec:
 class Object:
     """One compiled C file: its maps, and each function's instructions (map references by index into ``maps``).
 
-    With it what the probe's module says of it: the hooks, which field of the plan sizes which map, and which maps hold
+    With it what the probe's module says of it: the hooks, which maps the plan sizes, and which hold
     what is under way.  So the loader need not import the modules, which bring numpy with them.
     ``compiler``: the libraries that made it (BCC, clang, LLVM), each with its size in bytes and its mtime in ns.
     """
@@ -85,7 +87,7 @@ class Object:
     maps: tuple[MapSpec, ...]
     programs: Mapping[str, bytes]
     hooks: tuple[Hook, ...] = ()
-    entries: Mapping[str, str] = field(default_factory=dict)
+    entries: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     compiler: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -96,7 +98,7 @@ class Object:
                 "maps": [asdict(m) for m in self.maps],
                 "programs": {name: b64encode(code).decode() for name, code in self.programs.items()},
                 "hooks": [asdict(h) for h in self.hooks],
-                "entries": dict(self.entries),
+                "entries": list(self.entries),
                 "state": list(self.state),
                 "compiler": dict(self.compiler),
             }
@@ -122,7 +124,7 @@ class Object:
             for h in data["hooks"]
         )
         compiler = {path: (size, mtime) for path, (size, mtime) in data["compiler"].items()}
-        return cls(maps, programs, hooks, data["entries"], tuple(data["state"]), compiler)
+        return cls(maps, programs, hooks, tuple(data["entries"]), tuple(data["state"]), compiler)
 
     def linked(self, program: str, map_fds: list[int]) -> bytes:
         """Instructions of one function with its map references resolved to descriptors."""
@@ -174,12 +176,18 @@ def compile_probe(
 ) -> Object:
     """Compile a probe's C file, with its hooks and the filter, if it takes one; otherwise as compile_source.
 
-    ``generation`` is that of the config which the programs obey, see stages.c.
+    ``generation`` is that of the config which the programs obey, see stages.c.  Of a user's own probe only the C file
+    is looked at here: its hooks are in the names of its functions (nettop/bpf/own.py).
     """
+    try:
+        source = bpf_source(name)
+    except FileNotFoundError:
+        raise NettopError(f"there is no probe {name}", "nettop --list-probes names all") from None
     if generation:
         defines = (*defines, f"-DGENERATION={generation}")
     text = to_c(instructions) if instructions and takes_filter(name) else ""
-    return compile_source(bpf_source(name), cache, defines, name, text, background)
+    module = "" if own.is_own(name) else name
+    return compile_source(source, cache, defines, module, text, background)
 
 
 def compile_source(
@@ -378,11 +386,15 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
     for index in range(lib.bpf_num_functions(module.module)):
         name = lib.bpf_function_name(module.module, index)
         programs[name.decode()] = kernel_calls(rewrite_maps(module.dump_func(name), numbers))
+    compiler = _compiler()
     if not probe:
-        return Object(tuple(maps), programs, compiler=_compiler())
-    declared = importlib.import_module(f"nettop.probes.{probe}").PROBE
-    entries = {m.name: m.entries for m in declared.maps if m.entries}
-    return Object(tuple(maps), programs, declared.hooks, entries, declared.state, _compiler())
+        return Object(tuple(maps), programs, compiler=compiler)
+    module.cleanup()
+    # From here on Python's modules alone run: with the capability to read what lies in a closed directory, at most.
+    privilege.confine(privilege.permitted() & privilege.mask(privilege.DAC_READ_SEARCH))
+    declared = importlib.import_module(f"nettop.probes.{probe}.probe").PROBE
+    entries = tuple(m.name for m in declared.maps if m.entries)
+    return Object(tuple(maps), programs, declared.hooks, entries, declared.state, compiler)
 
 
 def main() -> int:

@@ -17,45 +17,18 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nettop.errors import ExitCode, NettopError
-from nettop.loader.digest import blake2b
+from nettop.bpf import own
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.paths import OWN_PROBES, bpf_sources
+from nettop.loader.blake2 import blake2b
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-VERSION = 8  # of the tree's layout: a cache with another number is thrown away
+VERSION = 22  # of the tree's layout: a cache with another number is thrown away
 
 OLDEST = (6, 1)  # kernel that the programs are written for, and tested on
-
-# Types that programs name.  Whatever these contain by value is dumped with them.
-STRUCTS = (
-    "pt_regs",
-    "sk_buff",
-    "skb_shared_info",
-    "sock_common",
-    "sock",
-    "tcp_sock",
-    "udp_sock",
-    "dst_entry",
-    "net_device",
-    "net",
-    "napi_struct",
-    "nf_hook_state",
-    "bpf_nf_ctx",
-    "irqaction",
-    "irq_desc",
-    "irq_data",
-    "tcp_skb_cb",
-    "ethhdr",
-    "iphdr",
-    "ipv6hdr",
-    "tcphdr",
-    "udphdr",
-    "icmphdr",
-)
-
-ENUMS = ("skb_drop_reason",)
 
 # Functions of the kernel that programs call by their number, where it has them.
 KFUNCS = ("bpf_cast_to_kern_ctx", "bpf_rdonly_cast")
@@ -282,11 +255,40 @@ def _renamed(text: str) -> str:
     return _OWN_CONSTANTS.sub(r"KERNEL_\1", _OWN_TYPES.sub(r"\1 kernel_\2", text))
 
 
+_IN_FIELD = re.compile(r"\bFIELD\([^,()]+,[^,()]+,\s*(\w+),")  # FIELD(to, pointer, structure, field) of own.h
+_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+
+
+def _sources() -> Iterator[Path]:
+    """All C files, those of users' own probes among them where only root could write these."""
+    yield from sorted(bpf_sources().rglob("*.[ch]"))
+    with contextlib.suppress(NettopError):
+        for name in own.names():
+            with contextlib.suppress(NettopError):
+                own.check(name)
+                yield from sorted((OWN_PROBES / name).glob("*.[ch]"))
+
+
+def named_types() -> Mapping[int, tuple[str, ...]]:
+    """The structures and enums that programs name and do not define themselves, by BTF's kind.
+
+    What these contain by value is dumped with them; what the kernel does not have is left out.
+    """
+    text = "\n".join(_COMMENT.sub("", path.read_text(errors="replace")) for path in _sources())
+    result = {}
+    text += "".join(f"struct {name};" for name in _IN_FIELD.findall(text))
+    for kind, word in ((_STRUCT, "struct"), (_ENUM, "enum")):
+        names = set(re.findall(rf"\b{word} (\w+)", text)) - set(re.findall(rf"\b{word} (\w+) *\{{", text))
+        result[kind] = tuple(sorted(n for n in names if not _OWN_TYPES.fullmatch(f"{word} {n}")))
+    return result
+
+
 def _kernel_types() -> str:
     btf = _Btf()
     try:
-        text = _renamed(btf.dump({_TYPEDEF: _TYPEDEFS, _ENUM: ENUMS, _STRUCT: STRUCTS}))
-        for name, ident in btf.idents(STRUCTS, _STRUCT).items():
+        named = named_types()
+        text = _renamed(btf.dump({_TYPEDEF: _TYPEDEFS, **named}))
+        for name, ident in btf.idents(named[_STRUCT], _STRUCT).items():
             # So that a program can leave out what this kernel has no types for.
             text += f"#define HAVE_{name} 1\n#define BTF_{name} {ident}\n"
             # What clang reads otherwise than libbpf says it must not compile: fields would be read at wrong places.
@@ -300,8 +302,14 @@ def _kernel_types() -> str:
             text += "".join(f"#define KFUNC_{name} {ident}\n" for name, ident in functions.items())
         if re.search(r"\bis_mptcp;", text):  # in tcp_sock: CONFIG_MPTCP
             text += "#define HAVE_is_mptcp 1\n"
+        if re.search(r"\bgso_ipv4_max_size;", text):  # in net_device: since 6.3
+            text += "#define HAVE_gso_ipv4_max_size 1\n"
+        if btf.idents(("bpf_jmp_history_entry",), _STRUCT):  # of the verifier: since 6.8
+            text += "#define HAVE_bpf_jmp_history_entry 1\n"
         if re.search(r"\bSKB_DROP_REASON_QUEUE_PURGE\b", text):  # since 6.6
             text += "#define HAVE_QUEUE_PURGE 1\n"
+        if re.search(r"\b__pkt_vlan_present_offset\b", text):  # in sk_buff: before 6.2
+            text += "#define HAVE_pkt_vlan_present_offset 1\n"
         return text
     finally:
         btf.close()
@@ -356,7 +364,7 @@ def _write_tree(root: Path) -> None:
 
 def _digest(root: Path) -> str:
     """What the tree must look like to be used: its version, the kernel's BTF size, and every file's bytes."""
-    total = blake2b(f"{VERSION} {platform.version()} {BTF.stat().st_size}".encode())
+    total = blake2b(f"{VERSION} {platform.version()} {BTF.stat().st_size} {named_types()}".encode())
     for path in sorted((root / "include").rglob("*.h")):
         total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()

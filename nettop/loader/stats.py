@@ -12,14 +12,15 @@ import os
 import socket
 from contextlib import suppress
 
-from nettop import bpf, privilege
-from nettop.errors import NettopError
+from nettop import privilege
+from nettop.bpf import syscall
+from nettop.core.errors import NettopError
 
 _ON, _OFF = b"1", b"0"
 
 
 class Switch:
-    """The hand on the switch.  Off when it is closed, and when either process dies."""
+    """Turns them on and off, by that process.  They are off when it is closed, and when either process dies."""
 
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
@@ -65,7 +66,7 @@ def _serve(sock: socket.socket) -> None:
         failure = 0
         if byte == _ON and held < 0:
             try:
-                held = bpf.enable_stats()
+                held = syscall.enable_stats()
             except OSError as error:
                 failure = error.errno or errno.EIO
         elif byte == _OFF and held >= 0:

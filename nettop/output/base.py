@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nettop.errors import NettopError
-from nettop.model import Frame
-from nettop.output.focus import Explainer
-from nettop.probes.stages import Stages
+from nettop.analysis.focus import Explainer
+from nettop.analysis.trace import traced
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame
 
 Emit = Callable[[str], None]
 
@@ -46,8 +46,7 @@ class Writer(ABC):
 
     def write(self, frame: Frame) -> None:
         """Write one frame."""
-        stages = frame.sections.get("stages")
-        self._traced = self._traced or (isinstance(stages, Stages) and bool(stages.trace))
+        self._traced = self._traced or traced(frame)
         self._emit(self.format(frame))
 
     def unmet(self) -> NettopError | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nettop.model import Frame
+from nettop.core.frame import Frame
 from nettop.output.base import Writer
-from nettop.schema import dumps, frame_to_json
+from nettop.record.schema import dumps, frame_to_json
 
 
 class NdjsonWriter(Writer):

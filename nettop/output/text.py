@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from nettop import units
-from nettop.budget import words
-from nettop.model import Frame, ProbeStatus
+import numpy as np
+from numpy.typing import NDArray
+
+from nettop.analysis.flow_page import said
+from nettop.analysis.verdict.explain import row_of
+from nettop.core import units
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.core.row_order import first
 from nettop.output.base import Writer
-from nettop.probes.base import all_probes
-from nettop.probes.draw import cells, fit, wrap
-from nettop.probes.focus_view import said
-from nettop.probes.rows import first
-from nettop.probes.verdict import row_of
-from nettop.probes.view import Canvas, Column, Pane, Table, cell_of, text_of
+from nettop.probes.base import all_probes, shed_words
+from nettop.render.canvas import Canvas, Column, Pane, Table, cell_of, text_of
+from nettop.render.columns import place_columns
+from nettop.render.draw import cells, fit, wrap
 
 _GAP = 2
 _WIDE = 300  # cells: more than any cell needs
@@ -82,9 +85,7 @@ def _footline(frame: Frame) -> str:
     kernel = None if health.kernel_ns is None else health.kernel_ns / max(frame.interval_ns, 1)
     return "  ".join(
         (
-            f"lost events {units.count(health.lost_events)}",
-            f"evicted flows {units.count(health.evicted_flows)}",
-            f"untracked packets {units.count(health.untracked_packets)}",
+            *(f"{name.replace('_', ' ')} {units.count(count)}" for name, count in health.missed.items()),
             f"kernel {units.percent(kernel)}",
             f"user {units.percent(health.user_ns / max(frame.interval_ns, 1))}",
             units.size(health.rss_bytes),
@@ -93,30 +94,21 @@ def _footline(frame: Frame) -> str:
                 if health.budget_ns
                 else ()
             ),
-            *((f"shed {', '.join(left_out)}",) if (left_out := words(health.shed)) else ()),
+            *((f"shed {', '.join(left_out)}",) if (left_out := shed_words(health.shed)) else ()),
         )
     )
 
 
-def fitted(columns: tuple[Column, ...], width: int) -> list[tuple[Column, int]]:
-    """The columns that fit, and their widths; those that stretch share what is left over."""
-    kept = list(columns)
-
-    def used() -> int:
-        return sum(c.width for c in kept) + _GAP * (len(kept) - 1)
-
-    while used() > width and any(c.priority for c in kept):
-        kept.remove(max(reversed(kept), key=lambda c: c.priority))
-    stretching = sum(c.stretch for c in kept)
-    share = max(width - used(), 0) // stretching if stretching else 0
-    return [(c, c.width + (share if c.stretch else 0)) for c in kept]
+def _first(table: Table, rows: NDArray[np.void], sort: str, count: int) -> NDArray[np.intp]:
+    return first(rows, table.identity, table.sorts, sort, table.default_sort, count)
 
 
 def table_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str) -> list[str]:
     """A table as aligned text, its titles first; ``sort`` is a column's key, or empty for the default."""
     rows = table.rows(frame)
-    shown = first(table, rows, sort, top)
-    columns = fitted(tuple(c for c in table.columns if c.wanted is None or c.wanted(rows)), canvas.width)
+    shown = _first(table, rows, sort, top)
+    wanted = [c for c in table.columns if c.wanted is None or c.wanted(rows)]
+    columns = [(p.column, p.width) for p in place_columns(wanted, canvas.width, gap=_GAP)]
     cellular = [replace(canvas, width=width, height=1) for _, width in columns]
     absent = [c for c in table.columns if c.instead and c not in [kept for kept, _ in columns]]
     lines = [_row([c.title for c, _ in columns], columns)]
@@ -135,7 +127,7 @@ def _more(count: int) -> list[str]:
 def plain_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str) -> list[str]:
     """The same for awk and its like: every column, nothing cut, each cell one word (``-`` where it is empty)."""
     rows = table.rows(frame)
-    shown = first(table, rows, sort, top)
+    shown = _first(table, rows, sort, top)
     wide = replace(canvas, width=_WIDE, height=1)
     ordered = sorted(table.columns, key=lambda c: c.wanted is not None)  # none moves another
     words = [[_word(c.key) for c in ordered]]

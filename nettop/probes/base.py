@@ -1,6 +1,7 @@
 """What a probe is: a C file, the hooks it wants, the maps it fills, a pure fold to its section, and how it is shown.
 
-To add one: bpf_src/NAME.c and nettop/probes/NAME.py with a module-level ``PROBE``.  Nothing else knows its name.
+To add one: bpf_src/NAME.c and the folder nettop/probes/NAME with a module ``probe`` that has ``PROBE``.  Nothing else
+knows its name.  Users' own probes: see own.py, and simple.py for the usual kind of one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nettop.model import Section
-from nettop.probes.hooks import Attachment, Candidate, Hook, Via, one
-from nettop.probes.view import Pane
+from nettop.bpf.hooks import Attachment, Candidate, Hook, Via, one
+from nettop.bpf.layout import Map
+from nettop.core.frame import FRAMES, SECONDS, Section
+from nettop.core.paths import PACKAGE
+from nettop.render.canvas import Pane
 
 Array = NDArray[Any]
 __all__ = [
@@ -31,32 +34,12 @@ __all__ = [
     "Probe",
     "Reads",
     "Setup",
+    "Shedding",
     "Via",
     "all_probes",
+    "built_in",
     "one",
 ]
-
-
-@dataclass(frozen=True)
-class Map:
-    """A map that is read, and the layout of its values (and, for hashes, keys) as numpy sees them.
-
-    ``read`` says how: ``percpu`` gives value[entries, cpus]; ``array`` value[entries]; ``hash`` the pair
-    (key[n], value[n]); ``ring`` the events since the last reading, value[n]; ``none`` is never read as a whole.
-    ``every_ns`` asks for a reading more often than once a frame: the readings then come as a list of (time in ns,
-    value), oldest first (rings are drained ten times a second in any case and come joined).
-    ``scan`` marks what is large: with --scan-interval it is read only so often, and is missing from the readings of
-    the frames between.
-    ``entries`` names the field of the plan that sizes it (``max_flows``); as declared in C where it is empty.
-    """
-
-    name: str
-    read: Literal["percpu", "array", "hash", "ring", "none"]
-    value: np.dtype[Any]
-    key: np.dtype[Any] | None = None
-    entries: str = ""
-    every_ns: int = 0
-    scan: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +56,7 @@ class Setup:
     start_ns: int = 0  # CLOCK_MONOTONIC
     peer_is_local: bool = False  # the interface's other end is on this host too: veth
     netns: int = 0  # inode of the interface's network namespace
+    layouts: Mapping[str, np.dtype[Any]] = field(default_factory=dict)  # of its maps' values
 
 
 @dataclass(frozen=True)
@@ -100,18 +84,49 @@ class Fold(Protocol):
 
 
 @dataclass(frozen=True)
+class Shedding:
+    """What a probe can do less of to cost less: one in so many.  ``steps`` are for collect/budget.py.
+
+    ``name`` and ``text``: of the frame's ``health.shed``; ``label``: on the screen.  ``knob`` is the field of struct
+    config that is given log2 of it, and ``suspended`` while the probe is detached for the budget's sake, if not None.
+    ``weight``: what all of it costs, roughly, in the kernel: 1 is the stages' following of every packet.  ``last``:
+    after the duty cycle in the order of what is shed.
+    """
+
+    name: str
+    text: str
+    label: str
+    steps: tuple[int, ...]
+    knob: str
+    suspended: int | None = None
+    weight: float = 1.0
+    last: bool = False
+
+
+@dataclass(frozen=True)
 class Probe:
-    """Everything about one probe that is not C."""
+    """Everything about one probe that is not C.
+
+    ``system``: readings by name, see nettop.netdev.counters.  ``state``: maps with what is under way, forgotten when it
+    is attached again.  ``sheds``: what it can do less of; ``duty_cycled``: it may be attached in some of the
+    seconds only, when the budget asks for that.  ``focuses``: a row of its table can be taken into focus; ``traces``:
+    it can show packets one by one.  ``problem``: why it cannot be used, and what to do.
+    """
 
     name: str
     summary: str
     hooks: tuple[Hook, ...]
     maps: tuple[Map, ...]
     fold: Callable[[Setup], Fold]
-    load: Callable[[Mapping[str, Any]], Section]
+    section: type[Section]
     panes: tuple[Pane, ...]
-    system: tuple[str, ...] = ()  # readings by name, see nettop.kernel.system
-    state: tuple[str, ...] = ()  # maps with what is under way, which is forgotten when it is attached again
+    system: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
+    sheds: tuple[Shedding, ...] = ()
+    duty_cycled: bool = False
+    focuses: bool = False
+    traces: bool = False
+    problem: str = ""
 
     @property
     def source(self) -> str:
@@ -119,13 +134,32 @@ class Probe:
 
 
 @cache
-def all_probes() -> Mapping[str, Probe]:
-    """Every probe there is, by name, in the order of their first pane's number."""
-    package = importlib.import_module("nettop.probes")
+def built_in() -> Mapping[str, Probe]:
+    """The probes that come with nettop, by name, in the order of their first pane's number."""
     found: list[Probe] = []
-    for info in pkgutil.iter_modules(package.__path__):
-        probe = getattr(importlib.import_module(f"nettop.probes.{info.name}"), "PROBE", None)
+    for info in pkgutil.iter_modules([str(PACKAGE / "probes")]):
+        if not info.ispkg:
+            continue
+        probe = getattr(importlib.import_module(f"nettop.probes.{info.name}.probe"), "PROBE", None)
         if isinstance(probe, Probe):
             found.append(probe)
     found.sort(key=lambda p: min((pane.number for pane in p.panes), default=99))
     return {p.name: p for p in found}
+
+
+@cache
+def all_probes() -> Mapping[str, Probe]:
+    """Every probe there is, by name: the built-in ones, then users' own."""
+    from nettop.probes.own import own_probes  # which has probes to make
+
+    return {**built_in(), **own_probes()}
+
+
+def shed_words(shed: Mapping[str, int]) -> tuple[str, ...]:
+    """What ``health.shed`` leaves out, each in a few words: ``stages 1:16``."""
+    probes = all_probes().values()
+    cycled = " and ".join(p.name for p in probes if p.duty_cycled)
+    early, late = ([s for p in probes for s in p.sheds if s.last is last] for last in (False, True))
+    labels = {s.name: s.label for s in early}
+    labels |= {SECONDS: f"{cycled} 1 s in {{}}", **{s.name: s.label for s in late}, FRAMES: "frames 1:{}"}
+    return tuple(text.format(shed[name]) for name, text in labels.items() if shed.get(name, 1) > 1)

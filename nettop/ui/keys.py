@@ -1,4 +1,7 @@
-"""The one table of what the user can do: bindings, footer, help page, palette and docs/keys.md come from it."""
+"""The one table of what the user can do: bindings, footer, help page, palette and docs/keys.md come from it.
+
+Which widget or screen an action belongs to is written there: in its BINDINGS, and as its ``action_ID`` method.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from nettop.errors import ExitCode, NettopError
+from textual.binding import Binding, BindingType
+
+from nettop.core.errors import ExitCode, NettopError
 
 # Where an action is worth a place at the foot of the screen: anywhere, on a pane with a table, on one with rows to
 # enter, while paused, where there is a page or a zoom to leave.
@@ -18,9 +23,9 @@ Scope = Literal["always", "table", "rows", "paused", "inside"]
 class Action:
     """Something that the user can do.
 
-    ``keys`` are the toolkit's names, or single characters.  ``footer`` ranks the action among those shown at the foot
-    of the screen (0: not shown; the highest leave first where there is little room).  ``needs`` names what the other
-    end of the screen must offer (see control.py): an action that nobody serves is not shown and not bound.  The keys of
+    ``keys`` are Textual's names, or single characters.  ``footer`` ranks the action among those shown at the foot
+    of the screen (0: not shown; the highest leave first where there is little room).  ``needs`` names what the rest of
+    the program must offer (see commands.py): without it, the action is not shown and its keys do nothing.  The keys of
     an action that needs a replay are taken, in a replay, from those that have them otherwise.
     """
 
@@ -111,6 +116,33 @@ ACTIONS: tuple[Action, ...] = (
 
 GROUPS = ("session", "panes", "table", "view", "time", "replay", "files", "moving")
 
+_PANE = "pane"  # the action of nine keys, each with a number to go with it
+_UNBOUND = "unbound"  # no terminal sends it; an empty entry of a keymap leaves an action its default keys
+
+
+def bindings(*ids: str, action: str = "{}") -> list[BindingType]:
+    """These actions for the BINDINGS of what has their methods; ``action`` is what Textual runs, with the id in it."""
+    made: list[BindingType] = []
+    for each in (a for a in ACTIONS if a.id in ids):
+        if each.id == _PANE:
+            made += [Binding(k, action.format(f"pane({k})"), id=f"pane-{k}", show=False) for k in each.keys]
+        else:
+            made.append(
+                Binding(",".join(each.keys), action.format(each.id), each.label, show=False, id=each.id)
+            )
+    return made
+
+
+def keymap(actions: Iterable[Action]) -> dict[str, str]:
+    """Textual's keymap: the keys, by id, of those actions that have not their default keys."""
+    default = {a.id: a.keys for a in ACTIONS}
+    changed = {a.id: ",".join(a.keys) or _UNBOUND for a in actions if a.keys != default[a.id]}
+    if changed.pop(_PANE, None):
+        kept = next(a.keys for a in actions if a.id == _PANE)
+        changed |= {f"pane-{k}": _UNBOUND for k in default[_PANE] if k not in kept}
+    return changed
+
+
 _SHOWN = {
     "space": "space",
     "escape": "esc",
@@ -139,7 +171,7 @@ def shown_keys(action: Action) -> str:
 def rebound(
     overrides: Mapping[str, Sequence[str]], offers: Iterable[str] | None = None
 ) -> tuple[Action, ...]:
-    """The table with the user's own keys, without the actions that nobody serves (``offers``; None: all).
+    """The table with the user's own keys, without the actions that need what is not in ``offers`` (None: all is).
 
     Raises NettopError for an action that does not exist and for a key that would mean two things.
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from rich.segment import Segment
+from textual.dom import DOMNode
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
-from nettop.probes.draw import cells, pad
-from nettop.probes.view import Line, Role, Span
+from nettop.render.canvas import Line, Role, Span
+from nettop.render.draw import cells, pad
 from nettop.ui.state import State
 from nettop.ui.theme import Palette
 
@@ -25,7 +26,7 @@ def _plain(text: str) -> str:
 class LineWidget(Widget):
     """Lines in, strips out.  Subclasses give ``draw``; ``redraw`` is called when what they draw has changed.
 
-    The toolkit's style cache, borders and padding are passed by: every line is as wide as the widget, and a refresh
+    Textual's style cache, borders and padding are bypassed: every line is as wide as the widget, and a refresh
     names the cells that differ from the last one, so the terminal gets those and no more.
     """
 
@@ -79,13 +80,19 @@ class LineWidget(Widget):
         self._drawn = (self.size, self.state.palette)
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """The toolkit's call for cells to paint."""
+        """Called by Textual for the cells to paint."""
         if self._drawn != (self.size, self.state.palette):
             self._build()
         x1, x2 = crop.column_span
         strips = [self._strips[y] for y in crop.line_range if 0 <= y < len(self._strips)]
         strips += [Strip.blank(self.size.width)] * (crop.height - len(strips))
         return strips if (x1, x2) == (0, self.size.width) else [strip.crop(x1, x2) for strip in strips]
+
+
+def redraw_all(node: DOMNode) -> None:
+    """Everything below it that is made of lines; only cells that changed go to the terminal."""
+    for widget in node.query(LineWidget):
+        widget.redraw()
 
 
 def _joined(line: Line) -> list[Span]:

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from textual import events
+from textual.actions import SkipAction
 from textual.message import Message
 
-from nettop.model import Frame, ProbeStatus
-from nettop.probes.draw import fit, wrap
-from nettop.probes.view import ACCENT, DIM, LABEL, TITLE, WARN, Canvas, Line, Span, line
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.core.units import clean
+from nettop.render.canvas import ACCENT, DIM, LABEL, TITLE, WARN, Canvas, Line, Span, line
+from nettop.render.draw import fit, wrap
+from nettop.ui.keys import bindings
 from nettop.ui.lines import BLANK, LineWidget, framed
 from nettop.ui.state import Place, State
-from nettop.units import clean
 
 log = logging.getLogger(__name__)
 
 _MARGIN = 4  # columns of a frame: edges and a blank on either side
 
 
-class PaneWidget(LineWidget):
+class PaneWidget(LineWidget, can_focus=True):
     """One pane.  Knows how to show any probe's Pane; the table has a class of its own."""
 
-    class Picked(Message):
-        """The user clicked on the pane; ``enter``: and wants the page of what was under the mouse."""
+    FOCUS_ON_CLICK = False  # what a click does depends on whether the pane had the focus before
+    BINDINGS = bindings(
+        *("enter", "back", "down", "up", "left", "right", "top", "bottom", "page_down", "page_up")
+    )
 
-        def __init__(self, widget: PaneWidget, enter: bool = False) -> None:
+    class PageChanged(Message):
+        """The page of a row was opened, or left: see ``pane.inside``."""
+
+        def __init__(self, pane: PaneWidget) -> None:
             super().__init__()
-            self.widget = widget
-            self.enter = enter
+            self.pane = pane
 
     def __init__(self, state: State, place: Place) -> None:
         super().__init__(state, name=place.pane.name)
@@ -47,20 +54,20 @@ class PaneWidget(LineWidget):
         return bool(self.selected)
 
     @property
-    def focused(self) -> bool:
-        """Whether keys go to this pane."""
+    def current(self) -> bool:
+        """Whether this pane has the focus, or gets it back when a field or a page over the panes is closed."""
         return self.state.focused == self.pane.name
 
     def draw(self, width: int, height: int) -> list[Line]:
         """The pane in its frame, or its compact form."""
         if self.compact:
-            mark = Span("▎" if self.state.unicode else ">", ACCENT) if self.focused else Span(" ")
+            mark = Span("▎" if self.state.unicode else ">", ACCENT) if self.current else Span(" ")
             inner = self.guarded(width - 2, height, compact=True)
             return [(mark, *row) for row in inner]
         inner = self.guarded(width - _MARGIN, height - 2)
-        role = "border-focus" if self.focused else "border"
+        role = "border-focus" if self.current else "border"
         title = line(
-            " ", (f"{self.pane.number} ", ACCENT if self.focused else DIM), (self.heading(), TITLE), " "
+            " ", (f"{self.pane.number} ", ACCENT if self.current else DIM), (self.heading(), TITLE), " "
         )
         subtitle = self.subtitle(width)
         return framed(inner, width, height, title, subtitle, role, self.state.unicode, self.thumb(height - 2))
@@ -115,20 +122,10 @@ class PaneWidget(LineWidget):
 
     def canvas(self, width: int, height: int) -> Canvas:
         """The canvas with what this pane's user did."""
+        zoomed = self.state.zoomed and self.current
+        cursor = self.cursor if self.current and (self.moved or self.pane.rows is not None) else None
         plain = self.state.canvas(width, height)
-        zoomed = self.state.zoomed and self.focused
-        cursor = self.cursor if self.focused and (self.moved or self.pane.rows is not None) else None
-        return Canvas(
-            plain.width,
-            plain.height,
-            zoomed,
-            cursor,
-            self.selected,
-            plain.bits,
-            plain.unicode,
-            plain.shades,
-            plain.names,
-        )
+        return replace(plain, zoomed=zoomed, cursor=cursor, selected=self.selected)
 
     # --- what keys do
 
@@ -155,12 +152,8 @@ class PaneWidget(LineWidget):
         """To the first or the last row."""
         self.move(0, 10_000 if bottom else -10_000)
 
-    def page(self) -> int:
-        """Rows of a page."""
-        return max(self.size.height - 3, 1)
-
-    def enter(self) -> bool:
-        """Enter the row under the cursor; whether there is one."""
+    def open_page(self) -> bool:
+        """Open the page of the row under the cursor; whether there is one."""
         names = self.names()
         if not names or self.selected:
             return False
@@ -168,7 +161,7 @@ class PaneWidget(LineWidget):
         self.cursor, self.moved = (0, 0), False
         return True
 
-    def leave(self) -> bool:
+    def leave_page(self) -> bool:
         """Leave the page of a row; whether there was one."""
         if not self.selected:
             return False
@@ -177,35 +170,93 @@ class PaneWidget(LineWidget):
         self.selected, self.cursor, self.moved = "", (0, row), False
         return True
 
-    def rest(self) -> None:
-        """The zoom has ended: the cursor of a zoomed plane means nothing now."""
+    def close_page(self) -> bool:
+        """Leave the page of a row, and tell the others; whether there was one."""
+        closed = self.leave_page()
+        if closed:
+            self.post_message(self.PageChanged(self))
+        return closed
+
+    def clear_cursor(self) -> None:
+        """The focus or the zoom has gone: the cursor of a plane means nothing now."""
         self.moved = False
         if self.pane.rows is None:
             self.cursor = (0, 0)
 
+    def action_enter(self) -> None:
+        """Open the page of the row under the cursor."""
+        if self.open_page():
+            self.post_message(self.PageChanged(self))
+
+    def action_back(self) -> None:
+        """Leave the page of a row; without a page and a zoom, take the cursor off."""
+        if self.close_page():
+            return
+        if self.state.zoomed or not self.moved:
+            raise SkipAction
+        self.clear_cursor()
+        self.redraw()
+
+    def action_down(self) -> None:
+        """Cursor down."""
+        self.move(0, 1)
+
+    def action_up(self) -> None:
+        """Cursor up."""
+        self.move(0, -1)
+
+    def action_left(self) -> None:
+        """Cursor left: x counts back from the newest column."""
+        self.move(1, 0)
+
+    def action_right(self) -> None:
+        """Cursor right."""
+        self.move(-1, 0)
+
+    def action_page_down(self) -> None:
+        """A page down."""
+        self.move(0, max(self.size.height - 3, 1))
+
+    def action_page_up(self) -> None:
+        """A page up."""
+        self.move(0, -max(self.size.height - 3, 1))
+
+    def action_top(self) -> None:
+        """The first row."""
+        self.move_to(bottom=False)
+
+    def action_bottom(self) -> None:
+        """The last row."""
+        self.move_to(bottom=True)
+
     def help(self) -> str:
         """What the pane shows."""
         return self.pane.help
+
+    def on_show(self) -> None:
+        """Textual takes the focus from what has no room; with room again, it is back."""
+        if self.current and self.screen.focused is None:
+            self.focus(scroll_visible=False)
 
     # --- mouse
 
     def on_click(self, event: events.Click) -> None:
         """Focus; with rows, the cursor too."""
         event.stop()
-        if self.pane.rows is not None and not self.compact and not self.selected and self.focused:
+        if self.pane.rows is not None and not self.compact and not self.selected and self.current:
             self.move(0, event.y - 1 - self.cursor[1])
-        self.post_message(self.Picked(self))
+        self.focus(scroll_visible=False)
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        """The wheel moves the cursor of the pane under it."""
+        """The wheel moves the cursor of the pane under it, if that has the focus."""
         event.stop()
-        if self.focused:
+        if self.current:
             self.move(0, 3)
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        """The wheel moves the cursor of the pane under it."""
+        """The wheel moves the cursor of the pane under it, if that has the focus."""
         event.stop()
-        if self.focused:
+        if self.current:
             self.move(0, -3)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from textual import events
 from textual.message import Message
 
-from nettop import units
-from nettop.errors import NettopError
-from nettop.model import Frame
-from nettop.probes.draw import cells_of, shorten, sides
-from nettop.probes.view import ACCENT, DIM, GOOD, LABEL, TITLE, VALUE, WARN, Line, Role, Span, line
-from nettop.recording import Recording
-from nettop.sources import Replay
+from nettop.core import units
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame
+from nettop.record.recording import Recording
+from nettop.record.sources import Replay
+from nettop.render.canvas import ACCENT, DIM, GOOD, LABEL, TITLE, VALUE, WARN, Line, Role, Span, line
+from nettop.render.draw import cells_of, shorten, sides
 from nettop.ui.lines import LineWidget
 from nettop.ui.state import FRAMES_KEPT, State, kept
 
@@ -198,16 +198,16 @@ def _moment(time_ns: int) -> str:
 
 
 def bar(replay: Replay, index: int, width: int, unicode: bool) -> list[Span]:
-    """The played part, the cursor, the rest, and marks on both."""
+    """The played part, the cursor, what is not played yet, and marks on both."""
     recording = replay.recording
-    played, rest, cursor, mark = "━─●┿" if unicode else "=-o+"
+    played, unplayed, cursor, mark = "━─●┿" if unicode else "=-o+"
 
     def column(number: int) -> int:
         share = recording.elapsed_ns(number) / max(recording.length_ns, 1) if number else 0.0
         return min(round(share * (width - 1)), width - 1)
 
     here = column(index)
-    glyphs: list[tuple[str, Role]] = [(played, ACCENT)] * here + [(rest, DIM)] * (width - here)
+    glyphs: list[tuple[str, Role]] = [(played, ACCENT)] * here + [(unplayed, DIM)] * (width - here)
     for each in recording.marks:
         glyphs[column(each.index)] = (mark, WARN)
     glyphs[here] = (cursor, TITLE)

@@ -10,37 +10,20 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
-from nettop import units
-from nettop.model import Frame
+from nettop.analysis.health_help import EDGES
+from nettop.core import units
+from nettop.core.frame import Frame
 from nettop.probes.base import Probe
-from nettop.probes.draw import cells_of, pad, wrap
-from nettop.probes.view import ACCENT, DIM, LABEL, PLAIN, TITLE, WARN, Line, Table, line
+from nettop.render.canvas import ACCENT, DIM, LABEL, PLAIN, TITLE, WARN, Line, Table, line
+from nettop.render.draw import cells_of, pad, wrap
 from nettop.ui.keys import GROUPS, Action, shown_keys
 from nettop.ui.lines import LineWidget, framed
 from nettop.ui.panes import clean_lines
 from nettop.ui.state import State
 from nettop.ui.terminal import Written
+from nettop.ui.textual_private import forget_styles
 
 _KEYS_WIDTH = 64
-# What the words at the screen's edges mean; every pane's help has it.
-EDGES = (
-    (
-        "The first line",
-        "kernel: what nettop's own programs there take of one CPU. user: what its processes take, and then their "
-        "memory. Neither is the machine's.",
-        "shed: what is left out while that is more than --budget allows. stages 1:16: one packet in 16 is followed; "
-        "stages and irq 1 s in 4: they are attached for one second of four, and between show their last values with "
-        "their age; RTT 1:4: a quarter of the probes; frames 1:2: half of the frames.",
-    ),
-    (
-        "The last line",
-        "lost: RTT samples of the flow in focus, and traced packets, that found no room on their way here. "
-        "evicted: flows that left the full table before their time. "
-        "untracked: packets that should have a flow and have none: a broken header, or no room. All of the interval.",
-        "hooks 28/30: of the 30 places in the kernel that nettop wants to watch, it watches 28; those of this pane are "
-        "listed under Measured at.",
-    ),
-)
 Result = TypeVar("Result")
 
 
@@ -73,7 +56,7 @@ def help_lines(
 
 
 def _hooks(probe: Probe | None, frame: Frame | None, width: int) -> list[Line]:
-    """Which way each boundary is watched at present, and which are not."""
+    """The mechanism by which each hook is attached at present, and which are not."""
     if probe is None:
         return []
     status = frame.probes.get(probe.name) if frame else None
@@ -142,7 +125,7 @@ class HelpPage(Page):
         title: str,
         text: str,
         probe: Probe | None,
-        written: Written | None = None,
+        written: Written,
     ) -> None:
         super().__init__(state, "Help")
         self._actions, self._of, self._text, self._probe = actions, title, text, probe
@@ -151,7 +134,7 @@ class HelpPage(Page):
     def rows(self, width: int) -> list[Line]:
         """As help_lines."""
         rows = help_lines(self._actions, self._of, self._text, self._probe, self.state.shown, width)
-        if self._written is not None:
+        if self._written.total:
             rate = units.si(self._written.rate(time.monotonic()), "B/s")
             text = (
                 f"written to this terminal: {rate} in the last 10 s, {units.size(self._written.total)} in all"
@@ -164,8 +147,8 @@ class Over(ModalScreen[Result]):
     """A page over the panes, gone without a trace when it is closed."""
 
     def on_unmount(self) -> None:
-        """The toolkit keeps the cache of a closed screen's lines: empty it, or each that is opened costs 40 kB."""
-        self._styles_cache.clear()
+        """Textual keeps the cache of a closed screen's lines: empty it, or each that is opened costs 40 kB."""
+        forget_styles(self)
 
 
 class HelpScreen(Over[None]):

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from nettop.model import Frame, packed
-from nettop.probes.view import Canvas, Pane
+from nettop.core.frame import Frame
+from nettop.core.histogram import packed
+from nettop.render.canvas import Canvas, Pane
 from nettop.ui.theme import Palette
 
 ROWS_KEPT = 100  # rows of a long table in frames of the past

@@ -2,69 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from textual import events
 
-from nettop import units
-from nettop.model import Frame
-from nettop.probes.draw import cells, fit
-from nettop.probes.rows import MOST, order
-from nettop.probes.view import ACCENT, DIM, LABEL, PLAIN, Canvas, Column, Line, Span, cell_of, line
+from nettop.core import units
+from nettop.core.frame import Frame
+from nettop.core.row_order import MOST, order
+from nettop.render.canvas import ACCENT, DIM, GOOD, LABEL, PLAIN, Canvas, Column, Line, Span, cell_of, line
+from nettop.render.columns import Placed, place_columns
+from nettop.render.draw import cells, fit
+from nettop.ui.footer import Footer
+from nettop.ui.keys import bindings
 from nettop.ui.panes import PaneWidget
+from nettop.ui.screens import SortPage, SortScreen
 from nettop.ui.state import Place, State
 
 _MARK = 2  # columns in front of a row, for the cursor
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A column where it stands."""
-
-    column: Column
-    x: int
-    width: int
-
-
-def place_columns(columns: tuple[Column, ...], width: int, keep: str = "") -> tuple[Placed, ...]:
-    """As many columns as fit into ``width`` cells, ``keep`` among them, widened where there is room.
-
-    Depends on nothing but these, so that nothing jumps when a value grows.
-    """
-    chosen = list(columns)
-
-    def rank(index: int) -> tuple[int, int]:
-        return (0 if chosen[index].key == keep else chosen[index].priority, index)
-
-    while len(chosen) > 1 and sum(c.width for c in chosen) + len(chosen) - 1 > width:
-        worst = max(range(len(chosen)), key=rank)
-        if rank(worst)[0] == 0:
-            break
-        del chosen[worst]
-    spare = width - sum(c.width for c in chosen) - (len(chosen) - 1)
-    gap = 1
-    if spare >= len(chosen) - 1 + 12:
-        gap, spare = 2, spare - (len(chosen) - 1)
-    # A figure that follows a word is set off from it.
-    turns = {b.key for a, b in pairwise(chosen) if (a.align, b.align) == ("left", "right")}
-    turns = turns if 0 < len(turns) <= spare else set()
-    spare -= len(turns)
-    wide = [c for c in chosen if c.stretch]
-    extra = {
-        c.key: min(max(spare, 0) * (i + 1) // len(wide) - max(spare, 0) * i // len(wide), 30)
-        for i, c in enumerate(wide)
-    }
-    placed: list[Placed] = []
-    x = 0
-    for column in chosen:
-        x += column.key in turns
-        size = min(column.width + extra.get(column.key, 0), max(width - x, 0))
-        placed.append(Placed(column, x, size))
-        x += size + gap
-    return tuple(placed)
 
 
 class TablePane(PaneWidget):
@@ -74,13 +30,14 @@ class TablePane(PaneWidget):
     at the edge where it left, so that it is found, and does not take the others with it.
     """
 
+    BINDINGS = bindings("sort", "reverse", "sort_left", "sort_right", "copy")
+
     def __init__(self, state: State, place: Place, sort: str = "") -> None:
         super().__init__(state, place)
         if place.pane.table is None:
             raise ValueError(f"pane {place.pane.name} has no table")
         self.table = place.pane.table
-        wanted = {c.key: c for c in self.table.columns}
-        self.column = wanted.get(sort) or wanted[self.table.default_sort]
+        self.column = self.table.column(sort)
         self.reversed = False
         self.at = 0  # the cursor's row
         self.first = 0  # the first visible row
@@ -107,7 +64,9 @@ class TablePane(PaneWidget):
         if self.state.filter_word and self.table.matches is not None:
             rows = rows[self.table.matches(rows, self.state.filter_word)]
         # Ties by identity: the order is the same whatever was shown before, as in a replay that jumped.
-        self._order = order(self.table, rows, self.column, self.reversed, np.sort(rows[self.table.identity]))
+        self._order = order(
+            rows, self.table.identity, self.column, self.reversed, np.sort(rows[self.table.identity])
+        )
         self._rows = rows
         self._ids = rows[self.table.identity][self._order]
         self._of = key
@@ -194,7 +153,7 @@ class TablePane(PaneWidget):
 
     def _row(self, place: int, frame: Frame, canvases: list[Canvas], absent: list[Column]) -> Line:
         row = self._rows[self._order[place]]
-        here = place == self.at and self.focused
+        here = place == self.at and self.current
         suffix = "+row" if here else ""
         mark = ("▸ " if self.state.unicode else "> ") if here else "  "
         spans = [Span(mark, ACCENT + suffix)]
@@ -226,8 +185,10 @@ class TablePane(PaneWidget):
         return self.table.detail_help if self.entered is not None else super().help()
 
     def heading(self) -> str:
-        """The title; with a row's page open, a way back."""
-        return f"{self.pane.title} › details" if self.entered is not None else self.pane.title
+        """The title, and whether a row's page is open, or which field orders the rows where it is no column."""
+        if self.entered is not None:
+            return f"{self.pane.title} › details"
+        return self.pane.title if self.column.width else f"{self.pane.title} by {self.column.key}"
 
     def thumb(self, height: int) -> range:
         """Where the visible rows stand among all of them."""
@@ -255,8 +216,8 @@ class TablePane(PaneWidget):
             self._follow = True
             self.redraw()
 
-    def enter(self) -> bool:
-        """Open the page of the row under the cursor."""
+    def open_page(self) -> bool:
+        """Open the page of the row under the cursor; whether there is one."""
         if self.entered is not None or self.under is None or self.table.detail is None:
             return False
         self._loose = self.pinned is None
@@ -264,7 +225,7 @@ class TablePane(PaneWidget):
         self._pin(self.at)
         return True
 
-    def open(self, identity: int) -> bool:
+    def open_row(self, identity: int) -> bool:
         """Open the page of a row that the newest frame has; whether it has it."""
         frame = self.state.shown
         if frame is None or self.probe not in frame.sections or self.table.detail is None:
@@ -274,9 +235,10 @@ class TablePane(PaneWidget):
             return False
         self.entered = self.pinned = identity
         self._loose, self._follow = False, True
+        self.post_message(self.PageChanged(self))
         return True
 
-    def leave(self) -> bool:
+    def leave_page(self) -> bool:
         """Close it."""
         was, self.entered = self.entered, None
         if was is not None and self._loose:  # it stood on top before, and does so again
@@ -290,18 +252,40 @@ class TablePane(PaneWidget):
         self.first = 0
         self.redraw()
 
-    def sort_neighbour(self, step: int) -> None:
-        """Order by the next visible column to the right (1) or left (-1)."""
+    def action_sort(self) -> None:
+        """Choose a column."""
+        self.app.push_screen(SortScreen(SortPage(self.state, self.table, self.column.key)), self._chosen)
+
+    def _chosen(self, key: str | None) -> None:
+        column = next((c for c in self.table.columns if c.key == key), None)
+        if column is not None and column.key != self.column.key:
+            self.sort_by(column)
+
+    def action_reverse(self) -> None:
+        """Reverse the order."""
+        self.sort_by(self.column)
+
+    def action_sort_left(self) -> None:
+        """By the column on the left."""
+        self._sort_by_neighbour(-1)
+
+    def action_sort_right(self) -> None:
+        """By the column on the right."""
+        self._sort_by_neighbour(1)
+
+    def _sort_by_neighbour(self, step: int) -> None:
         keys = [p.column.key for p in self._places] or [c.key for c in self._columns()]
         at = keys.index(self.column.key) if self.column.key in keys else 0
         wanted = keys[(at + step) % len(keys)]
         self.sort_by(next(c for c in self.table.columns if c.key == wanted))
 
-    def row_text(self) -> str:
-        """The row under the cursor for the clipboard."""
+    def action_copy(self) -> None:
+        """The row under the cursor to the clipboard."""
         if self.under is None or self.table.copy is None:
-            return ""
-        return self.table.copy(self._rows[self._order[self.at]])
+            return
+        if text := self.table.copy(self._rows[self._order[self.at]]):
+            self.app.copy_to_clipboard(text)
+            self.post_message(Footer.Notice("copied the row", GOOD))
 
     # --- mouse
 
@@ -315,7 +299,9 @@ class TablePane(PaneWidget):
                 if p.x <= x < p.x + p.width:
                     self.sort_by(p.column)
         elif self.entered is None and 0 <= row < len(self._shown) and row < self.size.height - 3:
-            again = self.focused and self._shown[row] == self.at
+            again = self.current and self._shown[row] == self.at
             self._pin(self._shown[row])
             self.redraw()
-        self.post_message(self.Picked(self, enter=again))
+        self.focus(scroll_visible=False)
+        if again:
+            self.action_enter()

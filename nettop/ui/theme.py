@@ -13,7 +13,7 @@ from rich.style import Style
 from textual.color import Color
 from textual.theme import Theme
 
-from nettop.probes.view import Role
+from nettop.render.canvas import Role
 
 Depth = Literal["full", "256", "sixteen", "none"]
 
@@ -69,6 +69,15 @@ SIXTEEN = Theme(
 )
 
 _ROW = "+row"
+
+
+def depth_of(no_color: bool, system: str | None) -> Depth:
+    """How many colours there are to work with: ``system`` is what Rich found of the terminal, None for no colours."""
+    if no_color or system is None:
+        return "none"
+    return "full" if system == "truecolor" else "256" if system == "256" else "sixteen"
+
+
 # Our own theme in the colours of 256-colour terminals: the nearest ones, taken singly, are of other hues.
 _INDEXED = {
     "plain": 252,

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KERNEL = Path("/sys/kernel/btf/vmlinux")
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = range(1, 9)
@@ -27,7 +28,7 @@ class Field:
 
 
 class Btf:
-    """`aggregates`: the id of each structure by its name."""
+    """`structs`, `variables`: the ids of structures and of variables' types by name."""
 
     def __init__(self, path: Path = KERNEL) -> None:
         self._data = data = path.read_bytes()
@@ -36,18 +37,53 @@ class Btf:
         self._strings = header + strings
         self._places = [0]  # of each type in the data, by id; 0 is void
         self.structs: dict[str, int] = {}
+        self.variables: dict[str, int] = {}
         at, end = header + types, header + types + types_length
         unpack = struct.Struct("<III").unpack_from
         while at < end:
-            name, info, _ = unpack(data, at)
+            name, info, last = unpack(data, at)
             kind, members = info >> 24 & 31, info & 0xFFFF
             if kind == STRUCT and name:
                 self.structs.setdefault(self._text(name), len(self._places))
+            if kind == VAR:
+                self.variables[self._text(name)] = last
             self._places.append(at)
             at += 12 + ONCE.get(kind, 0) + members * EACH.get(kind, 0)
 
     def size(self, name: str) -> int:
         return self._size(self.structs[name])
+
+    def size_of(self, ident: int) -> int:
+        return self._size(ident)
+
+    def described(self, ident: int) -> Any:
+        """A type as BCC describes it to Python (nettop.bpf.c_layout): no unions and no arrays of arrays."""
+        kind, at, members, size = self._type(ident)
+        if kind == INT:
+            if self._text(struct.unpack_from("<I", self._data, at)[0]) == "char":
+                return "char"
+            signed = struct.unpack_from("<I", self._data, at + 12)[0] >> 24 & 1
+            return ("" if signed else "unsigned ") + {1: "char", 2: "short", 4: "int", 8: "long long"}[size]
+        if kind == PTR:
+            return "unsigned long long"
+        assert kind == STRUCT, kind
+        assert not struct.unpack_from("<I", self._data, at + 4)[0] >> 31, "bit fields"
+        fields: list[Any] = []
+        end = 0
+        for number in range(members):
+            name, of, bits = struct.unpack_from("<III", self._data, at + 12 + 12 * number)
+            if bits // 8 > end:
+                fields.append([f"__pad_{number}", "char", [bits // 8 - end]])
+            end = bits // 8 + self._size(of)
+            inner = self._type(of)
+            if inner[0] == ARRAY:
+                element, _, count = struct.unpack_from("<III", self._data, inner[1] + 12)
+                fields.append([self._text(name), self.described(element), [count]])
+            else:
+                fields.append([self._text(name), self.described(of)])
+        if size > end:
+            fields.append(["__pad_end", "char", [size - end]])
+        return [self._text(struct.unpack_from("<I", self._data, at)[0]), fields, "struct_packed"]
 
     def fields(self, name: str) -> Iterator[Field]:
         """Of a structure and of all that it holds by value."""

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from nettop.paths import bpf_include, bpf_source
+from nettop.core.paths import bpf_include, bpf_source
 
 
 def library(probe: str, text: str, folder: Path, *headers: Path) -> ctypes.CDLL:

@@ -39,8 +39,15 @@ def interpreter() -> str:
     return str(venv) if venv.exists() else sys.executable
 
 
-def command(interface: str | None, *args: str) -> list[str]:
-    return [interpreter(), "-m", "nettop", *([] if interface is None else [interface]), *args]
+def command(interface: str | None, *args: str, narrowed: bool = False) -> list[str]:
+    """nettop's command line; `narrowed`: with the loader of narrowed.py, as the environment says."""
+    start = [str(Path(__file__).with_name("narrowed.py")), "nettop"] if narrowed else ["-m", "nettop"]
+    return [interpreter(), *start, *([] if interface is None else [interface]), *args]
+
+
+def narrowing(env: Mapping[str, str] | None) -> bool:
+    """Whether this environment is for narrowed.py."""
+    return any((env or {}).get(name) for name in ("NETTOP_VIA", "NETTOP_WITHOUT"))
 
 
 def run_nettop(
@@ -65,7 +72,8 @@ class Nettop:
     """A nettop in batch mode that runs while the `with` block lasts and collects its frames as they come.
 
     Entering returns as soon as it is started: `wait_frames(1)` before the traffic, so that all of it is seen.
-    Leaving stops it by `stop_signal` and waits; `stop` before that gives the `Outcome`.
+    Leaving stops it by `stop_signal` and waits; `stop` before that gives the `Outcome`. In `env`, NETTOP_VIA is a
+    mechanism that is tried first, NETTOP_WITHOUT names hooks that are left out (narrowed.py).
     """
 
     def __init__(
@@ -99,7 +107,7 @@ class Nettop:
     def __enter__(self) -> "Nettop":
         self.lab.check(self.ns, self.interface)
         self.process = Process(
-            self.ns.argv(command(self.interface, *self.args)),
+            self.ns.argv(command(self.interface, *self.args, narrowed=narrowing(self.env))),
             on_line=self._line,
             env={**os.environ, "NO_COLOR": "1", **(self.env or {})},
             cwd=REPOSITORY,

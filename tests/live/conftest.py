@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, Link, Router
-from observed import Station, watching
+from observe import Station, watching
 
 TIME_LIMIT_S = 120.0
 

@@ -13,13 +13,14 @@ import fcntl
 import json
 import os
 import platform
+import re
 import select
 import socket
 import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -29,12 +30,12 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-import observed
-from lab import Lab, Link, shell, witness
+import observe
+from lab import Lab, Link, oracle, shell
 from lab.errors import LabError
 from lab.namespace import Endpoint, Namespace
 from lab.program import REPOSITORY, command
-from observed import Observed, Watch, watching
+from observe import Observed, Watch, watching
 
 TCP_BYTES = 1_000_003
 UDP_SENDS, UDP_SEGMENTS, UDP_SIZE = 17, 13, 1009
@@ -647,10 +648,10 @@ def check_below(
     """Below a tunnel are the two connections in it, whole, and every byte; what was observed, and their rows."""
     with Lab() as lab, watched(lab, make, "throughput,flows") as (device, watch):
         exchange(device)
-        before = witness.netstat(device.near.ns)
+        before = oracle.netstat(device.near.ns)
         with watch.observing() as seen:
             exchange(device)
-        again = witness.difference(witness.netstat(device.near.ns), before)["TcpRetransSegs"]
+        again = oracle.difference(oracle.netstat(device.near.ns), before)["TcpRetransSegs"]
         compared = compare(seen, device.kind, "as made")
     assert compared.equal, compared
     found = list({row["id"]: row for row in seen.rows(protocol="tcp") if row["rx_packets"]}.values())
@@ -695,7 +696,7 @@ def queue_rows(make: Callable[[Lab], Device], queues: dict[str, tuple[str, ...]]
                     queue(device.watched, words)
                 except LabError:
                     break
-                watch.nettop.more_frames(1 + round(1.5 / float(observed.DELAY)))  # it looks twice a second
+                watch.nettop.more_frames(1 + round(1.5 / float(observe.DELAY)))  # it looks twice a second
                 with watch.observing() as seen:
                     exchange(device)
                 yield compare(seen, f"{device.kind}, {name}", f"offloads {state}")
@@ -708,27 +709,31 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "devices.md"
 HEAD = """\
 # Devices
 
-What nettop shows of each kind of device, beside what the device's own counters say of the same traffic: a megabyte of
-TCP and 221 datagrams by UDP_SEGMENT, each way, with offloads on and off, switched while it runs. Written by
+nettop beside each device's own counters: a megabyte of TCP and 221 datagrams by UDP_SEGMENT, each way, with offloads
+on and off, switched while it runs. Written by
 
     tests/live/devices.py --json host.json                          # and the same in guests:
     OUT=out tests/vm/run.sh bookworm bookworm 'python3 tests/live/devices.py --json /out/devices.json'
     tests/live/devices.py --document host.json out/devices.json
 
-*Equal* means that bytes and packets are the same to the last one, received and sent, in all of the settings. *ppp* is
-PPPoE without negotiation: its two ends are told of one another.
+*Equal*: bytes and packets are the same to the last one, received and sent, in all settings. *Flows*: of the two TCP
+connections, those whose megabyte is in one flow; an ifb gets one direction, on lo each end is a flow. *Stages*: those
+that the device has, with the share of packets seen at their start where it is not 100 %; *all*: rx stack, ip, local,
+transport, socket, application; tx application, ip, qdisc, driver. *ppp* is PPPoE without negotiation. None of these
+devices has interrupt lines of its own.
 
-*Flows*: of the two TCP connections, those whose megabyte is in one flow, below a tunnel as well. An ifb is given one
-direction, so only the connection whose data comes that way; on lo each of a connection's two ends is a flow.
-"""
+| devices | Linux | throughput | flows | stages |
+|---|---|---|---|---|"""
 QUEUES_HEAD = """
-### Queues
+A veth with these qdiscs, one after the other. What a qdisc segments, duplicates or drops is behind nettop.
 
-A veth with this queue (qdisc), offloads on and off, one after the other under one nettop. What a queue cuts up, doubles
-or drops is not seen by nettop, which is before it.
-
-| queue | throughput | what the pane says |
+| qdisc | throughput | what the pane says |
 |---|---|---|"""
+ALL_STAGES = {
+    "rx": "stack, ip, local, transport, socket, application",
+    "tx": "application, ip, qdisc, driver",
+}
+SHARE = re.compile(r"(?<= )[1-9]\d*(?= %)")
 
 
 def measure(names: Sequence[str], into: Path) -> None:
@@ -758,33 +763,58 @@ def measure(names: Sequence[str], into: Path) -> None:
 
 
 def document(measured: Sequence[dict[str, Any]]) -> str:
-    """docs/devices.md from what was measured, one table a kernel."""
-    parts = [HEAD]
+    """docs/devices.md from what was measured: devices of which the same was found share a row."""
+    kernels: dict[tuple[str, ...], dict[str, list[str]]] = {}  # by what was found: each device's, in order
+    shares: dict[tuple[str, ...], list[list[int]]] = {}
+    queues: dict[tuple[str, str, str], list[str]] = {}
     for one in measured:
-        parts.append(f"\n## Linux {'.'.join(one['kernel'].split('.')[:2])}\n")
-        used = dict.fromkeys(row["setting"] for row in one["rows"])
-        if len(used) < len(SETTINGS):
-            parts.append(f"Of the settings only: {', '.join(used)}.\n")
-        whole = any(row["panes"] for row in one["rows"])
-        head = ("flows", "stages, of the packets at their end", "irq") if whole else ()
-        parts.append(_line("device", "throughput", *head) + "\n" + "|---" * (2 + len(head)) + "|")
-        by_name: dict[str, list[dict[str, Any]]] = {}
-        for row in one["rows"]:
-            by_name.setdefault(row["name"], []).append(row)
-        for name, same in by_name.items():
-            last = same[1 if len(same) > 1 else 0]["panes"]
-            parts.append(_line(name, _equal(same), *last.values()))
-        if one["lacking"]:
-            parts.append(f"\nNot in this kernel: {', '.join(one['lacking'])}.")
-        queues: dict[str, list[dict[str, Any]]] = {}
-        for row in one.get("queues", ()):
-            queues.setdefault(row["name"], []).append(row)
-        if queues:
-            parts.append(QUEUES_HEAD)
-        for name, same in queues.items():
+        kernel = ".".join(one["kernel"].split(".")[:2])
+        for name, same in _by_name(one["rows"]).items():
+            seen = same[1 if len(same) > 1 else 0]["panes"]
+            stages = _stages(seen.get("stages", ""))
+            partly = [int(share) for share in SHARE.findall(stages)]
+            pattern = SHARE.sub("{}", stages)
+            key = (_equal(same), seen.get("flows", ""), pattern)
+            kernels.setdefault(key, {}).setdefault(name, []).append(kernel)
+            shares.setdefault(key, []).append(partly)
+        for name, same in _by_name(one.get("queues", ())).items():
             said = next((row["differs"] for row in same if not row["equal"]), "")
-            parts.append(_line(name, _equal([row | {"differs": ""} for row in same]), said))
+            key = (_equal([row | {"differs": ""} for row in same]), said, kernel)
+            queues.setdefault(key, []).append(name)
+    parts = [HEAD]
+    for (throughput, flows, pattern), devices in kernels.items():
+        ranges = [
+            "–".join(dict.fromkeys([str(min(each)), str(max(each))]))
+            for each in zip(*shares[throughput, flows, pattern], strict=True)
+        ]
+        where: dict[str, list[str]] = {}
+        for device, on in devices.items():
+            where.setdefault(", ".join(on), []).append(device)
+        for on, names in where.items():
+            parts.append(_line(", ".join(names), on, throughput, flows, pattern.format(*ranges)))
+    if queues:
+        parts.append(QUEUES_HEAD)
+    parts += [_line("; ".join(names), throughput, said) for (throughput, said, _), names in queues.items()]
     return "\n".join(parts) + "\n"
+
+
+def _by_name(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["name"], []).append(row)
+    return found
+
+
+def _stages(text: str) -> str:
+    """As panes() has them, without what is usual."""
+    said = []
+    for part in text.split("; ") if text else ():
+        way, _, stages = part.replace(" 100 %", "").partition(" ")
+        if re.sub(r" \d+ %", "", stages) == ALL_STAGES.get(way):
+            lacking = [stage for stage in stages.split(", ") if "%" in stage]
+            stages = f"all, but {', '.join(lacking)}" if lacking else "all"
+        said.append(f"{way} {stages}")
+    return "; ".join(said)
 
 
 def _line(*cells: str) -> str:
@@ -792,18 +822,18 @@ def _line(*cells: str) -> str:
 
 
 def _equal(same: Sequence[dict[str, Any]]) -> str:
+    """In which settings both count the same, and what differs in the others."""
     wrong = [row for row in same if not row["equal"]]
-    text = "equal" if not wrong else f"equal in {len(same) - len(wrong)} of {len(same)} settings; not "
-    return text + "; ".join(_difference(row) for row in wrong[:3])
-
-
-def _difference(row: dict[str, Any]) -> str:
-    figures = ", ".join(
-        f"{key} {row['counted'][key]} for {own}"
-        for key, own in row["own"].items()
-        if row["counted"][key] != own
+    if not wrong:
+        return "equal"
+    apart = dict.fromkeys(
+        key for row in wrong for key, own in row["own"].items() if row["counted"][key] != own
     )
-    return f"*{row['setting']}*: {figures}" + (f" ({row['differs']})" if row["differs"] else "")
+    named = "in no setting"
+    if len(wrong) < len(same):
+        named = "not in " + ", ".join(f"*{row['setting']}*" for row in wrong)
+    said = ", as the pane says" if all(row["differs"] for row in wrong) else ""
+    return f"{named}: {', '.join(apart)}{said}"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,12 +15,14 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from nettop import live, schema
-from nettop.errors import NettopError
+from nettop.collect import live
+from nettop.collect.loader_client import LoaderHandle, start_loader
+from nettop.core.errors import NettopError
+from nettop.record import schema
 from nettop.settings import Control, Settings
 
 
-async def run(handle: live.LoaderHandle, settings: Settings) -> None:
+async def run(handle: LoaderHandle, settings: Settings) -> None:
     control = Control.of(settings)
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
@@ -60,9 +62,9 @@ async def tick(over: asyncio.Event) -> None:
         STALL["ms"] = max(STALL["ms"], (loop.time() - before - 0.01) * 1e3)
 
 
-def main(run: Callable[[live.LoaderHandle, Settings], Coroutine[Any, Any, None]] = run) -> int:
+def main(run: Callable[[LoaderHandle, Settings], Coroutine[Any, Any, None]] = run) -> int:
     """The command line, and what `run` does with it while the loader is there."""
-    handle = live.start_loader()
+    handle = start_loader()
     try:
         settings = Settings(
             interface=sys.argv[1],

@@ -1,7 +1,7 @@
 """Filters as programs of their own in the kernel, many in one object, to ask each about the same packets.
 
-What is compiled is what nettop compiles: the text of nettop.filter.to_c behind bpf_src/include/filter.h, by BCC, for
-the running kernel.
+What is compiled is what nettop compiles: the text of nettop.bpf.filter.to_c behind bpf_src/include/filter.h, by BCC,
+for the running kernel.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from lab.namespace import Endpoint
 
-from nettop import bpf
-from nettop.filter import Program, to_c
+from nettop.bpf import syscall
+from nettop.bpf.filter import Program, to_c
 from nettop.loader.compile import Object, compile_source
 
 # The verdict of filter N on a packet with the number P at its end is counted in seen[N * PACKETS + P].
@@ -155,17 +155,19 @@ def compile_filters(programs: Sequence[Program], cache: Path, *, live: bool, l2_
 
 @contextmanager
 def loaded(
-    made: Object, prefix: str, kind: bpf.ProgType = bpf.ProgType.SCHED_CLS
+    made: Object, prefix: str, kind: syscall.ProgType = syscall.ProgType.SCHED_CLS
 ) -> Iterator[tuple[int, list[int]]]:
     """The map and the programs whose names begin so, in order of their numbers.  OSError if one is refused."""
     spec = made.maps[0]
-    seen = bpf.map_create(spec.kind, spec.key_size, spec.value_size, spec.max_entries, spec.flags, spec.name)
+    seen = syscall.map_create(
+        spec.kind, spec.key_size, spec.value_size, spec.max_entries, spec.flags, spec.name
+    )
     fds: list[int] = []
     try:
         count = sum(name.startswith(prefix) for name in made.programs)
         for n in range(count):
             code = made.linked(f"{prefix}{n}", [seen])
-            fds.append(bpf.prog_load(kind, code, f"{prefix}{n}"))
+            fds.append(syscall.prog_load(kind, code, f"{prefix}{n}"))
         yield seen, fds
     finally:
         for fd in (seen, *fds):
@@ -173,13 +175,13 @@ def loaded(
 
 
 @contextmanager
-def attached(end: Endpoint, fds: Sequence[int], kind: bpf.AttachType) -> Iterator[None]:
+def attached(end: Endpoint, fds: Sequence[int], kind: syscall.AttachType) -> Iterator[None]:
     """The programs on one side of an interface, all of them on each packet (the kernel takes 64)."""
     index = end.ns.call(lambda: socket.if_nametoindex(end.name))
     links: list[int] = []
     try:
         for fd in fds:
-            links.append(end.ns.call(lambda fd=fd: bpf.link_create(fd, index, kind, bytes(16))))
+            links.append(end.ns.call(lambda fd=fd: syscall.link_create(fd, index, kind, bytes(16))))
         yield
     finally:
         for link in links:
@@ -195,7 +197,7 @@ def counts(seen: int, filters: int) -> list[list[int]]:
     for n in range(filters):
         row = []
         for packet in range(PACKETS):
-            bpf.map_lookup(seen, struct.pack("=I", n * PACKETS + packet), ctypes.addressof(value))
+            syscall.map_lookup(seen, struct.pack("=I", n * PACKETS + packet), ctypes.addressof(value))
             row.append(value.value)
         rows.append(row)
     return rows

@@ -9,9 +9,10 @@ import json
 import sys
 import time
 
-from nettop.live import LoaderHandle, frames, start_loader
-from nettop.probes.flows import Flows
-from nettop.session import focus_on
+from nettop.analysis.focus import focus_on
+from nettop.collect.live import frames
+from nettop.collect.loader_client import LoaderHandle, start_loader
+from nettop.probes.flows.section import Flows
 from nettop.settings import Control, Settings
 
 

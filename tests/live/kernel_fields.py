@@ -1,15 +1,14 @@
 """The kernel's structures as the programs see them, compiled by BCC, beside what BTF says of the same."""
 
-import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from lab.btf import Btf, Field
 
-from nettop.errors import NettopError
+from nettop.core.errors import NettopError
+from nettop.core.paths import bpf_sources
 from nettop.loader.compile import compile_source
-from nettop.paths import bpf_sources
 
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _DEFINED = re.compile(r"^struct (\w+) \{", re.MULTILINE)
@@ -17,16 +16,14 @@ _NAMED = re.compile(r"\bstruct (\w+)\b")
 _READ = re.compile(r"\bstruct (\w+), ([A-Za-z_][\w.]*)\)")  # LOAD, READ_FIELD, offsetof
 
 
-_NEWER = re.compile(
-    r"^#if LINUX_VERSION_CODE >= KERNEL_VERSION\((\d+), (\d+), \d+\)\n(.*?)^#(?:else|endif)",
-    re.DOTALL | re.MULTILINE,
-)
+# What the C text reads of a field that not every kernel has: headers.py defines the name where there is one.
+_NEWER = re.compile(r"^#ifdef HAVE_(gso_ipv4_max_size).*?\n(.*?)^#(?:else|endif)", re.DOTALL | re.MULTILINE)
 
 
-def _text() -> str:
+def _text(btf: Btf) -> str:
     """All C text, without what is for kernels newer than the running one."""
-    running = tuple(int(n) for n in re.findall(r"\d+", platform.release())[:2])
-    return _NEWER.sub(lambda m: m[3] if running >= (int(m[1]), int(m[2])) else "", _whole_text())
+    there = {field.path for field in btf.fields("net_device")}
+    return _NEWER.sub(lambda m: m[2] if m[1] in there else "", _whole_text())
 
 
 def _whole_text() -> str:
@@ -35,7 +32,7 @@ def _whole_text() -> str:
 
 def structures(btf: Btf) -> list[str]:
     """The kernel's structures that the C text names: all that it reads is in these, or held by them by value."""
-    text = _text()
+    text = _text(btf)
     named = set(_NAMED.findall(text)) - set(_DEFINED.findall(text))
     return sorted(named & set(btf.structs))
 
@@ -43,7 +40,7 @@ def structures(btf: Btf) -> list[str]:
 def read(btf: Btf) -> set[tuple[str, str]]:
     """The fields that the C text names: (structure, path)."""
     known = set(structures(btf))
-    return {(name, path) for name, path in _READ.findall(_text()) if name in known}
+    return {(name, path) for name, path in _READ.findall(_text(btf)) if name in known}
 
 
 def fields(btf: Btf) -> list[tuple[str, Field]]:

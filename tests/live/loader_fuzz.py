@@ -18,9 +18,20 @@ import socket
 import sys
 import time
 
-from nettop import protocol
+from nettop.bpf import protocol
+from nettop.bpf.protocol import (
+    AttachInterface,
+    Done,
+    Filter,
+    Load,
+    Loaded,
+    Plan,
+    ProbeInfo,
+    ResumeProbes,
+    RetryProbes,
+    Stats,
+)
 from nettop.loader import __main__ as loader
-from nettop.protocol import Again, Done, Filter, Load, Loaded, Plan, ProbeInfo, Reattach, Stats
 
 PATIENCE = 20.0
 
@@ -40,8 +51,9 @@ VALID = [
     for message in (
         Stats(True),
         Stats(False),
-        Reattach(),
-        Again(("throughput", "nosuch")),
+        AttachInterface(),
+        ResumeProbes(("throughput", "nosuch")),
+        RetryProbes(("throughput", "nosuch")),
         Filter(ACCEPT),
         Filter(),
         Load(Plan("nosuch0", ("throughput",))),

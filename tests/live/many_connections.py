@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lab import Nettop, build, witness
+from lab import Nettop, build, oracle
 from lab.namespace import Endpoint
 from lab.program import Frame
 from lab.shell import eventually
@@ -110,14 +110,14 @@ def account(
     nettop.more_frames(2)
     first = len(nettop.frames)
     began = nettop.frames[-1]
-    before = witness.sysfs(near)
+    before = oracle.sysfs(near)
     seconds = 0.0
     for share in (min(at_once, count - done) for done in range(0, count, at_once)):
         seconds += close_both(near, far, share, cpus)
         nettop.more_frames(3)
         if share < count:
             assert eventually(lambda: nettop.frames[-1]["flows_total"] < at_once // 100, timeout=120)
-    after = witness.sysfs(near)
+    after = oracle.sysfs(near)
     nettop.more_frames(2)
     frames = nettop.frames[first:]
     seen = Seen()

@@ -49,7 +49,7 @@ async def look(app: Any, pilot: Any) -> dict[str, list[str]]:
 
 
 async def drive(handle: Any, interface: str, path: str, count: int) -> dict[str, Any]:
-    from nettop import live
+    from nettop.collect import live
     from nettop.probes.base import all_probes
     from nettop.session import Session
     from nettop.settings import Control, Settings
@@ -82,8 +82,9 @@ def main() -> None:
     os.environ.update(
         TERM="xterm-256color", COLORTERM="truecolor", LC_ALL="C.UTF-8", OPENBLAS_NUM_THREADS="1"
     )
-    from nettop import broker, files
-    from nettop.live import start_loader
+    from nettop import broker
+    from nettop.collect.loader_client import start_loader
+    from nettop.record import files
 
     files.open_by(broker.start([sys.argv[2]]))  # root's, which the screen is no more
     handle = start_loader()  # before there is a thread: privileges belong to threads

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lab import Link, witness
+from lab import Link, oracle
 from lab.namespace import Endpoint
 from lab.traffic import answering, churn
 
-from nettop import bpf
-from nettop.kernel.maps import HashReader
-from nettop.loader import attach, interface
+from nettop.bpf.maps import open_maps
+from nettop.bpf.protocol import Plan
+from nettop.loader import attach
 from nettop.loader.compile import compile_probe
-from nettop.loader.hooks import TYPES, Place
-from nettop.probes.base import Map
-from nettop.probes.flows_layout import COUNTERS, FLOW, FLOW_KEY, STATES, states
-from nettop.protocol import MapInfo, Plan
+from nettop.loader.mechanisms import TYPES, Target
+from nettop.netdev import link as interface
+from nettop.probes.flows.constants import STATES, states
+from nettop.probes.flows.probe import PROBE
 
 ID_LIMIT = 1 << 53  # what JSON's readers can hold
 Array = np.ndarray[Any, Any]
@@ -43,10 +43,10 @@ def flow_programs(end: Endpoint, entries: int) -> Iterator[attach.Attached]:
     probe = attach.Attached("flows", compile_probe("flows", Path(tempfile.gettempdir()) / "nettop-tests"))
 
     def inside() -> None:
-        plan = Plan(end.name, (), max_flows=entries)
+        plan = Plan(end.name, (), (("flows.flows", entries),))
         config = interface.describe(plan)
         attach.make_maps(probe, plan)
-        attach.attach(probe, Place(end.name, config.ifindex), plan)
+        attach.attach(probe, Target(end.name, config.ifindex))
         attach.write_config(probe, config)
 
     try:
@@ -59,16 +59,11 @@ def flow_programs(end: Endpoint, entries: int) -> Iterator[attach.Attached]:
 
 def read(probe: attach.Attached) -> tuple[Array, Array, dict[str, int]]:
     """Keys and values of the whole table, and the counters over all CPUs."""
-    specs = {
-        spec.name: (spec, fd, entries)
-        for spec, fd, entries in zip(probe.object.maps, probe.maps, probe.entries, strict=True)
-    }
-    spec, fd, entries = specs["flows"]
-    info = MapInfo(spec.name, spec.kind, spec.key_size, spec.value_size, entries, fd)
-    keys, values = HashReader(fd, info, Map("flows", "hash", FLOW, FLOW_KEY), entries).read()
-    counters = np.zeros(bpf.possible_cpus(), COUNTERS)
-    bpf.map_lookup(specs["counters"][1], bytes(4), int(counters.ctypes.data))
-    return keys, values, {name: int(counters[name].sum()) for name in COUNTERS.names or ()}
+    answer = attach.report(probe)
+    readers, _ = open_maps(PROBE.maps, answer.probe.maps, answer.fds)
+    keys, values = readers["flows"].read()
+    counters = readers["counters"].read()[0]
+    return keys, values, {name: int(counters[name].sum()) for name in counters.dtype.names or ()}
 
 
 def short_connections(link: Link, count: int, *, ports: int = 8, at_once: int = 32) -> list[str]:
@@ -84,13 +79,13 @@ def short_connections(link: Link, count: int, *, ports: int = 8, at_once: int = 
         flow_programs(link.a, 1 << (2 * count).bit_length()) as probe,
         answering(link.b, ports=ports) as server,
     ):
-        before = witness.sysfs(link.a)
+        before = oracle.sysfs(link.a)
         os.sched_setaffinity(0, cpus[:-1] or cpus)
         try:
             made = churn(link.a, server, count, at_once=at_once)
         finally:
             os.sched_setaffinity(0, cpus)
-        grown = witness.difference(witness.sysfs(link.a), before)
+        grown = oracle.difference(oracle.sysfs(link.a), before)
         _, values, counters = read(probe)
     return [*_wrong(values, counters, grown, made.connections, resets_sent(link.a) + resets_sent(link.b))]
 

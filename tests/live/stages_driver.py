@@ -16,10 +16,13 @@ import sys
 
 from filter_driver import main
 
-from nettop import live, schema
-from nettop.model import Frame
-from nettop.probes.flows import Flows
-from nettop.session import focus_on
+from nettop.analysis.focus import focus_on
+from nettop.collect import live
+from nettop.collect.engine import Engine
+from nettop.collect.loader_client import LoaderHandle
+from nettop.core.frame import Frame
+from nettop.probes.flows.section import Flows
+from nettop.record import schema
 from nettop.settings import Control, Settings
 
 KEPT: list[live.Live] = []
@@ -28,9 +31,9 @@ KEPT: list[live.Live] = []
 class KeptLive(live.Live):
     """Live as it is, within reach."""
 
-    def load(self) -> None:
+    async def load(self) -> Engine:
         KEPT.append(self)
-        super().load()
+        return await super().load()
 
 
 def flow_of(frame: Frame, port: int) -> int:
@@ -43,7 +46,7 @@ def flow_of(frame: Frame, port: int) -> int:
     return int(found["id"][0]) if len(found) else 0
 
 
-async def run(handle: live.LoaderHandle, settings: Settings) -> None:
+async def run(handle: LoaderHandle, settings: Settings) -> None:
     control = Control.of(settings)
     control.trace = os.environ.get("TRACE", "")
     loop = asyncio.get_running_loop()
@@ -72,7 +75,7 @@ async def run(handle: live.LoaderHandle, settings: Settings) -> None:
                 elif name == "filter":
                     control.filter = rest
                 elif name == "sample":
-                    KEPT[0].set_sampling(int(rest))
+                    KEPT[0].least["sample_shift"] = int(rest)
                 requests.remove(request)
             if over.is_set():
                 break

@@ -18,9 +18,9 @@ from typing import Self
 
 from lab.errors import LabError
 from lab.namespace import Endpoint
+from lab.oracle import difference, netstat, sysfs
 from lab.packets import ACK, FIN, RST, SYN
 from lab.shell import Process, eventually
-from lab.witness import difference, netstat, sysfs
 
 NOT_TAKEN = 77  # the TTL of crafted segments that TCP must not take
 _HOOKS = {"ip": "prerouting", "local": "input", "forward": "forward", "sent": "postrouting"}

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import Lab, LabError, Link, Nettop, bpf, faults, others, run_nettop, witness
+from lab import Lab, LabError, Link, Nettop, bpf, faults, foreign_programs, oracle, run_nettop
 from lab.namespace import Namespace
 from lab.program import REPOSITORY, Frame, command
 from lab.shell import eventually, run
 from lab.traffic import iperf3, ping
-from observed import DELAY, PROBES, SETTLED, Watch, watching
+from observe import DELAY, PROBES, SETTLED, Watch, watching
 from terminal import Terminal
 from test_lifecycle import gone, loader_of, noted, nothing_left
 
@@ -37,7 +37,7 @@ class Station:
     nettop: Nettop
     via: str
     path: Path
-    before: witness.Attached
+    before: oracle.Attached
 
     def agrees(self) -> None:
         """Assert that every packet of some pings is counted, and not twice."""
@@ -79,7 +79,7 @@ def station(request: pytest.FixtureRequest) -> Iterator[Station]:
         link = lab.veth()
         for end in (link.a, link.b):
             quiet(end.ns)
-        before = witness.attached(link.a)
+        before = oracle.attached(link.a)
         args = (*ARGS, "--record", str(path))
         nettop = Nettop(lab, link.a, *args, env={"NETTOP_VIA": request.param})
         stack.enter_context(nettop)
@@ -120,7 +120,7 @@ def test_another_name_is_followed(station: Station) -> None:
         with Watch(station.nettop, other).observing() as seen:
             ping(other, station.link.b, 29)
         seen.agrees(tolerance=0)
-        assert seen.frames[-1]["throughput"]["rx"]["bytes_total"] == witness.sysfs(other)["rx_bytes"]
+        assert seen.frames[-1]["throughput"]["rx"]["bytes_total"] == oracle.sysfs(other)["rx_bytes"]
     assert noted(station.nettop, f"{other.name} is called")["interface"] == station.link.a.name
 
 
@@ -131,13 +131,13 @@ def test_in_another_namespace_it_is_not_watched(station: Station) -> None:
     with faults.moved(station.link, elsewhere) as there:
         frame = noted(station.nettop, "is gone")
         assert f"{station.link.a.name} is gone; waiting for it to come back" in frame["notes"]
-        left = witness.attached(there)
+        left = oracle.attached(there)
         assert not left.programs
         assert not left.filters
-        before = witness.sysfs(there)
+        before = oracle.sysfs(there)
         first = len(station.nettop.frames)
         ping(there, station.link.b, 29)
-        assert witness.difference(witness.sysfs(there), before)["rx_packets"] >= 29
+        assert oracle.difference(oracle.sysfs(there), before)["rx_packets"] >= 29
         station.nettop.more_frames(SETTLED)
         for missed in station.nettop.frames[first:]:
             assert missed["throughput"]["rx"]["packets"] == missed["throughput"]["tx"]["packets"] == 0
@@ -152,15 +152,15 @@ def test_in_another_namespace_it_is_not_watched(station: Station) -> None:
 @ONCE
 def test_xdp_beside_us(station: Station) -> None:
     """An XDP program makes a veth receive through NAPI with GRO, and count otherwise from then on."""
-    with others.xdp(station.link.a):
-        beside = witness.attached(station.link.a).programs
+    with foreign_programs.xdp(station.link.a):
+        beside = oracle.attached(station.link.a).programs
         assert any(kind == "xdp" for kind, _ in beside)
         station.nettop.more_frames(3)
         with Watch(station.nettop, station.link.a).observing() as seen:
             ping(station.link.a, station.link.b, 29)
             iperf3(station.link.a, station.link.b, reverse=True, payload_bytes=20_000_003)
         seen.agrees()
-        assert witness.attached(station.link.a).programs == beside
+        assert oracle.attached(station.link.a).programs == beside
     station.nettop.more_frames(3)
     station.agrees()
 
@@ -168,23 +168,23 @@ def test_xdp_beside_us(station: Station) -> None:
 def test_others_that_pass_packets_on_come_and_go(station: Station) -> None:
     """TCX before and after ours, clsact filters before and after ours: all of them see all, and so do we."""
     end = station.link.a
-    ours = witness.attached(end)
+    ours = oracle.attached(end)
     with (
-        others.tcx(end, others.TC_NEXT, others.BEFORE),
-        others.tcx(end, others.TC_NEXT, others.AFTER),
+        foreign_programs.tcx(end, foreign_programs.TC_NEXT, foreign_programs.BEFORE),
+        foreign_programs.tcx(end, foreign_programs.TC_NEXT, foreign_programs.AFTER),
     ):
-        others.add_filters(end, 7, others.TC_NEXT)
-        others.add_filters(end, 60000, others.TC_NEXT)
-        beside = witness.attached(end)
+        foreign_programs.add_filters(end, 7, foreign_programs.TC_NEXT)
+        foreign_programs.add_filters(end, 60000, foreign_programs.TC_NEXT)
+        beside = oracle.attached(end)
         assert ours.programs < beside.programs
         assert ours.filters < beside.filters
         station.agrees()
-        assert witness.attached(end) == beside
+        assert oracle.attached(end) == beside
         for priority in (7, 60000):
-            others.remove_filters(end, priority)
+            foreign_programs.remove_filters(end, priority)
     if station.via == "tcx":
         end.ns.run("tc", "qdisc", "del", "dev", end.name, "clsact")
-    assert witness.attached(end) == ours
+    assert oracle.attached(end) == ours
     station.agrees()
 
 
@@ -193,11 +193,11 @@ def test_one_that_comes_before_us_and_keeps_the_packets(station: Station) -> Non
     end = station.link.a
     with ExitStack() as stack:
         if station.via == "tcx":
-            stack.enter_context(others.tcx(end, others.TC_OK, others.BEFORE))
+            stack.enter_context(foreign_programs.tcx(end, foreign_programs.TC_OK, foreign_programs.BEFORE))
         else:
-            others.add_filters(end, 1, others.TC_OK)
-            stack.callback(others.remove_filters, end, 1)
-        beside = witness.attached(end)
+            foreign_programs.add_filters(end, 1, foreign_programs.TC_OK)
+            stack.callback(foreign_programs.remove_filters, end, 1)
+        beside = oracle.attached(end)
         flooding = threading.Thread(target=station.flood, args=(60_000,))
         flooding.start()
         try:
@@ -206,7 +206,7 @@ def test_one_that_comes_before_us_and_keeps_the_packets(station: Station) -> Non
             flooding.join()
         (note,) = (n for n in frame["notes"] if "a TC program before nettop" in n)
         assert "% of the bytes " in note
-        assert witness.attached(end) == beside
+        assert oracle.attached(end) == beside
     station.quiet()
     station.agrees()
 
@@ -218,10 +218,10 @@ def test_taken_off_by_somebody_and_attached_again(station: Station) -> None:
     else:
         for link in bpf.held(nettop.pid).links:
             with suppress(LabError):  # raw tracepoints cannot be detached so
-                others.detach(link)
+                foreign_programs.detach(link)
     noted(nettop, f"somebody took nettop's programs off {end.name}; attached again at ")
     station.agrees()
-    assert len(witness.attached(end).programs if station.via == "tcx" else witness.attached(end).filters) >= 4
+    assert len(oracle.attached(end).programs if station.via == "tcx" else oracle.attached(end).filters) >= 4
 
 
 # Time
@@ -262,15 +262,15 @@ def test_the_recording_of_all_that_is_whole_and_nothing_is_left(station: Station
     played = faults.recorded(station.path)
     assert [f["time_ns"] for f in played] == [f["time_ns"] for f in outcome.frames]
     assert played == outcome.frames
-    after = witness.attached(station.link.a)
+    after = oracle.attached(station.link.a)
     assert without_root(after) == without_root(station.before)
     assert not [line for line in after.qdiscs - station.before.qdiscs if "clsact" in line]
     assert not [path for path in Path("/sys/fs/bpf").rglob("*") if "nettop" in path.name]
 
 
-def without_root(attached: witness.Attached) -> witness.Attached:
+def without_root(attached: oracle.Attached) -> oracle.Attached:
     """The kernel does not name the queue of an interface again that has moved between namespaces."""
-    return witness.Attached(frozenset(), attached.filters, attached.programs)
+    return oracle.Attached(frozenset(), attached.filters, attached.programs)
 
 
 # Namespaces
@@ -310,12 +310,9 @@ def test_a_namespace_that_is_deleted(lab: Lab, veth: Link) -> None:
 
 def test_what_a_killed_loader_leaves_is_taken_away_by_the_next(lab: Lab, veth: Link) -> None:
     """Three by clsact on one interface. The first one's loader is killed; the second goes on all the while."""
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     clsact = {"NETTOP_VIA": "clsact"}
-    with (
-        Nettop(lab, veth.a, *ARGS, env=clsact) as first,
-        Nettop(lab, veth.a, *ARGS, env=clsact) as second,
-    ):
+    with Nettop(lab, veth.a, *ARGS, env=clsact) as first, Nettop(lab, veth.a, *ARGS, env=clsact) as second:
         for nettop in (first, second):
             nettop.wait_frames(1, timeout=60)
         os.kill(loader_of(first.pid), signal.SIGKILL)
@@ -341,7 +338,7 @@ def test_what_a_killed_loader_leaves_is_taken_away_by_the_next(lab: Lab, veth: L
         assert len(ours(veth)) == 4
         with nothing_left(second):
             second.stop()
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 @contextmanager
@@ -352,7 +349,7 @@ def watching_notes(lab: Lab, link: Link, env: dict[str, str]) -> Iterator[Nettop
 
 def ours(link: Link) -> list[str]:
     """The names of nettop's filters on the interface."""
-    names = [entry.get("options", {}).get("bpf_name", "") for entry in witness.filters(link.a)]
+    names = [entry.get("options", {}).get("bpf_name", "") for entry in oracle.filters(link.a)]
     return [name for name in names if name.startswith("nettop:")]
 
 
@@ -361,7 +358,7 @@ def ours(link: Link) -> list[str]:
 
 def test_no_memory_for_the_maps(lab: Lab, veth: Link) -> None:
     """A million flows where there is no memory for them: that probe says so and what helps, the other runs."""
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with faults.little_memory(160) as limited:
         words = command(veth.a.name, "-b", "--format", "ndjson", "-n", "2", *ARGS, "--max-flows", "1048576")
         result = run([*limited, *veth.a.ns.argv(words)], check=False, cwd=REPOSITORY, timeout=60)
@@ -373,8 +370,8 @@ def test_no_memory_for_the_maps(lab: Lab, veth: Link) -> None:
     assert "cannot make the map" in detail
     assert "1048576 entries" in detail
     assert "Cannot allocate memory" in detail
-    assert "--max-flows makes the flow table smaller" in detail
-    assert witness.attached(veth.a) == before
+    assert "--max-flows makes the largest smaller" in detail
+    assert oracle.attached(veth.a) == before
 
 
 def frames_of(text: str) -> list[Frame]:
@@ -404,7 +401,7 @@ def test_without_one_of_the_standard_streams(lab: Lab, veth: Link, redirection: 
     lab.check(veth.a.ns, veth.a.name)
     words = command(veth.a.name, "-b", "--format", "ndjson", "-n", "1", "-d", "0.1", "-p", PROBES)
     argv = ["sh", "-c", f'exec "$@" {redirection}', "sh", *words]
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     result = run(veth.a.ns.argv(argv), check=False, cwd=REPOSITORY)
     if redirection == ">&-":
         assert result.returncode == 1
@@ -412,12 +409,12 @@ def test_without_one_of_the_standard_streams(lab: Lab, veth: Link, redirection: 
     else:
         assert (result.returncode, result.stderr) == (0, "")
         assert len(frames_of(result.stdout)) == 1
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 def test_a_reader_that_goes_leaves_nothing_attached(lab: Lab, veth: Link) -> None:
     lab.check(veth.a.ns, veth.a.name)
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with (
         faults.folder() as folder,
         subprocess.Popen(
@@ -440,12 +437,12 @@ def test_a_reader_that_goes_leaves_nothing_attached(lab: Lab, veth: Link) -> Non
         assert eventually(lambda: all(map(gone, pids)))
         assert not bpf.remaining(held)
         assert len(faults.recorded(folder / "x.gz")) >= 1
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 def test_the_screen_in_a_bad_terminal(lab: Lab, veth: Link) -> None:
     """1x1 and back, an interface that is renamed and goes, a stop; in the end the terminal closes while it records."""
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with faults.folder() as folder, Terminal(lab, veth.a, *ARGS, "--record", str(folder / "x.gz")) as screen:
         screen.read_until("10.77.", poke=lambda: ping(veth.a, veth.b, 3))
         held, pids = bpf.held(screen.pid), bpf.family(screen.pid)
@@ -470,15 +467,15 @@ def test_the_screen_in_a_bad_terminal(lab: Lab, veth: Link) -> None:
         assert not bpf.remaining(held)
         assert len(faults.recorded(folder / "x.gz")) >= 5
     lab.recreate(veth)
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 def test_the_screen_without_a_keyboard(lab: Lab, veth: Link) -> None:
     """stdin at its end from the start: nobody could work it, so it says so and does not begin."""
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with Terminal(lab, veth.a, *ARGS, stdin=subprocess.DEVNULL) as screen:
         assert screen.wait() == 2
         assert "nettop: standard input is no terminal" in screen.text
         assert "hint: " in screen.text
         assert "-b" in screen.text
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before

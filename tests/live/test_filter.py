@@ -34,17 +34,17 @@ from filter_kernel import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lab import Lab, Link, packets, shell, witness
+from lab import Lab, Link, narrowed, oracle, packets, shell
 from lab.namespace import Endpoint
 from lab.program import REPOSITORY, interpreter
 from lab.shell import Process
 
-from nettop import bpf
-from nettop import filter as filters
-from nettop.filter import FilterError, Program, compile_expression
+from nettop.bpf import filter as filters
+from nettop.bpf import syscall
+from nettop.bpf.filter import FilterError, Program, compile_expression
+from nettop.bpf.protocol import Plan
 from nettop.loader import attach
 from nettop.loader.compile import TYPED_ONLY, compile_probe, takes_filter
-from nettop.protocol import Plan
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from expressions import EXPRESSIONS, MIX, expressions
@@ -131,7 +131,7 @@ def test_tcpdump_and_the_kernel_agree_on_every_packet(cache, tmp_path):
     programs = [compile_expression(text) for text in EXPRESSIONS]
     expected = [tcpdump(tmp_path / "mix", p.text) for p in programs]
     with loaded(compile_filters(programs, cache, live=False), "test_") as (_, fds):
-        found = [[number_of(packet) for packet in sent if bpf.test_run(fd, packet)[0]] for fd in fds]
+        found = [[number_of(packet) for packet in sent if syscall.test_run(fd, packet)[0]] for fd in fds]
     assert_same(programs, expected, found, cut())
     assert len(programs) >= 40
     assert 500 < sum(map(len, found)) < 0.7 * len(programs) * len(sent)
@@ -147,8 +147,8 @@ def test_tcpdump_and_the_kernel_agree_on_the_wire(lab: Lab, veth: Link, cache, t
         with (
             capturing(veth.a, tmp_path / "a"),
             capturing(veth.b, tmp_path / "b"),
-            attached(veth.b, ingress, bpf.AttachType.TCX_INGRESS),
-            attached(veth.a, egress, bpf.AttachType.TCX_EGRESS),
+            attached(veth.b, ingress, syscall.AttachType.TCX_INGRESS),
+            attached(veth.a, egress, syscall.AttachType.TCX_EGRESS),
         ):
             packets.send(lab, veth.a, sent)
             time.sleep(0.3)
@@ -169,8 +169,8 @@ def test_inbound_and_outbound_are_what_tcpdump_says(lab: Lab, veth: Link, cache,
     made = compile_filters(programs, cache, live=True)
     with loaded(made, "ingress_") as (seen_in, ingress), loaded(made, "egress_") as (seen_out, egress):
         with (
-            attached(veth.a, ingress, bpf.AttachType.TCX_INGRESS),
-            attached(veth.a, egress, bpf.AttachType.TCX_EGRESS),
+            attached(veth.a, ingress, syscall.AttachType.TCX_INGRESS),
+            attached(veth.a, egress, syscall.AttachType.TCX_EGRESS),
         ):
             for number, text in enumerate(texts):
                 # tcpdump decides by what the kernel tells a packet socket, so it has to be there
@@ -212,7 +212,7 @@ def test_bytes_that_lie_in_pages_are_read(lab: Lab, veth: Link, cache, tmp_path)
     with loaded(made, "egress_") as (seen, fds):
         with (
             capturing(veth.a, tmp_path / "a"),
-            attached(veth.a, fds, bpf.AttachType.TCX_EGRESS),
+            attached(veth.a, fds, syscall.AttachType.TCX_EGRESS),
             veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock,
         ):
             for number in range(4):
@@ -232,7 +232,7 @@ def test_an_interface_without_a_link_header(cache, tmp_path):
     with loaded(compile_filters(programs, cache, live=False, l2_len=0), "test_") as (_, fds):
         for program, fd in zip(programs, fds, strict=True):
             # the test run wants a link header and shows it: the verdicts are of what is behind, as on a tun
-            found = [number_of(p) for p in sent if bpf.test_run(fd, p)[0]]
+            found = [number_of(p) for p in sent if syscall.test_run(fd, p)[0]]
             assert sorted(found) == tcpdump(tmp_path / "raw", program.text), program.text
 
 
@@ -246,8 +246,8 @@ def test_the_same_filter_over_the_kernels_own_sk_buff(
     sent = cut(3)
     programs = [compile_expression(text) for text in EXPRESSIONS]
     made = compile_for_memory(programs, cache, where)
-    with loaded(made, "memory_", bpf.ProgType.RAW_TRACEPOINT) as (seen, fds):
-        links = [bpf.raw_tracepoint_open(fd, tracepoint) for fd in fds]
+    with loaded(made, "memory_", syscall.ProgType.RAW_TRACEPOINT) as (seen, fds):
+        links = [syscall.raw_tracepoint_open(fd, tracepoint) for fd in fds]
         try:
             with capturing(veth.b, tmp_path / "b"):
                 packets.send(lab, veth.a, sent)
@@ -275,7 +275,7 @@ def test_generated_filters_load_and_agree(cache, texts):
     with loaded(compile_filters(programs, cache, live=False), "test_") as (_, fds):
         for program, fd in zip(programs, fds, strict=True):
             for packet in sent:
-                assert bool(bpf.test_run(fd, packet)[0]) == program.matches(packet), (
+                assert bool(syscall.test_run(fd, packet)[0]) == program.matches(packet), (
                     program.text,
                     packet.hex(),
                 )
@@ -300,7 +300,7 @@ def test_probes_load_with_long_filters(cache, name, text):
         attach.make_maps(probe, Plan("lo", (name,)))
         for direction in ("ingress", "egress"):
             code = made.linked(f"{name}_{direction}", probe.maps)
-            os.close(bpf.prog_load(bpf.ProgType.SCHED_CLS, code, name))
+            os.close(syscall.prog_load(syscall.ProgType.SCHED_CLS, code, name))
     finally:
         probe.close()
 
@@ -353,6 +353,7 @@ class Driven:
         self.frames: list[dict[str, Any]] = []
         argv = [
             interpreter(),
+            *([str(narrowed.__file__)] if via else []),
             str(Path(__file__).parent / "filter_driver.py"),
             at.name,
             str(delay),
@@ -450,11 +451,7 @@ def test_a_filter_is_changed_taken_away_and_kept_where_the_new_one_is_wrong(lab:
             return nettop.total("packets", since=start)
 
         assert counted() == 606
-        for text, expected in (
-            (f"dst port {OTHER_PORT}", 505),
-            ("arp", 0),
-            ("", 606),
-        ):
+        for text, expected in ((f"dst port {OTHER_PORT}", 505), ("arp", 0), ("", 606)):
             nettop.set_filter(text)
             assert counted() == expected, text
         nettop.set_filter(f"dst port {FLOOD_PORT}")
@@ -520,17 +517,14 @@ def sent_by(flood: Process) -> dict[str, float]:
 @pytest.mark.timing
 @pytest.mark.parametrize(
     ("via", "packets", "texts"),
-    [
-        ("", 6_000_000, ("ip or ip6 or arp", "")),
-        ("clsact", 6_000_000, ("ip or ip6 or arp", "")),
-    ],
+    [("", 6_000_000, ("ip or ip6 or arp", "")), ("clsact", 6_000_000, ("ip or ip6 or arp", ""))],
 )
 def test_no_packet_is_uncounted_while_the_filter_changes(
     lab: Lab, veth: Link, flooder: Path, via: str, packets: int, texts: tuple[str, ...]
 ) -> None:
     # Filters that accept everything: so the sum over the changes must be what the interface counted.
     with Driven(veth.a, via=via) as nettop:
-        before = witness.sysfs(veth.a)
+        before = oracle.sysfs(veth.a)
         start = len(nettop.frames)
         flood = flooding(lab, flooder, veth, FLOOD_PORT, packets, 100_000)
         nettop.wait_frames(8)
@@ -541,7 +535,7 @@ def test_no_packet_is_uncounted_while_the_filter_changes(
             assert flood.running(), "the flood was over before the last change"
         said = sent_by(flood)
         nettop.wait_frames(4)
-        counters = witness.difference(witness.sysfs(veth.a), before)
+        counters = oracle.difference(oracle.sysfs(veth.a), before)
         counted = {f"rx_{what}": nettop.total(what, since=start) for what in ("packets", "bytes")}
         stall = max(frame["longest_stall_ms"] for frame in nettop.frames[start:])
     print(

@@ -11,25 +11,18 @@ import pytest
 from lab import Lab, Nettop, packets
 from lab.packets import ACK, FIN, RST, SYN
 from lab.traffic import answering, ask
-from observed import Station, watching
+from observe import Station, watching
 from rtts import MS, Lookups, Row, Script, Talk, play_all
 from short_connections import short_connections
 
-from nettop import bpf
-from nettop.live import _run_with
+from nettop.bpf import syscall
+from nettop.bpf.layout import dtype_of
+from nettop.collect.opening import run_with
 from nettop.loader.compile import compile_probe
-from nettop.loader.hooks import MECHANISMS
-from nettop.probes.flows import PROBE, _due, _expiring
-from nettop.probes.flows_layout import (
-    COUNTERS,
-    FLAG_CLOSED,
-    FLAG_FIN_SENT,
-    FLAG_MIDWAY,
-    FLAG_REPLIED,
-    FLAG_TCP,
-    FLOW,
-    FLOW_KEY,
-)
+from nettop.loader.mechanisms import MECHANISMS
+from nettop.probes.flows.constants import FLAG_CLOSED, FLAG_FIN_SENT, FLAG_MIDWAY, FLAG_REPLIED, FLAG_TCP
+from nettop.probes.flows.fold import _due, _expiring
+from nettop.probes.flows.probe import PROBE
 
 CONNECTIONS = 20_011
 
@@ -221,9 +214,11 @@ class Table:
 
     def __init__(self, cache: Path) -> None:
         made = compile_probe("flows", cache)
+        self.layouts = {m.name: dtype_of(m.value_layout) for m in made.maps}
+        self.key = next(dtype_of(m.key_layout) for m in made.maps if m.name == "flows")
         self.fds = {
             # with room, so that none is evicted
-            m.name: bpf.map_create(
+            m.name: syscall.map_create(
                 m.kind,
                 m.key_size,
                 m.value_size,
@@ -236,7 +231,7 @@ class Table:
         via = MECHANISMS["prog_run"]
         (attachment,) = next(h for h in PROBE.hooks if h.name == "expire").candidates[0].attachments
         code = made.linked(attachment.program, list(self.fds.values()))
-        self.program = bpf.prog_load(via.program, code, attachment.program)
+        self.program = syscall.prog_load(via.program, code, attachment.program)
 
     def close(self) -> None:
         for fd in (self.program, *self.fds.values()):
@@ -244,30 +239,29 @@ class Table:
 
     def put(self, number: int, flags: int, age_s: float, now: int, flow: int = 0) -> None:
         """A flow, whose id is its number where none is given."""
-        value = np.zeros(1, FLOW)
+        value = np.zeros(1, self.layouts["flows"])
         value["id"], value["flags"], value["last"] = flow or number, flags, now - int(age_s * 1e9)
-        bpf.map_update(self.fds["flows"], keys([number]).tobytes(), value.tobytes())
+        syscall.map_update(self.fds["flows"], self.keys([number]).tobytes(), value.tobytes())
 
     def expire(self, numbers: Iterable[int], read_at: int) -> None:
         """What nettop does where it has found these due in its reading of that time."""
         found = np.array(list(numbers), np.uint64)
-        for value in _expiring(keys(found), found, read_at):
-            _run_with(self.fds["due"], self.program, value)
+        for value in _expiring(self.keys(found), found, read_at, self.layouts["due"]):
+            run_with(self.fds["due"], self.program, value)
 
     def has(self, number: int) -> bool:
-        value = np.zeros(1, FLOW)
-        return bpf.map_lookup(self.fds["flows"], keys([number]).tobytes(), int(value.ctypes.data))
+        value = np.zeros(1, self.layouts["flows"])
+        return syscall.map_lookup(self.fds["flows"], self.keys([number]).tobytes(), int(value.ctypes.data))
 
     def counters(self) -> dict[str, int]:
-        values = np.zeros(bpf.possible_cpus(), COUNTERS)
-        bpf.map_lookup(self.fds["counters"], bytes(4), int(values.ctypes.data))
+        values = np.zeros(syscall.possible_cpus(), self.layouts["counters"])
+        syscall.map_lookup(self.fds["counters"], bytes(4), int(values.ctypes.data))
         return {name: int(values[name].sum()) for name in ("expired", "idle")}
 
-
-def keys(numbers: Any) -> Any:
-    made = np.zeros(len(numbers), FLOW_KEY)
-    made["local_port"], made["protocol"] = numbers, 6
-    return made
+    def keys(self, numbers: Any) -> Any:
+        made = np.zeros(len(numbers), self.key)
+        made["local_port"], made["protocol"] = numbers, 6
+        return made
 
 
 @pytest.fixture
@@ -298,7 +292,7 @@ def test_the_kernel_expires_what_the_screen_thinks_is_due(table: Table) -> None:
     table.expire(LIVES, now)  # all of them: it decides
     assert {number: table.has(number) for number in LIVES} == {n: stays for n, (*_, stays) in LIVES.items()}
     assert table.counters() == {"expired": 5, "idle": 4}
-    values = np.zeros(len(LIVES), FLOW)
+    values = np.zeros(len(LIVES), table.layouts["flows"])
     for place, (flags, age, _) in enumerate(LIVES.values()):
         values["flags"][place], values["last"][place] = flags, now - int(age * 1e9)
     assert [int(n) + 1 for n in _due(values, now)] == [n for n, (*_, stays) in LIVES.items() if not stays]

@@ -18,10 +18,10 @@ import pytest
 from lab import packets
 from lab.packets import ACK, SYN
 
-from nettop import bpf
-from nettop.control import Config, Counting
+from nettop.bpf import syscall
+from nettop.bpf.config import Config, Counting
+from nettop.bpf.layout import dtype_of
 from nettop.loader.compile import compile_probe
-from nettop.probes.flows_layout import COUNTERS, FLOW
 
 ROOM = 5
 NEAR, FAR = "10.1.0.1", "10.1.0.2"
@@ -34,16 +34,20 @@ class FullTable:
     def __init__(self, cache: Path) -> None:
         made = compile_probe("flows", cache)
         self.fds: dict[str, int] = {}
+        layouts = {m.name: m.value_layout for m in made.maps}
+        self.flow_type, self.counters_type = dtype_of(layouts["flows"]), dtype_of(layouts["counters"])
         for m in made.maps:
             kind, entries, flags = (
-                (bpf.MapType.HASH, ROOM, 0) if m.name == "flows" else (m.kind, m.max_entries, m.flags)
+                (syscall.MapType.HASH, ROOM, 0) if m.name == "flows" else (m.kind, m.max_entries, m.flags)
             )
-            self.fds[m.name] = bpf.map_create(kind, m.key_size, m.value_size, entries, flags, m.name)
+            self.fds[m.name] = syscall.map_create(kind, m.key_size, m.value_size, entries, flags, m.name)
         config = Config(ifindex=1, count_in=Counting.SKB, count_out=Counting.SKB)
-        bpf.map_update(self.fds["config"], bytes(4), config.pack())
+        syscall.map_update(self.fds["config"], bytes(4), config.pack(layouts["config"]))
         self.programs = {
-            way: bpf.prog_load(
-                bpf.ProgType.SCHED_CLS, made.linked(f"flows_{way}", list(self.fds.values())), f"flows_{way}"
+            way: syscall.prog_load(
+                syscall.ProgType.SCHED_CLS,
+                made.linked(f"flows_{way}", list(self.fds.values())),
+                f"flows_{way}",
             )
             for way in ("ingress", "egress")
         }
@@ -55,17 +59,17 @@ class FullTable:
     def sent(self, port: int, flags: int = SYN, times: int = 1) -> None:
         """A segment from this port; its flow is half-open for as long as nobody answers."""
         frame = MAC + packets.ip(NEAR, FAR, 6, packets.tcp(NEAR, FAR, port, 80, seq=port, flags=flags))
-        bpf.test_run(self.programs["egress"], frame, times)
+        syscall.test_run(self.programs["egress"], frame, times)
 
     def received(self, port: int, flags: int = SYN | ACK) -> None:
         frame = MAC + packets.ip(
             FAR, NEAR, 6, packets.tcp(FAR, NEAR, 80, port, seq=7, ack=port + 1, flags=flags)
         )
-        bpf.test_run(self.programs["ingress"], frame)
+        syscall.test_run(self.programs["ingress"], frame)
 
     def flow(self, port: int) -> np.ndarray | None:
-        value = np.zeros(1, FLOW)
-        there = bpf.map_lookup(self.fds["flows"], key(port), int(value.ctypes.data))
+        value = np.zeros(1, self.flow_type)
+        there = syscall.map_lookup(self.fds["flows"], key(port), int(value.ctypes.data))
         return value[0] if there else None
 
     def ids(self, *ports: int) -> list[int]:
@@ -73,11 +77,11 @@ class FullTable:
         return [int(flow["id"]) for flow in map(self.flow, ports) if flow is not None]
 
     def forget(self, port: int) -> None:
-        assert bpf.map_delete(self.fds["flows"], key(port))
+        assert syscall.map_delete(self.fds["flows"], key(port))
 
     def count(self, name: str) -> int:
-        values = np.zeros(bpf.possible_cpus(), COUNTERS)
-        bpf.map_lookup(self.fds["counters"], bytes(4), int(values.ctypes.data))
+        values = np.zeros(syscall.possible_cpus(), self.counters_type)
+        syscall.map_lookup(self.fds["counters"], bytes(4), int(values.ctypes.data))
         return int(values[name].sum())
 
 
@@ -145,7 +149,7 @@ def test_a_half_open_flow_that_lost_its_place_leaves_its_id_to_nobody(table: Ful
         while True:
             if hunting[0]:
                 with suppress(OSError):  # full
-                    bpf.map_update(table.fds["flows"], key(foreign), bytes(FLOW.itemsize))
+                    syscall.map_update(table.fds["flows"], key(foreign), bytes(table.flow_type.itemsize))
                     hunting[0] = 0
             else:
                 time.sleep(0.001)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from lab import Lab, Link, packets
 from lab.traffic import answering, ask, churn, fresh_port
-from observed import Station, endpoint, observing
+from observe import Station, endpoint, observing
 
 CONNECTIONS = 10_007
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import Lab, Link, Nettop, witness
+from lab import Lab, Link, Nettop, oracle
 from lab.traffic import iperf3, ping
 from stagelab import MS, burning, softirqs
 
@@ -15,9 +15,9 @@ NET_RX, TIMER = 3, 1
 
 def test_runs_are_those_of_proc_softirqs(lab: Lab, veth: Link) -> None:
     def runs() -> int:
-        return sum(witness.softirqs()["NET_RX"])
+        return sum(oracle.softirqs()["NET_RX"])
 
-    with Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop, witness.Watch(runs) as watch:
+    with Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop, oracle.Watch(runs) as watch:
         nettop.wait_frames(3)
         first = len(nettop.frames)
         iperf3(veth.a, veth.b, seconds=3, udp=True, length=1200, bits_per_s="100M")
@@ -58,7 +58,7 @@ def test_handlers_are_those_of_proc_interrupts(lab: Lab, veth: Link, tmp_path: P
     """The disk's line: its interrupts are made by writing past the page cache."""
 
     def counts() -> dict[int, int]:
-        return {int(irq): sum(line.counts) for irq, line in witness.interrupts().items() if irq.isdigit()}
+        return {int(irq): sum(line.counts) for irq, line in oracle.interrupts().items() if irq.isdigit()}
 
     def write() -> None:
         file = os.open(tmp_path / "data", os.O_CREAT | os.O_WRONLY | os.O_DSYNC)
@@ -77,7 +77,7 @@ def test_handlers_are_those_of_proc_interrupts(lab: Lab, veth: Link, tmp_path: P
 
     with (
         Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop,
-        witness.Watch(lambda: counts()[busiest]) as watch,
+        oracle.Watch(lambda: counts()[busiest]) as watch,
     ):
         nettop.wait_frames(3)
         first = len(nettop.frames)
@@ -91,7 +91,7 @@ def test_handlers_are_those_of_proc_interrupts(lab: Lab, veth: Link, tmp_path: P
     assert 0.99 * least - 5 <= counted <= 1.01 * most + 5
     names = {line["name"] for line in lines}
     assert len(names) == 1
-    assert names.pop() in witness.interrupts()[str(busiest)].name
+    assert names.pop() in oracle.interrupts()[str(busiest)].name
     assert all(line["own"] is False for frame in frames for line in frame["irq"]["hard"])
 
 
@@ -100,9 +100,9 @@ def test_a_device_without_interrupts_says_so_and_its_packets_come_by_the_backlog
 ) -> None:
     with Nettop(lab, veth.a, "-p", "irq", "-d", "0.5") as nettop:
         first = len(nettop.wait_frames(1))
-        before = witness.softnet()
+        before = oracle.softnet()
         ping(veth.a, veth.b, 50)
-        after = witness.softnet()
+        after = oracle.softnet()
         nettop.more_frames(2)
         frames = nettop.frames[first:]
     processed = sum(c.processed for c in after) - sum(c.processed for c in before)

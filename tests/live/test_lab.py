@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab import Direction, Lab, Link, NotOursError, Router, bpf, dns, names, packets, run_nettop, witness
+from lab import Direction, Lab, Link, NotOursError, Router, bpf, dns, names, oracle, packets, run_nettop
 from lab.core import ROOT
 from lab.errors import LabError
 from lab.namespace import Endpoint, Namespace
@@ -137,7 +137,7 @@ def test_bulk_of_some_hundred_megabits_crosses_a_delayed_wire_unharmed(lab: Lab)
 
     assert result.bits_per_s > 300e6
     assert there.queue_drops == there.oversize == back.queue_drops == 0
-    assert witness.sysfs(link.a)["tx_dropped"] == 0
+    assert oracle.sysfs(link.a)["tx_dropped"] == 0
 
 
 @pytest.mark.timing
@@ -158,10 +158,10 @@ def test_both_wires_of_a_router_add_up(lab: Lab) -> None:
 
 
 def test_a_router_forwards_both_ip_versions(router: Router) -> None:
-    before = witness.netstat(router.ns)
+    before = oracle.netstat(router.ns)
     assert ping(router.client, router.server, 7).received == 7
     assert ping(router.client, router.server, 7, ipv6=True).received == 7
-    forwarded = witness.difference(witness.netstat(router.ns), before)
+    forwarded = oracle.difference(oracle.netstat(router.ns), before)
     assert forwarded["IpForwDatagrams"] == 14
     assert forwarded["Ip6OutForwDatagrams"] == 14
 
@@ -175,7 +175,7 @@ def test_a_host_side_veth_reaches_its_namespace(host_veth: Link) -> None:
 def test_a_deleted_interface_comes_back_under_its_name(lab: Lab, veth: Link) -> None:
     lab.delete_interface(veth.a)
     with pytest.raises(LabError):
-        witness.sysfs(veth.a)
+        oracle.sysfs(veth.a)
     lab.recreate(veth)
     assert ping(veth.a, veth.b, 3).received == 3
 
@@ -191,17 +191,17 @@ def test_two_labs_do_not_collide(lab: Lab) -> None:
 
 
 def test_sysfs_counts_what_iperf3_sent(veth: Link) -> None:
-    before = witness.sysfs(veth.a)
+    before = oracle.sysfs(veth.a)
     result = iperf3(veth.a, veth.b, seconds=1, bits_per_s="100M")
-    sent = witness.difference(witness.sysfs(veth.a), before)["tx_bytes"]
+    sent = oracle.difference(oracle.sysfs(veth.a), before)["tx_bytes"]
     # Each segment is at most 64 kB of payload and at least one MSS; the header of each MSS is 66 bytes.
     assert result.sent_bytes <= sent <= result.sent_bytes * (1 + 66 / 1448) + 20_000
 
 
 def test_udp_datagrams_are_counted_one_by_one(veth: Link) -> None:
-    before = witness.sysfs(veth.b)
+    before = oracle.sysfs(veth.b)
     result = iperf3(veth.a, veth.b, seconds=1, udp=True, length=1200, bits_per_s="20M")
-    received = witness.difference(witness.sysfs(veth.b), before)["rx_packets"]
+    received = oracle.difference(oracle.sysfs(veth.b), before)["rx_packets"]
     assert result.packets
     assert result.lost_packets == 0
     # Beside them are iperf3's own control connection and its first and last datagrams.
@@ -209,18 +209,18 @@ def test_udp_datagrams_are_counted_one_by_one(veth: Link) -> None:
 
 
 def test_reverse_and_ipv6_are_what_they_are_called(veth: Link) -> None:
-    before = witness.sysfs(veth.a)
+    before = oracle.sysfs(veth.a)
     result = iperf3(veth.a, veth.b, seconds=1, bits_per_s="50M", reverse=True, ipv6=True)
-    change = witness.difference(witness.sysfs(veth.a), before)
+    change = oracle.difference(oracle.sysfs(veth.a), before)
     assert change["rx_bytes"] > result.received_bytes > 10 * change["tx_bytes"]
     assert result.flows[0].local == veth.a.v6
 
 
 def test_churn_makes_exactly_so_many_connections(veth: Link) -> None:
-    before = witness.netstat(veth.b.ns)
+    before = oracle.netstat(veth.b.ns)
     with answering(veth.b) as server:
         result = churn(veth.a, server, 10_007)
-    opened = witness.difference(witness.netstat(veth.b.ns), before)
+    opened = oracle.difference(oracle.netstat(veth.b.ns), before)
 
     assert result.transactions == result.connections == 10_007
     assert result.errors == 0
@@ -260,7 +260,7 @@ def test_paced_questions_keep_their_pace(veth: Link) -> None:
     with answering(veth.b) as server:
         process = asking(veth.a, server, flows=10, interval_s=0.05, seconds=2)
         time.sleep(1)
-        sockets = witness.sockets(veth.a.ns, "dport", "=", f":{server.port}")
+        sockets = oracle.sockets(veth.a.ns, "dport", "=", f":{server.port}")
         result = answers(process)
     assert result.transactions == pytest.approx(400, rel=0.05)
     assert len(sockets) == 10
@@ -273,14 +273,14 @@ def test_timestamps_can_be_switched_off_in_one_namespace(lab: Lab) -> None:
     for link, expected in ((plain, True), (without, False)):
         with transfer(link.a, link.b) as connection:
             connection.one_byte_each(0.001, 3)
-            (found,) = witness.sockets(link.a.ns)
+            (found,) = oracle.sockets(link.a.ns)
         assert ("ts" in found.options) is expected
 
 
 def test_single_bytes_to_a_silent_reader_get_delayed_acks(veth: Link) -> None:
     with transfer(veth.a, veth.b) as connection:
         connection.one_byte_each(0.3, 12)
-        (found,) = witness.sockets(veth.a.ns)
+        (found,) = oracle.sockets(veth.a.ns)
     assert found.bytes_sent == 12
     assert found.rtt_ns
     # The kernel takes the delay of the ACK, 40 ms, for RTT; smoothed by 1/8 a sample from near zero.
@@ -290,7 +290,7 @@ def test_single_bytes_to_a_silent_reader_get_delayed_acks(veth: Link) -> None:
 def test_a_slow_reader_gets_everything_and_holds_the_sender_back(veth: Link) -> None:
     with transfer(veth.a, veth.b, receive_buffer=8192) as connection:
         assert connection.send_slowly_read(200_000, pause_s=0.005) == 200_000
-        (found,) = witness.sockets(veth.a.ns)
+        (found,) = oracle.sockets(veth.a.ns)
     # "rwnd_limited:112ms(96.6%)": what the sender spent waiting for the reader.
     waited = float(found.info["rwnd_limited"].partition("(")[2].rstrip("%)"))
     assert waited > 50
@@ -320,7 +320,7 @@ def test_tagged_frames_arrive_with_their_tags(
 ) -> None:
     datagram = packets.udp(veth.b.v4, veth.a.v4, 4000, 4001, b"tagged")
     frame = packets.ethernet(veth.b, veth.a, packets.ip(veth.b.v4, veth.a.v4, 17, datagram), tags=tags)
-    with witness.capture(veth.a, "vlan") as lines:
+    with oracle.capture(veth.a, "vlan") as lines:
         assert packets.send(lab, veth.b, [frame] * 13) == 13
         assert eventually(lambda: "".join(lines).count(seen) == 13), lines
     assert "".join(lines).count("[udp sum ok]") == 13
@@ -330,7 +330,7 @@ def test_tagged_frames_arrive_with_their_tags(
 def test_fragments_are_put_together_by_the_kernel(lab: Lab, veth: Link, ipv6: bool) -> None:
     source, target = veth.b.address(ipv6), veth.a.address(ipv6)
     payload = os.urandom(3001)
-    before = witness.netstat(veth.a.ns)
+    before = oracle.netstat(veth.a.ns)
     with udp_socket(veth.a, ipv6) as receiver:
         port = receiver.getsockname()[1]
         datagram = packets.udp(source, target, 4000, port, payload)
@@ -338,7 +338,7 @@ def test_fragments_are_put_together_by_the_kernel(lab: Lab, veth: Link, ipv6: bo
         assert len(parts) == 3
         packets.send(lab, veth.b, [packets.ethernet(veth.b, veth.a, part) for part in parts])
         assert receiver.recv(4096) == payload
-    after = witness.difference(witness.netstat(veth.a.ns), before)
+    after = oracle.difference(oracle.netstat(veth.a.ns), before)
     assert after["Ip6ReasmOKs" if ipv6 else "IpReasmOKs"] == 1
 
 
@@ -358,7 +358,7 @@ def test_crafted_segments_are_well_formed_and_nobody_answers(lab: Lab, veth: Lin
         packets.Step(veth.b, segment(remote, local, (veth.b, veth.a), 6, 2**32 - 1), 0.02),
         packets.Step(veth.a, segment(local, remote, (veth.a, veth.b), 2**32, 6)),
     ]
-    with witness.capture(veth.a, "tcp") as lines:
+    with oracle.capture(veth.a, "tcp") as lines:
         times = packets.play(lab, steps)
         assert eventually(lambda: "".join(lines).count("(correct)") == 3), lines
         time.sleep(0.05)
@@ -371,13 +371,13 @@ def test_crafted_segments_are_well_formed_and_nobody_answers(lab: Lab, veth: Lin
 
 
 def test_a_syn_flood_comes_from_as_many_places_as_it_says(lab: Lab, veth: Link) -> None:
-    before = witness.sysfs(veth.a)
+    before = oracle.sysfs(veth.a)
     flood = packets.syn_flood(lab, veth.b, veth.a, 80, 200_000)
-    received = witness.difference(witness.sysfs(veth.a), before)
+    received = oracle.difference(oracle.sysfs(veth.a), before)
 
     assert flood.sent == 200_000
     assert received["rx_packets"] >= 200_000
-    with witness.capture(veth.a, "tcp") as lines:
+    with oracle.capture(veth.a, "tcp") as lines:
         packets.syn_flood(lab, veth.b, veth.a, 80, 101, per_second=1000)
         assert eventually(lambda: "".join(lines).count("(correct)") == 101)
     assert len({line.split(" > ")[0] for line in lines if "Flags [S]" in line}) == 101
@@ -462,7 +462,7 @@ def test_the_demonstration_says_how_to_watch_it_and_cleans_up(ending: int) -> No
         before = json.loads(watched.run("ip", "-s", "-j", "link", "show", "dev", interface).stdout)[0]
         time.sleep(2)
         after = json.loads(watched.run("ip", "-s", "-j", "link", "show", "dev", interface).stdout)[0]
-        found = witness.sockets(watched)
+        found = oracle.sockets(watched)
     finally:
         code = demo.stop(ending, timeout=20)
     sent = after["stats64"]["tx"]["bytes"] - before["stats64"]["tx"]["bytes"]
@@ -478,18 +478,18 @@ def test_the_demonstration_says_how_to_watch_it_and_cleans_up(ending: int) -> No
 
 
 def test_the_witness_sees_a_clsact_come_and_go(veth: Link) -> None:
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     veth.a.ns.run("tc", "qdisc", "add", "dev", veth.a.name, "clsact")
     veth.a.ns.run(
         *("tc", "filter", "add", "dev", veth.a.name, "ingress"), *("matchall", "action", "ok"), check=False
     )
-    assert witness.attached(veth.a) != before
+    assert oracle.attached(veth.a) != before
     veth.a.ns.run("tc", "qdisc", "del", "dev", veth.a.name, "clsact")
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 def test_the_witness_sees_a_tcx_link_come_and_go(veth: Link) -> None:
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     if kernel_version() < (6, 6):  # which brought TCX
         with pytest.raises(LabError):
             attach_nothing(veth.a)
@@ -499,10 +499,10 @@ def test_the_witness_sees_a_tcx_link_come_and_go(veth: Link) -> None:
     assert mine.programs
     assert mine.links
     assert bpf.living(mine) == mine
-    assert {hook for hook, _ in witness.attached(veth.a).programs} == {"tcx_ingress"}
+    assert {hook for hook, _ in oracle.attached(veth.a).programs} == {"tcx_ingress"}
     os.close(link)
     os.close(program)
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
     assert not bpf.remaining(mine)
 
 

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab import Lab, Link, Nettop, bpf, others, run_nettop, witness
+from lab import Lab, Link, Nettop, bpf, foreign_programs, oracle, run_nettop
 from lab.program import REPOSITORY, Frame, command, interpreter
 from lab.shell import Process, eventually, run
 from lab.traffic import ping
-from observed import DELAY, PROBES, SETTLED, Watch
+from observe import DELAY, PROBES, SETTLED, Watch
 from terminal import Terminal
 
 NOBODY = pwd.getpwnam("nobody")
@@ -34,7 +34,7 @@ MEBIBYTE = 1 << 20
 
 def loader_of(pid: int) -> int:
     """The pid of the privileged process of this nettop."""
-    family = [p for p in bpf.family(pid) if b"nettop.loader" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    family = [p for p in bpf.family(pid) if b"loader" in Path(f"/proc/{p}/cmdline").read_bytes()]
     # Its own child, which switches statistics, is a fork and has the same command line.
     (loader,) = (p for p in family if int(status(p)["PPid"]) not in family)
     return loader
@@ -84,7 +84,7 @@ ENDINGS = [
 def test_signals_leave_nothing_behind(lab: Lab) -> None:
     """All of them at once, each on an interface of its own."""
     links = [lab.veth() for _ in ENDINGS]
-    before = [witness.attached(link.a) for link in links]
+    before = [oracle.attached(link.a) for link in links]
     with contextlib.ExitStack() as stack:
         running = [
             stack.enter_context(Nettop(lab, link.a, *ARGS, env={"NETTOP_VIA": via}))
@@ -93,7 +93,7 @@ def test_signals_leave_nothing_behind(lab: Lab) -> None:
         for nettop in running:
             nettop.wait_frames(1, timeout=60)
         for link, (via, _, _) in zip(links, ENDINGS, strict=True):
-            during = witness.attached(link.a)
+            during = oracle.attached(link.a)
             if via == "tcx":
                 assert {hook for hook, _ in during.programs} == {"tcx_ingress", "tcx_egress"}
             else:
@@ -110,22 +110,22 @@ def test_signals_leave_nothing_behind(lab: Lab) -> None:
                 outcome = nettop.stop()
                 assert (outcome.code, outcome.stderr) == (ending[2], ""), ending
     for link, attached, ending in zip(links, before, ENDINGS, strict=True):
-        assert witness.attached(link.a) == attached, ending
+        assert oracle.attached(link.a) == attached, ending
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_without_its_loader_it_ends_and_says_so(lab: Lab, veth: Link, number: int) -> None:
     """At once, and not when the next frame is due."""
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with Nettop(lab, veth.a, "-d", "60", "-p", PROBES) as nettop:
-        assert eventually(lambda: len(witness.attached(veth.a).programs) == 4, timeout=60)
+        assert eventually(lambda: len(oracle.attached(veth.a).programs) == 4, timeout=60)
         with nothing_left(nettop):
             os.kill(loader_of(nettop.pid), number)
             code = nettop.process.wait(timeout=10)
         outcome = nettop.stop()
     assert code == 1
     assert f"nettop: the loader has ended by signal {int(number)}\nhint: " in outcome.stderr
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 def test_a_worker_that_crashes_takes_nothing_else_down(lab: Lab, veth: Link) -> None:
@@ -133,7 +133,7 @@ def test_a_worker_that_crashes_takes_nothing_else_down(lab: Lab, veth: Link) -> 
     script = (
         "import os, sys\n"
         "os.environ['OPENBLAS_NUM_THREADS'] = '1'\n"
-        "from nettop.probes import flows\n"
+        "from nettop.probes.flows import fold as flows\n"
         "fold, calls = flows.FlowsFold.__call__, []\n"
         "def crash(self, reads):\n"
         "    calls.append(1)\n"
@@ -142,15 +142,15 @@ def test_a_worker_that_crashes_takes_nothing_else_down(lab: Lab, veth: Link) -> 
         "from nettop import cli\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     crashing = Nettop(lab, veth.a, *ARGS)
     argv = [interpreter(), "-c", script, veth.a.name, *crashing.args]
     with started(crashing, argv):
         crashing.wait_frames(5)
-        sysfs = witness.sysfs(veth.a)
+        sysfs = oracle.sysfs(veth.a)
         first = len(crashing.frames)
         ping(veth.a, veth.b, 101)
-        sysfs = witness.difference(witness.sysfs(veth.a), sysfs)
+        sysfs = oracle.difference(oracle.sysfs(veth.a), sysfs)
         crashing.more_frames(SETTLED)
         with nothing_left(crashing):
             outcome = crashing.stop()
@@ -161,7 +161,7 @@ def test_a_worker_that_crashes_takes_nothing_else_down(lab: Lab, veth: Link) -> 
     assert last["probes"]["throughput"]["state"] == "live"
     assert sum(f["throughput"]["tx"]["packets"] for f in outcome.frames[first:]) == sysfs["tx_packets"] >= 101
     assert outcome.code == 130
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def test_an_interface_that_goes_is_waited_for(lab: Lab, veth: Link, via: str) ->
             outcome = nettop.stop()
         assert not bpf.remaining(held)
     assert (outcome.code, outcome.stderr) == (130, "")
-    left = witness.attached(veth.a)
+    left = oracle.attached(veth.a)
     assert not left.programs
     assert not left.filters
     assert not any("clsact" in line for line in left.qdiscs)
@@ -255,12 +255,12 @@ def test_an_interface_that_comes_back_at_once_is_noticed(lab: Lab, veth: Link) -
 @pytest.mark.parametrize("priority", [1, 49152])
 def test_clsact_of_somebody_else_stays_as_it_is(lab: Lab, veth: Link, priority: int) -> None:
     """Their qdisc and filters, which let every packet pass: the same after us, and we count beside them."""
-    others.add_filters(veth.a, priority)
-    before = witness.attached(veth.a)
+    foreign_programs.add_filters(veth.a, priority)
+    before = oracle.attached(veth.a)
     assert len(before.filters) >= 2
     with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as nettop:
         nettop.wait_frames(1)
-        during = witness.attached(veth.a)
+        during = oracle.attached(veth.a)
         assert before.filters <= during.filters
         assert len(during.filters) > len(before.filters)
         with Watch(nettop, veth.a).observing() as seen:
@@ -268,7 +268,7 @@ def test_clsact_of_somebody_else_stays_as_it_is(lab: Lab, veth: Link, priority: 
         seen.agrees(tolerance=0)
         with nothing_left(nettop):
             nettop.stop(signal.SIGKILL)
-    assert eventually(lambda: witness.attached(veth.a) == before), witness.attached(veth.a)
+    assert eventually(lambda: oracle.attached(veth.a) == before), oracle.attached(veth.a)
 
 
 def test_a_filter_that_we_cannot_precede_stays_too(lab: Lab, veth: Link) -> None:
@@ -278,19 +278,19 @@ def test_a_filter_that_we_cannot_precede_stays_too(lab: Lab, veth: Link) -> None
         *("tc", "filter", "add", "dev", veth.a.name, "ingress", "prio", "1", "protocol", "all"),
         *("u32", "match", "u32", "0", "0", "classid", "1:1"),
     )
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as nettop:
         nettop.wait_frames(1)
-        assert before.filters < witness.attached(veth.a).filters
+        assert before.filters < oracle.attached(veth.a).filters
         with nothing_left(nettop):
             nettop.stop(signal.SIGTERM)
-    assert eventually(lambda: witness.attached(veth.a) == before), witness.attached(veth.a)
+    assert eventually(lambda: oracle.attached(veth.a) == before), oracle.attached(veth.a)
 
 
 def test_tcx_programs_of_somebody_else_do_not_hide_packets(lab: Lab, veth: Link) -> None:
     """TCX ends at the first program that lets a packet pass: ours must come before."""
-    with others.tcx(veth.a):
-        before = witness.attached(veth.a)
+    with foreign_programs.tcx(veth.a):
+        before = oracle.attached(veth.a)
         assert len(before.programs) == 2
         with Nettop(lab, veth.a, *ARGS) as nettop:
             nettop.wait_frames(1)
@@ -298,7 +298,7 @@ def test_tcx_programs_of_somebody_else_do_not_hide_packets(lab: Lab, veth: Link)
                 ping(veth.a, veth.b, 101)
             seen.agrees(tolerance=0)
             assert seen.total("tx", "packets") == seen.total("rx", "packets") == 101
-        assert witness.attached(veth.a) == before
+        assert oracle.attached(veth.a) == before
 
 
 def test_two_of_us_on_one_interface(lab: Lab, veth: Link) -> None:
@@ -371,7 +371,9 @@ def single_process() -> int:
     script = (
         "import os\n"
         "from pathlib import Path\n"
-        "from nettop import live, cli, batch, paths\n"
+        "from nettop import cli, batch\n"
+        "from nettop.collect import live\n"
+        "from nettop.core import paths\n"
         "from nettop.probes.base import all_probes\n"
         "from nettop.loader import compile, headers\n"
         "all_probes()\n"
@@ -379,7 +381,7 @@ def single_process() -> int:
         "os.environ['BCC_KERNEL_SOURCE'] = str(tree)\n"
         "for name in ('throughput', 'flows'):\n"
         "    flags = ['-I' + str(paths.bpf_include()), '-Wno-macro-redefined']\n"
-        "    compile._compile(paths.bpf_source(name), flags, name)\n"
+        "    compile._compile(paths.bpf_source(name), flags, '')\n"
         "print(Path('/proc/self/status').read_text())\n"
     )
     output = run([interpreter(), "-c", script], cwd=REPOSITORY, timeout=60).stdout
@@ -530,15 +532,15 @@ def test_without_the_real_bcc_it_is_4(
     run([interpreter(), "-m", "venv", "--without-pip", str(venv)], timeout=60)
     (site,) = venv.glob("lib/python*/site-packages")
     packages = run([interpreter(), "-c", "import numpy; print(numpy.__path__[0])"]).stdout.strip()
-    (site / "others.pth").write_text(str(Path(packages).parent) + "\n")
+    (site / "foreign_programs.pth").write_text(str(Path(packages).parent) + "\n")
     if package:
         (site / "bcc").mkdir()
         (site / "bcc" / "__init__.py").write_text("class Lattice: pass\n")
     argv = [str(venv / "bin" / "python"), "-m", "nettop", veth.a.name, "-b", "-n", "1", "-p", PROBES]
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     result = run(veth.a.ns.argv(argv), check=False, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)})
     assert_two_lines(result.returncode, 4, result.stdout, result.stderr, *words)
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 # The screen itself, in a pseudo-terminal
@@ -546,14 +548,14 @@ def test_without_the_real_bcc_it_is_4(
 
 @pytest.mark.parametrize("ending", ["q", "ctrl+c", "hangup"])
 def test_the_screen_ends_and_leaves_nothing(lab: Lab, veth: Link, ending: str) -> None:
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with Terminal(lab, veth.a, *ARGS) as screen:
         screen.read_until("10.77.", poke=lambda: ping(veth.a, veth.b, 3))
         held = bpf.held(screen.pid)
         assert held.programs
         assert held.links
         pids = bpf.family(screen.pid)
-        assert witness.attached(veth.a) != before
+        assert oracle.attached(veth.a) != before
         if ending == "hangup":
             screen.hang_up()
         else:
@@ -565,4 +567,4 @@ def test_the_screen_ends_and_leaves_nothing(lab: Lab, veth: Link, ending: str) -
         assert screen.sent.rindex(b"\x1b[?1049l") > screen.sent.index(b"\x1b[?1049h")
     assert eventually(lambda: all(map(gone, pids)))
     assert not bpf.remaining(held)
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before

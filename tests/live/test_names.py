@@ -20,8 +20,8 @@ NOBODY = pwd.getpwnam("nobody")
 NAME = "web-7.lab.test"
 SCRIPT = """
 import ipaddress, json, sys, time
-from nettop.ui.names import Names
-names, addresses = Names(), [ipaddress.ip_address(a) for a in sys.argv[1:]]
+from nettop.ui.reverse_dns import ReverseDns
+names, addresses = ReverseDns(), [ipaddress.ip_address(a) for a in sys.argv[1:]]
 known, evil, v6 = (a.packed if a.version == 6 else b"\\0" * 10 + b"\\xff\\xff" + a.packed for a in addresses)
 first = names.of(known), names.of(evil), names.of(v6)
 end = time.monotonic() + 20

@@ -20,7 +20,7 @@ from lab import Direction, Lab, Link, Nettop, run_nettop
 from lab.program import REPOSITORY, Outcome, command
 from lab.shell import run
 from lab.traffic import answering, asking, transfer
-from observed import PROBES, endpoint
+from observe import PROBES, endpoint
 
 from nettop.probes.base import all_probes
 
@@ -130,7 +130,7 @@ def test_text_in_a_pipe_is_for_people_and_for_awk(lab: Lab, veth: Link) -> None:
     assert endpoint(veth.b.v4, port) in {row[titles.index("remote")] for row in rows}
 
 
-def test_files_belong_to_the_user_behind_sudo(lab: Lab, veth: Link, folder: Path) -> None:
+def test_files_belong_to_the_invoking_user(lab: Lab, veth: Link, folder: Path) -> None:
     written = {
         "snapshot": ("--snapshot", str(folder / "snapshot.ndjson"), *ARGS),
         "output": ("-b", "--format", "ndjson", "-n", "2", "-o", str(folder / "output.ndjson"), *ARGS),

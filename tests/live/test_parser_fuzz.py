@@ -45,15 +45,15 @@ from scapy.layers.sctp import SCTP
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Padding
 
-from nettop import bpf
-from nettop.control import Config, Counting
-from nettop.filter import Instructions, compile_expression, from_words
-from nettop.kernel.maps import open_reader
+from nettop.bpf import syscall
+from nettop.bpf.config import Config, Counting
+from nettop.bpf.filter import Instructions, compile_expression, from_words
+from nettop.bpf.maps import open_maps
+from nettop.bpf.protocol import Plan
 from nettop.loader import attach
 from nettop.loader.compile import compile_probe, takes_filter
 from nettop.probes.base import all_probes
-from nettop.probes.flows_layout import FLOW, TUNNELS
-from nettop.protocol import MapInfo, Plan
+from nettop.probes.flows.constants import TUNNELS
 
 PACKETS = int(os.environ.get("NETTOP_FUZZ_PACKETS", 1_000_000))
 SEED = int(os.environ.get("NETTOP_FUZZ_SEED", 20))
@@ -80,7 +80,7 @@ class Program:
         max_flows: int = 1 << 14,
     ) -> None:
         self.probe = attach.Attached(name, compile_probe(name, cache, instructions=instructions))
-        attach.make_maps(self.probe, Plan("lo", (name,), max_flows=max_flows))
+        attach.make_maps(self.probe, Plan("lo", (name,), (("flows.flows", max_flows),)))
         declared = {
             (a.target, a.program)
             for hook in self.probe.object.hooks
@@ -91,11 +91,12 @@ class Program:
         self.fds: dict[int, int] = {}
         for target, program in declared:
             code = self.probe.object.linked(program, self.probe.maps)
-            fd = bpf.prog_load(bpf.ProgType.SCHED_CLS, code, program)
+            fd = syscall.prog_load(syscall.ProgType.SCHED_CLS, code, program)
             self.fds[IN if target == "ingress" else OUT] = fd
             self.probe.programs[(program, "")] = fd
         attach.write_config(self.probe, config)
-        self.layouts = {m.name: m for m in all_probes()[name].maps}
+        answer = attach.report(self.probe)
+        self.readers, self.layouts = open_maps(all_probes()[name].maps, answer.probe.maps, answer.fds)
 
     def fd(self, name: str) -> int:
         """Descriptor of a map."""
@@ -103,10 +104,7 @@ class Program:
 
     def read(self, name: str) -> Any:
         """A map as the screen reads it; per-CPU values added up."""
-        index = [m.name for m in self.probe.object.maps].index(name)
-        spec, entries = self.probe.object.maps[index], self.probe.entries[index]
-        info = MapInfo(name, spec.kind, spec.key_size, spec.value_size, entries, 0)
-        return open_reader(self.probe.maps[index], info, self.layouts[name]).read()
+        return self.readers[name].read()
 
     def total(self, name: str, field: str, element: int = 0) -> Any:
         """One field of a per-CPU array's element, over all CPUs."""
@@ -420,13 +418,13 @@ def flow_key(seen: Seen, ports: tuple[int, int], direction: int) -> bytes:
 
 def looked_up(flows: Program, key: bytes) -> np.ndarray[Any, Any]:
     """A flow's bytes and packets so far, received and sent: zeros where there is no such flow."""
-    value = np.zeros((), FLOW)
-    bpf.map_lookup(flows.fd("flows"), key, ctypes.addressof(ctypes.c_char.from_buffer(value.data)))
+    value = np.zeros((), flows.layouts["flows"].value)
+    syscall.map_lookup(flows.fd("flows"), key, ctypes.addressof(ctypes.c_char.from_buffer(value.data)))
     return np.array([value["dir"]["bytes"], value["dir"]["packets"]])
 
 
 def run_once(program: Program, frame: bytes, direction: int) -> None:
-    verdict, after, _ = bpf.test_run(program.fds[direction], frame)
+    verdict, after, _ = syscall.test_run(program.fds[direction], frame)
     assert verdict == UNSPEC
     assert after == frame
 
@@ -552,7 +550,7 @@ def test_a_packet_of_many_segments_is_as_many_bytes(
     struct.pack_into("=I", context, 176, size)
     throughput = bare["throughput"]
     before = [throughput.total("traffic", name, OUT) for name in ("bytes", "packets")]
-    verdict, after, _ = bpf.test_run(throughput.fds[OUT], frame, context=bytes(context))
+    verdict, after, _ = syscall.test_run(throughput.fds[OUT], frame, context=bytes(context))
     assert (verdict, after) == (UNSPEC, frame)
     count, number = (
         int(throughput.total("traffic", name, OUT) - old)
@@ -726,7 +724,7 @@ def test_the_driver_notices_what_a_program_does(corpus: Path) -> None:
     stores += struct.pack("=BBhi", 0x85, 0, 0, 9)
     stores += struct.pack("=BBhi", 0xB7, 0, 0, -1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
     for code, wrong in ((drops, "verdicts"), (marks, "marked"), (stores, "changed")):
-        fd = bpf.prog_load(bpf.ProgType.SCHED_CLS, code, "harmful")
+        fd = syscall.prog_load(syscall.ProgType.SCHED_CLS, code, "harmful")
         try:
             found = fuzz(corpus, 1000, [fd], timeout=20)
         finally:

@@ -12,9 +12,9 @@ from lab import Lab, Link, packets, run_nettop
 from lab.namespace import Endpoint
 from lab.shell import Process
 from lab.traffic import fresh_port, listen_iperf3
-from observed import Row, Station, Watch, endpoint, observing, watching
+from observe import Row, Station, Watch, endpoint, observing, watching
 
-TALKER = str(Path(__file__).with_name("talker.py"))
+TALKER = str(Path(__file__).with_name("socket_process.py"))
 KNOWN_WITHIN_NS = 2_000_000_000
 
 
@@ -31,7 +31,7 @@ def container() -> Iterator[Station]:
 def talker(
     at: Endpoint, name: str, role: str, *, bind: str = "", port: int = 0, to: tuple[str, int] = ("", 0)
 ) -> Iterator[Process]:
-    """Such a process inside the endpoint's namespace, with its first line said; see talker.py."""
+    """Such a process inside the endpoint's namespace, with its first line said; see socket_process.py."""
     ipv6 = str(int(":" in bind + to[0]))
     process = at.ns.spawn(sys.executable, TALKER, name, role, ipv6, bind, str(port), to[0], str(to[1]))
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import Direction, Lab, dns, witness
+from lab import Direction, Lab, dns, oracle
 from lab.program import Frame, interpreter
 from lab.traffic import answering, answers, asking, iperf3, ping
 from rtts import (
@@ -99,7 +99,7 @@ def test_every_method_finds_the_delay_of_the_wire(lab: Lab, delay_ms: int) -> No
             time.sleep(0.3)
             hasten(client.ns, server.ns)
             time.sleep(SECONDS - 0.6)
-            sockets = witness.sockets(client.ns)
+            sockets = oracle.sockets(client.ns)
         wire = link.wire.round_trip_ns()
         clients = [answers(process) for process in running]
         nettop.more_frames(3)

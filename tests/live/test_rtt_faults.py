@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from lab import Direction, Lab, packets, witness
+from lab import Direction, Lab, oracle, packets
 from lab.program import Frame
 from lab.traffic import Transfer, answering, answers, asking, iperf3, ping, transfer
 from lab.wire import Held
@@ -110,7 +110,7 @@ def test_delayed_acks_add_their_delay_and_no_more(lab: Lab) -> None:
         with transfer(link.a, link.b) as connection:
             connection.one_byte_each(0.3, 10)
             port = connection.remote[1]
-            (socket,) = witness.sockets(link.a.ns, "dport", "=", f":{port}")
+            (socket,) = oracle.sockets(link.a.ns, "dport", "=", f":{port}")
         nettop.more_frames(2)
     there, back = link.wire.report()
     row = flow(nettop.frames, remote_port=port)
@@ -154,7 +154,7 @@ def beside(lab: Lab, direction: Direction, seconds: float = 4.0) -> Beside:
     with contextlib.ExitStack() as stack:
         near, far = (stack.enter_context(watching(lab, end)) for end in (client, server))
         servers = [stack.enter_context(answering(server)) for _ in range(4)]
-        before = [witness.netstat(end.ns)["TcpRetransSegs"] for end in (client, server)]
+        before = [oracle.netstat(end.ns)["TcpRetransSegs"] for end in (client, server)]
         client.ns.sysctl("ipv4.tcp_timestamps", 0)
         running = [asking(client, servers[0], flows=8, seconds=seconds)]
         time.sleep(0.5)
@@ -174,7 +174,7 @@ def beside(lab: Lab, direction: Direction, seconds: float = 4.0) -> Beside:
             answers(process)
         near.more_frames(3)
         far.more_frames(3)
-        after = [witness.netstat(end.ns)["TcpRetransSegs"] for end in (client, server)]
+        after = [oracle.netstat(end.ns)["TcpRetransSegs"] for end in (client, server)]
     there, back = link.wire.report()
     return Beside(
         (there, back),
@@ -249,9 +249,9 @@ def test_a_syn_flood_costs_bounded_memory_and_no_established_flow(lab: Lab, answ
         before = {row["id"]: row for row in nettop.more_frames(2)[-1]["flows"] if row["rtt"]}
         memory = nettop.frames[-1]["health"]["rss_bytes"]
         first = len(nettop.frames)
-        sent = witness.sysfs(flooded.a)
+        sent = oracle.sysfs(flooded.a)
         flood = packets.syn_flood(lab, flooded.b, flooded.a, 80, 200_000, per_second=60_000)
-        sent = witness.difference(witness.sysfs(flooded.a), sent)
+        sent = oracle.difference(oracle.sysfs(flooded.a), sent)
         during = nettop.more_frames(3)
         for connection in quiet:
             connection.sender.sendall(b"?")

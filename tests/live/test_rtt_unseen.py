@@ -37,11 +37,7 @@ def come_back(lab: Lab, link: Link, nettop: Driven) -> None:
 
 
 # Filters have one of four numbers: after three that leave the flow out, no filter has that of the beginning again.
-CHANGES = {
-    "one filter": filters(1),
-    "three filters": filters(3),
-    "another interface": come_back,
-}
+CHANGES = {"one filter": filters(1), "three filters": filters(3), "another interface": come_back}
 
 
 def before(talk: Talk) -> Talk:

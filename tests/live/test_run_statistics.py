@@ -2,18 +2,15 @@
 
 import os
 import re
-import socket
 import struct
-import subprocess
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from nettop import bpf
-from nettop.live import LiveMeter, LoaderHandle, _Hooked
-from nettop.protocol import HookInfo
+from nettop.bpf import syscall
+from nettop.collect.attachments import Attachment
+from nettop.collect.meter import LiveMeter
 
 
 def instruction(code: int, registers: int = 0, offset: int = 0, value: int = 0) -> bytes:
@@ -41,29 +38,30 @@ def said_by_proc(fd: int) -> int:
     return int(re.findall(r"recursion_misses:\s*(\d+)", text)[0])
 
 
+async def no_switch(on: bool) -> None:
+    """Run statistics are as the kernel has them."""
+
+
 @pytest.fixture
-def meter() -> Iterator[LiveMeter]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, ours, subprocess.Popen(["cat"], stdin=subprocess.PIPE) as loader:
-        yield LiveMeter(LoaderHandle(ours, loader))
-        loader.communicate()
+def meter() -> LiveMeter:
+    return LiveMeter((os.getpid(),), no_switch)
 
 
 def test_runs_that_the_kernel_leaves_out_are_said(meter: LiveMeter) -> None:
     """A program that itself causes what it is attached to: the run within the run is left out."""
     with ExitStack() as open_:
-        speaker = bpf.prog_load(bpf.ProgType.SCHED_CLS, SPEAKS, "speaker")
-        hearer = bpf.prog_load(bpf.ProgType.RAW_TRACEPOINT, SPEAKS, "hearer")
+        speaker = syscall.prog_load(syscall.ProgType.SCHED_CLS, SPEAKS, "speaker")
+        hearer = syscall.prog_load(syscall.ProgType.RAW_TRACEPOINT, SPEAKS, "hearer")
         for fd in (speaker, hearer):
             open_.callback(os.close, fd)
-        link = bpf.raw_tracepoint_open(hearer, "bpf_trace_printk")
+        link = syscall.raw_tracepoint_open(hearer, "bpf_trace_printk")
         open_.callback(os.close, link)
-        meter.hooked = (_Hooked("stages", HookInfo("printk", "raw_tracepoint", (0,)), (hearer,), (link,)),)
+        meter.attached((Attachment("stages", "printk", "raw_tracepoint", (hearer,), (link,)),))
         assert [hook.recursion_misses for hook in meter.hooks("stages", 10**9)] == [0]
         for times in (3, 1):
             before = said_by_proc(hearer)
             for _ in range(times):
-                bpf.test_run(speaker, PACKET)
+                syscall.test_run(speaker, PACKET)
             assert said_by_proc(hearer) - before == times
             assert [hook.recursion_misses for hook in meter.hooks("stages", 10**9)] == [times]
         assert [hook.recursion_misses for hook in meter.hooks("stages", 10**9)] == [0]
@@ -71,6 +69,6 @@ def test_runs_that_the_kernel_leaves_out_are_said(meter: LiveMeter) -> None:
 
 def test_where_the_kernel_says_nothing_of_it_that_is_no_zero(meter: LiveMeter) -> None:
     no_program = os.dup(0)
-    meter.hooked = (_Hooked("stages", HookInfo("printk", "raw_tracepoint", (0,)), (no_program,), ()),)
+    meter.attached((Attachment("stages", "printk", "raw_tracepoint", (no_program,)),))
     assert [hook.recursion_misses for hook in meter.hooks("stages", 10**9)] == [None]
     os.close(no_program)

@@ -17,14 +17,16 @@ from lab import Direction, Endpoint, Lab, Link, Nettop, build
 from lab.program import Frame
 from lab.traffic import answering, ask, asking, iperf3
 
-from nettop import stats
-from nettop.kernel.maps import ArrayReader, open_reader
-from nettop.loader import attach, interface
+from nettop.bpf.maps import ArrayReader, open_maps
+from nettop.bpf.protocol import Plan
+from nettop.core import histogram as hist
+from nettop.loader import attach
 from nettop.loader.compile import compile_probe
-from nettop.loader.hooks import Place
-from nettop.probes import flows, irq
+from nettop.loader.mechanisms import Target
+from nettop.netdev import link as interface
 from nettop.probes.base import Probe
-from nettop.protocol import MapInfo, Plan
+from nettop.probes.flows import probe as flows
+from nettop.probes.irq import probe as irq_probe
 
 S = 1_000_000_000
 FLOWS = 50_021
@@ -175,13 +177,13 @@ def test_fewer_rtt_probes_find_the_same_delays(lab: Lab, cache: Path) -> None:
     copies: list[attach.Attached] = []
 
     def inside() -> None:
-        plan = Plan(link.a.name, ("flows",))
+        plan = Plan(link.a.name, ("flows",), (("flows.flows", 65_536),))
         config = interface.describe(plan)
         for shift in (0, 3):
             copy = attach.Attached("flows", compile_probe("flows", cache))
             copies.append(copy)
             attach.make_maps(copy, plan)
-            attach.attach(copy, Place(link.a.name, config.ifindex), plan)
+            attach.attach(copy, Target(link.a.name, config.ifindex))
             attach.write_config(copy, replace(config, rtt_shift=shift))
 
     try:
@@ -197,7 +199,7 @@ def test_fewer_rtt_probes_find_the_same_delays(lab: Lab, cache: Path) -> None:
     assert every > 3000
     assert every / 12 < eighth < every / 4  # a tick is a multiple of a question's time only by chance
     # 8 ms or 16 ms, and what a busy machine adds to either: on the same packets, so the same share of slow ones.
-    edge = stats.bucket_of(12_000_000)
+    edge = hist.bucket_of(12_000_000)
     slow, slow_of_eighth = (float(h[edge:].sum() / h.sum()) for h in histograms)
     print(f"slow {slow:.3f} and {slow_of_eighth:.3f}")
     assert slow == pytest.approx(slow_share, abs=0.2)
@@ -205,10 +207,8 @@ def test_fewer_rtt_probes_find_the_same_delays(lab: Lab, cache: Path) -> None:
 
 
 def _read(copy: attach.Attached, probe: Probe, name: str) -> np.ndarray:
-    fd, spec = next((fd, s) for fd, s in zip(copy.maps, copy.object.maps, strict=True) if s.name == name)
-    layout = next(m for m in probe.maps if m.name == name)
-    info = MapInfo(spec.name, spec.kind, spec.key_size, spec.value_size, spec.max_entries, 0)
-    reader = open_reader(fd, info, layout)
+    answer = attach.report(copy)
+    reader = open_maps(probe.maps, answer.probe.maps, answer.fds)[0][name]
     assert isinstance(reader, ArrayReader)
     return reader.read()
 
@@ -231,7 +231,7 @@ def test_a_softirq_that_was_raised_before_a_rest_has_not_waited_all_of_it(cache:
     plan = Plan("lo", ("irq",))
     try:
         attach.make_maps(copy, plan)
-        attach.attach(copy, Place("lo", 1), plan)
+        attach.attach(copy, Target("lo", 1))
         attach.write_config(copy, interface.describe(plan))
         for _ in range(rounds):
             for fd in copy.links.pop("softirq_entry"):
@@ -239,14 +239,14 @@ def test_a_softirq_that_was_raised_before_a_rest_has_not_waited_all_of_it(cache:
             time.sleep(0.05)  # some of each are raised
             attach.handed_over(copy)
             time.sleep(rest)
-            attach.again(copy, Place("lo", 1))
+            attach.resume(copy, Target("lo", 1))
             time.sleep(0.05)
-        waits = _read(copy, irq.PROBE, "softirqs")["wait"]["slots"].sum(axis=(0, 1))
+        waits = _read(copy, irq_probe.PROBE, "softirqs")["wait"]["slots"].sum(axis=(0, 1))
     finally:
         copy.close()
     print(f"{waits.sum()} waits")
     assert waits.sum() > 100
-    assert waits[stats.bucket_of(round(rest * S)) :].sum() == 0
+    assert waits[hist.bucket_of(round(rest * S)) :].sum() == 0
 
 
 @pytest.mark.alone

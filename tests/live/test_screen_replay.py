@@ -10,10 +10,10 @@ from lab.traffic import answering, asking
 from screen_driver import SIZE, VIEWS, look
 
 from nettop.probes.base import all_probes
-from nettop.recording import Recording
+from nettop.record.recording import Recording
+from nettop.record.sources import Replay
 from nettop.session import Session
 from nettop.settings import Settings
-from nettop.sources import Replay
 from nettop.ui.app import NettopApp
 
 FRAMES = 8
@@ -52,7 +52,7 @@ async def test_a_replay_shows_what_the_screen_showed(
             ping.stop()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setattr("nettop.charset._started_with", lambda: {"LANG": "C.UTF-8"})
+    monkeypatch.setattr("nettop.core.charset._started_with", lambda: {"LANG": "C.UTF-8"})
     again = await replayed(str(path), seen["time_ns"])
     live = "\n".join(row for rows in seen["views"].values() for row in rows)
     for part in ("rx ", veth.b.v4, veth.b.v6, "client", "received", "NET_RX"):

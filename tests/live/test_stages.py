@@ -677,11 +677,7 @@ def test_a_filter_is_changed_under_traffic(lab: Lab, veth: Link) -> None:
         nettop.more_frames(4)
         objects = held(nettop.process.pid)
         first = len(nettop.frames)
-        for text in (
-            f"port {server.port}",
-            f"not port {server.port} and tcp[13] != 0",
-            "",
-        ):
+        for text in (f"port {server.port}", f"not port {server.port} and tcp[13] != 0", ""):
             nettop.tell(f"filter {text}")
             nettop.wait(lambda text=text: nettop.frames[-1]["filter"] == text)
             nettop.more_frames(1)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import pytest
 from lab import Direction, Lab, Link
 from lab.namespace import Endpoint, Namespace
+from lab.oracle import netstat, sockets
 from lab.packets import ACK, ethernet, ip, send, tcp
 from lab.shell import eventually
 from lab.traffic import Transfer, transfer
-from lab.witness import netstat, sockets
 from stagelab import above, stages, through_ifb, watching
 from tally import NOT_TAKEN, Tally
 

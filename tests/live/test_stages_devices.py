@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 from lab import Lab, Link, Router
+from lab.oracle import difference, sysfs
 from lab.packets import ethernet, ip, send, tcp, udp
 from lab.traffic import answering, ask
-from lab.witness import difference, sysfs
 from stagelab import Driven, above, stages, through_ifb, watching
 
 RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")

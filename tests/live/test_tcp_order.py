@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from lab import Direction, Lab, packets, witness
+from lab import Direction, Lab, oracle, packets
 from lab.program import Frame
 from lab.traffic import fresh_port, transfer
 from rtts import Row, Talk, flow, play_all, watching
@@ -40,12 +40,7 @@ class Sent:
 
 
 # IPv4 has an ID and timestamps may be off: what there is to tell by differs.
-KINDS = {
-    "v4, timestamps": (False, 1),
-    "v4": (False, 0),
-    "v6, timestamps": (True, 1),
-    "v6": (True, 0),
-}
+KINDS = {"v4, timestamps": (False, 1), "v4": (False, 0), "v6, timestamps": (True, 1), "v6": (True, 0)}
 
 
 def send(lab: Lab, wire: Direction) -> dict[str, Sent]:
@@ -63,7 +58,7 @@ def send(lab: Lab, wire: Direction) -> dict[str, Sent]:
             link.wire.reset()
             connection.send_slowly_read(BYTES, pause_s=0)
             port = connection.remote[1]
-            (sender,) = witness.sockets(link.a.ns, "dport", "=", f":{port}")
+            (sender,) = oracle.sockets(link.a.ns, "dport", "=", f":{port}")
             held, _ = link.wire.report()
             frames = [nettop.more_frames(2)[-1] for nettop in (near, far)]
             dsacks = int(sender.info.get("dsack_dups", 0))
@@ -167,9 +162,7 @@ def test_single_bytes_that_are_really_sent_twice(lab: Lab, stamps: bool) -> None
             time.sleep(0.12)
             link.wire.set(good, good)
             time.sleep(0.25)
-        again = witness.netstat(link.a.ns)[
-            "TcpRetransSegs"
-        ]  # of the namespace, which has no other connection
+        again = oracle.netstat(link.a.ns)["TcpRetransSegs"]  # of the namespace, which has no other connection
         rows = [_row(nettop.more_frames(3)[-1], connection.remote[1]) for nettop in (near, far)]
     assert again >= 5
     assert rows[0]["tx_retransmits_total"] == again
@@ -191,7 +184,7 @@ def test_keep_alives_and_window_probes_are_probes(lab: Lab) -> None:
         with contextlib.suppress(BlockingIOError):
             stalled.sender.send(b"x" * 1_000_000)
         time.sleep(3.5)
-        counters = witness.netstat(link.a.ns)
+        counters = oracle.netstat(link.a.ns)
         rows = {
             name: [_row(nettop.more_frames(2)[-1], c.remote[1]) for nettop in (near, far)]
             for name, c in (("quiet", quiet), ("stalled", stalled))
@@ -284,14 +277,14 @@ def test_syns_and_fins_that_are_sent_again_count(lab: Lab) -> None:
             assert connection.receiver.recv(1) == b"?"
             time.sleep(0.1)
             before = flow(nettop.more_frames(2), remote_port=port)
-            assert before["tx_retransmits_total"] == witness.netstat(link.a.ns)["TcpRetransSegs"] == 1
+            assert before["tx_retransmits_total"] == oracle.netstat(link.a.ns)["TcpRetransSegs"] == 1
             wire.set(broken, good)
             connection.sender.shutdown(socket.SHUT_WR)
             time.sleep(0.3)
             wire.set(good, good)
             time.sleep(0.6)
             after = flow(nettop.more_frames(2), remote_port=port)
-            assert after["tx_retransmits_total"] == witness.netstat(link.a.ns)["TcpRetransSegs"] >= 2
+            assert after["tx_retransmits_total"] == oracle.netstat(link.a.ns)["TcpRetransSegs"] >= 2
             assert after["state"] == "closing"
 
 
@@ -315,7 +308,7 @@ def test_both_ends_open_at_once(lab: Lab) -> None:
         both[0].sendall(b"hello")
         assert both[1].recv(16) == b"hello"
         rows = [_row(nettop.more_frames(2)[-1], ports[1]) for nettop in (near, far)]
-        assert [witness.netstat(end.ns)["TcpRetransSegs"] for end in (link.a, link.b)] == [0, 0]
+        assert [oracle.netstat(end.ns)["TcpRetransSegs"] for end in (link.a, link.b)] == [0, 0]
     for row in rows:
         assert (row["state"], row["rx_packets_total"], row["tx_packets_total"]) == ("open", 4, 4)
         assert row["retransmits_total"] == row["loss"]["uncertain_total"] == row["out_of_order_total"] == 0

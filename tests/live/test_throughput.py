@@ -15,11 +15,11 @@ from pathlib import Path
 
 import devices
 import pytest
-from lab import Lab, Link, packets, run_nettop, shell, witness
+from lab import Lab, Link, oracle, packets, run_nettop, shell
 from lab.namespace import Endpoint, Namespace
 from lab.program import REPOSITORY, interpreter
 from lab.traffic import Iperf, iperf3, ping
-from observed import Observed, Station, endpoint, observing, watching
+from observe import Observed, Station, endpoint, observing, watching
 
 BIN_NS = 1 << 20  # bpf_src/throughput.c: the grain of the peak
 PINGS = 1013
@@ -93,7 +93,7 @@ def test_bytes_and_packets_beside_iperf3(stations: Callable[[bool, str], Station
     veth = station.link
     sender, receiver = (veth.b, veth.a) if case.reverse else (veth.a, veth.b)
     way = "rx" if case.reverse else "tx"
-    before = witness.netstat(sender.ns), witness.netstat(receiver.ns)
+    before = oracle.netstat(sender.ns), oracle.netstat(receiver.ns)
     with station.watch.observing() as seen:
         result = iperf3(
             veth.a,
@@ -105,8 +105,8 @@ def test_bytes_and_packets_beside_iperf3(stations: Callable[[bool, str], Station
             ipv6=case.ipv6,
             reverse=case.reverse,
         )
-    after = witness.netstat(sender.ns), witness.netstat(receiver.ns)
-    sent = witness.difference(after[0], before[0])
+    after = oracle.netstat(sender.ns), oracle.netstat(receiver.ns)
+    sent = oracle.difference(after[0], before[0])
 
     seen.agrees()
     assert {hook["via"] for hook in seen.frames[-1]["probes"]["throughput"]["hooks"]} == {case.via}
@@ -204,7 +204,7 @@ def test_the_frames_totals_are_the_interfaces_own(station: Station) -> None:
     veth = station.link
     with station.watch.observing() as seen:
         iperf3(veth.a, veth.b, payload_bytes=3_000_017)
-    counters = witness.sysfs(veth.a)
+    counters = oracle.sysfs(veth.a)
     last = seen.frames[-1]["throughput"]
     for direction in ("rx", "tx"):
         for key, name in (
@@ -319,7 +319,7 @@ def test_queue_drops_and_backlog_as_tc_counts_them(lab: Lab, veth: Link) -> None
         for _ in range(1009):
             with contextlib.suppress(OSError):
                 sender.send(frame)
-    (queue,) = witness.qdiscs(veth.a)
+    (queue,) = oracle.qdiscs(veth.a)
     assert queue["drops"] > 100
     assert sum(f["throughput"]["qdisc"]["drops"] for f in seen.frames) == queue["drops"]
     assert {f["throughput"]["qdisc"]["kind"] for f in seen.frames} == {"tbf"}
@@ -348,14 +348,14 @@ def test_what_passes_by_tc_is_said(lab: Lab, veth: Link) -> None:
         made.setsockopt(263, 20, 1)  # SOL_PACKET, PACKET_QDISC_BYPASS
         return made
 
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with watching(lab, veth.a) as watch, watch.observing() as seen:
-        beside = witness.attached(veth.a)
+        beside = oracle.attached(veth.a)
         for _ in range(5):
             _flood(lambda: veth.a.ns.call(bypassing), frame, 503)
             watch.nettop.more_frames(1)
-        assert witness.attached(veth.a) == beside
-    assert witness.attached(veth.a) == before
+        assert oracle.attached(veth.a) == beside
+    assert oracle.attached(veth.a) == before
     assert seen.counters["tx_packets"] == 5 * 503
     assert seen.total("tx", "packets") == 0
     notes = {note for f in seen.frames for note in f.get("notes", ())}
@@ -374,8 +374,8 @@ def _asks(ns: Namespace, name: str, others: int) -> float:
     shell.run(["ip", "-n", str(ns.name), "-batch", "-"], stdin=made)
     ask = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from nettop.kernel.system import READINGS\n"
-        "from nettop.loader.interface import counting, trouble\n"
+        "from nettop.netdev.counters import READINGS\n"
+        "from nettop.netdev.link import counting, trouble\n"
         "asks = [READINGS['interface'], READINGS['qdisc'], counting, trouble]\n"
         "for ask in asks: ask(sys.argv[2])\n"
         "least = []\n"

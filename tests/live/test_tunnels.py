@@ -6,10 +6,10 @@ import devices
 import pytest
 from lab import packets
 from lab.packets import ACK, FIN, TUNNELS, Tunnel
-from observed import Observed, Station, endpoint
+from observe import Observed, Station, endpoint
 from rtts import Talk, is_min, play_all
 
-from nettop import units
+from nettop.core import units
 
 NEAR, FAR = "172.16.0.1", "172.16.0.2"
 

@@ -20,12 +20,7 @@ from lab.core import route_by
 from lab.shell import Process
 from lab.traffic import Server, answering, ask, asking, transfer
 from stagelab import MS, burning
-from verdict_labs import (
-    SO_MAX_PACING_RATE,
-    Verdict,
-    slow_rules,
-    watching,
-)
+from verdict_labs import SO_MAX_PACING_RATE, Verdict, slow_rules, watching
 
 pytestmark = pytest.mark.timing  # delays by the wall clock, on a machine that others use
 

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import Direction, Endpoint, Lab, Link, witness
+from lab import Direction, Endpoint, Lab, Link, oracle
 from lab.namespace import Namespace
 from lab.program import interpreter
 from lab.shell import Process
 from lab.traffic import Transfer, answering, asking, fresh_port, transfer
 from stagelab import MS, burning
 
-from nettop import bpf
+from nettop.bpf import syscall
 from nettop.loader.compile import compile_source
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -303,11 +303,11 @@ def slow_rules(ns: Namespace, port: int, take_ns: int, folder: Path) -> Iterator
     source.write_text(_RULES)
     flags = (f"-DPORT={port}", f"-DTAKE_NS={take_ns}ULL")
     code = compile_source(source, folder, flags).linked("rules", [])
-    program = bpf.prog_load(bpf.ProgType.NETFILTER, code, "rules", bpf.AttachType.NETFILTER)
+    program = syscall.prog_load(syscall.ProgType.NETFILTER, code, "rules", syscall.AttachType.NETFILTER)
     # NFPROTO_IPV4, NF_INET_LOCAL_IN, the priority of a firewall's filter, no flags.
     place = struct.pack("=IIiI", 2, 1, 0, 0)
     try:
-        link = ns.call(lambda: bpf.link_create(program, 0, bpf.AttachType.NETFILTER, place))
+        link = ns.call(lambda: syscall.link_create(program, 0, syscall.AttachType.NETFILTER, place))
         try:
             yield
         finally:
@@ -414,7 +414,7 @@ def first_syn_lost(client: str) -> Callable[[Scene], object]:
         # The ACK of an answer comes with the next question: below 5 ms that is no trouble of the way back.
         s.questions(here, there, pause_s=0.002)
         assert "counter packets 1 " in nft("nft", "list table inet lost").stdout
-        assert witness.netstat(here.ns)["TcpExtTCPSynRetrans"] == 1
+        assert oracle.netstat(here.ns)["TcpExtTCPSynRetrans"] == 1
 
     return make
 

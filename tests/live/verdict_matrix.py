@@ -52,14 +52,19 @@ def run(kind: Kind, count: int, code: Path, verbose: bool = False) -> tuple[Coun
 
 
 def table(results: dict[str, dict[str, object]]) -> str:
-    lines = ["| lab | right | judged as |", "|---|---|---|"]
-    for title, kinds in (("**a trouble**", TROUBLES), ("**healthy traffic**", HEALTHY)):
-        lines.append(f"| {title} | | |")
+    """A row for all labs that were judged alike; how often that was right stands where it was not always."""
+    lines = ["| judged as | labs |", "|---|---|"]
+    for title, kinds in (("a trouble", TROUBLES), ("healthy traffic", HEALTHY)):
+        lines.append(f"| **{title}** | |")
+        alike: dict[str, list[str]] = {}
         for kind in kinds:
             result = results.get(kind.name)
             if result is not None:
                 said = ", ".join(f"{word} {n}" for word, n in result["said"].items())  # type: ignore[attr-defined]
-                lines.append(f"| {kind.name} | {result['right']} of {result['count']} | {said} |")
+                if result["right"] != result["count"]:
+                    said += f": right {result['right']} of {result['count']}"
+                alike.setdefault(said, []).append(kind.name)
+        lines += [f"| {said} | {'<br>'.join(names)} |" for said, names in alike.items()]
     return "\n".join(lines)
 
 

@@ -9,4 +9,4 @@ def terminal(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setattr("nettop.charset._started_with", lambda: {"LANG": "C.UTF-8"})
+    monkeypatch.setattr("nettop.core.charset._started_with", lambda: {"LANG": "C.UTF-8"})

@@ -13,15 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nettop.model import Frame, Health, Histogram, HookStatus, ProbeStatus
-from nettop.probes import flows_view, irq, stages, throughput_view
+from nettop.core.frame import Frame, Health, HookStatus, ProbeStatus
+from nettop.core.histogram import Histogram, bucket_lowers, bucket_of
 from nettop.probes.base import Fold, Hook, Probe, Setup, one
-from nettop.probes.flows import Flows, Sample, Subnet
-from nettop.probes.flows_focus import Focused, Socket
-from nettop.probes.flows_layout import ROW, ROW_RTT
-from nettop.probes.throughput import Direction, Throughput
-from nettop.probes.view import Pane
-from nettop.stats import bucket_lowers, bucket_of
+from nettop.probes.flows import table as flows_table
+from nettop.probes.flows.focus import Focused, Socket
+from nettop.probes.flows.rows import ROW, ROW_RTT
+from nettop.probes.flows.section import Flows, Rtts, Sample, Subnet
+from nettop.probes.irq import probe as irq_probe
+from nettop.probes.irq.section import Cpu, Irq, Line, Poll, SoftIrq
+from nettop.probes.stages import probe as stages_probe
+from nettop.probes.stages.fold import _skeleton
+from nettop.probes.stages.section import FocusedStages, Stage, Stages
+from nettop.probes.throughput import pane as throughput_pane
+from nettop.probes.throughput.section import Direction, Qdisc, Share, Throughput
+from nettop.render.canvas import Pane
 
 SECOND = 1_000_000_000
 UPTIME = 9_000 * SECOND
@@ -87,7 +93,7 @@ def flow_rows(step: int, extra: int = 24) -> NDArray[np.void]:
         one["first"], one["last"] = now - (40 * (i + 1) ** 2 + step) * SECOND, now - 3_000_000
         one["state"] = 2 if proto == 6 else 0
         one["tx_retransmits"] = 12 * (i == 1)
-        one["pid"], one["process"] = pid, name.encode()
+        one["process"]["pid"], one["process"]["name"] = pid, name.encode()
         if method:
             time = now - (30 if i == 6 else 0) * SECOND - 20_000_000
             one["rtt"] = (rtt * wave, least, least, rtt * 0.97, rtt / 20, time, 14, 1000, method)
@@ -117,7 +123,7 @@ def flow_rows(step: int, extra: int = 24) -> NDArray[np.void]:
         rtt["time"] = now - 8_000_000
         rtt["samples"], rtt["samples_total"], rtt["method"] = 3, 50, 1
         rest["rtt"] = rtt
-        rest["pid"], rest["process"] = 2044, b"java"
+        rest["process"]["pid"], rest["process"]["name"] = 2044, b"java"
     return rows
 
 
@@ -134,8 +140,7 @@ def flows(step: int, extra: int = 24) -> Flows:
         rows=rows,
         total=len(rows),
         now_ns=UPTIME + step * SECOND,
-        outward=near + far,
-        subnets=subnets,
+        rtt=Rtts(outward=near + far, subnets=subnets),
         samples=samples(rows, step),
         focused=focused(step),
     )
@@ -193,14 +198,11 @@ def throughput(step: int) -> Throughput:
         10_000_000_000,
         1500,
         (
-            ("tcp", int(rx * 0.97), int(tx * 0.98)),
-            ("udp", int(rx * 0.025), int(tx * 0.02)),
-            ("icmp", 9800, 9800),
+            Share("tcp", int(rx * 0.97), int(tx * 0.98)),
+            Share("udp", int(rx * 0.025), int(tx * 0.02)),
+            Share("icmp", 9800, 9800),
         ),
-        "fq_codel",
-        0,
-        12_110 if step % 37 > 30 else 0,
-        9 if step % 37 > 30 else 0,
+        Qdisc("fq_codel", 0, 12_110 if step % 37 > 30 else 0, 9 if step % 37 > 30 else 0),
     )
 
 
@@ -241,10 +243,10 @@ def late(step: int) -> int:
     return 50 if step % 90 in range(40, 55) else 1
 
 
-def stages_section(step: int) -> stages.Stages:
+def stages_section(step: int) -> Stages:
     """Every stage that this kernel can show."""
-    rows: dict[str, list[stages.Stage]] = {"rx": [], "tx": []}
-    for direction, _, row in stages._skeleton(Setup("eth0", 2, hooks=HOOKS)):
+    rows: dict[str, list[Stage]] = {"rx": [], "tx": []}
+    for direction, _, row in _skeleton(Setup("eth0", 2, hooks=HOOKS)):
         center, spread, rate = DELAYS[direction, row.stage]
         if (direction, row.stage) == ("rx", "application"):
             center *= late(step)
@@ -261,16 +263,16 @@ def stages_section(step: int) -> stages.Stages:
         )
     whole = heap(26_000 * late(step), 0.9, 47_000), heap(5_200, 0.6, 21_000)
     focus = (
-        stages.FocusedStages(
+        FocusedStages(
             tuple(_slower(row) for row in rows["rx"]), tuple(_slower(row) for row in rows["tx"]), flow=FOCUS
         )
         if step >= FOCUSED_SINCE
         else None
     )
-    return stages.Stages(tuple(rows["rx"]), tuple(rows["tx"]), *whole, focus=focus)
+    return Stages(tuple(rows["rx"]), tuple(rows["tx"]), *whole, focus=focus)
 
 
-def _slower(row: stages.Stage) -> stages.Stage:
+def _slower(row: Stage) -> Stage:
     """A stage of a flow that moves in larger pieces, which take longer; what is sent waits in the qdisc."""
     center = 21_000_000 if row.stage == "qdisc" else DELAYS["rx", "application"][0] * 40
     if row.stage not in ("qdisc", "application"):
@@ -279,26 +281,22 @@ def _slower(row: stages.Stage) -> stages.Stage:
     return replace(row, latency=found, path_ns=found.sum_ns, path_packets=found.count)
 
 
-def irq_section(step: int) -> irq.Irq:
+def irq_section(step: int) -> Irq:
     """A device with two queues; its softirqs wait while the reader is late."""
     busy = 5 if late(step) > 1 else 1
-    return irq.Irq(
+    return Irq(
         (
-            irq.Line(41, "eth0-rx-0", heap(1_900, 0.4, 9_100), own=True),
-            irq.Line(42, "eth0-tx-0", heap(1_400, 0.4, 4_040), own=True),
-            irq.Line(18, "nvme0q1", heap(3_900, 0.5, 212), own=False),
+            Line(41, "eth0-rx-0", heap(1_900, 0.4, 9_100), own=True),
+            Line(42, "eth0-tx-0", heap(1_400, 0.4, 4_040), own=True),
+            Line(18, "nvme0q1", heap(3_900, 0.5, 212), own=False),
         ),
         (
-            irq.SoftIrq("NET_RX", heap(4_100 * busy, 0.8, 9_050), heap(21_000, 0.7, 9_050)),
-            irq.SoftIrq("NET_TX", heap(3_300, 0.6, 120), heap(5_200, 0.5, 120)),
-            irq.SoftIrq("TIMER", heap(2_100, 0.6, 1_004), heap(1_900, 0.5, 1_004)),
+            SoftIrq("NET_RX", heap(4_100 * busy, 0.8, 9_050), heap(21_000, 0.7, 9_050)),
+            SoftIrq("NET_TX", heap(3_300, 0.6, 120), heap(5_200, 0.5, 120)),
+            SoftIrq("TIMER", heap(2_100, 0.6, 1_004), heap(1_900, 0.5, 1_004)),
         ),
-        (
-            irq.Poll(
-                "eth0", heap(5_900 * busy, 0.8, 9_000), heap(19_000, 0.7, 9_050), 52_000, 9_050, step % 7
-            ),
-        ),
-        (irq.Cpu(0, 31_000, 0, step % 3), irq.Cpu(1, 21_000, 2 if step % 30 == 7 else 0, 0)),
+        (Poll("eth0", heap(5_900 * busy, 0.8, 9_000), heap(19_000, 0.7, 9_050), 52_000, 9_050, step % 7),),
+        (Cpu(0, 31_000, 0, step % 3), Cpu(1, 21_000, 2 if step % 30 == 7 else 0, 0)),
         hardware=True,
     )
 
@@ -309,14 +307,14 @@ def _no_fold(setup: Setup) -> Fold:
 
 def _probe(name: str, panes: tuple[Pane, ...], hooks: int = 2) -> Probe:
     made = tuple(Hook(f"{name}_{i}", (one("tcx", name, "ingress"),)) for i in range(hooks))
-    return Probe(name, f"the {name}", made, (), _no_fold, Flows.from_json, panes)
+    return Probe(name, f"the {name}", made, (), _no_fold, Flows, panes)
 
 
 PROBES: tuple[Probe, ...] = (
-    _probe("throughput", throughput_view.PANES),
-    _probe("flows", flows_view.PANES, 6),
-    _probe("stages", stages.PROBE.panes, 8),
-    _probe("irq", irq.PROBE.panes, 5),
+    _probe("throughput", throughput_pane.PANES),
+    _probe("flows", flows_table.PANES, 6),
+    _probe("stages", stages_probe.PROBE.panes, 8),
+    _probe("irq", irq_probe.PROBE.panes, 5),
 )
 
 
@@ -332,7 +330,9 @@ def frame(step: int, extra: int = 24, interval: float = 1.0, **changes: Any) -> 
         "db-3",
         "eth0",
         probes=probes,
-        health=Health(0, 0, 0, 4_100_000, 11_000_000, 58_000_000),
+        health=Health(
+            {"lost_events": 0, "evicted_flows": 0, "untracked_packets": 0}, 4_100_000, 11_000_000, 58_000_000
+        ),
         sections={
             "throughput": throughput(step),
             "flows": flows(step, extra),

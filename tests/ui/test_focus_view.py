@@ -8,16 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nettop.model import Frame, ProbeStatus
-from nettop.probes import draw, flows_view, focus_view, verdict
-from nettop.probes.view import Canvas, text_of
+from nettop.analysis import flow_page
+from nettop.analysis.verdict import explain
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.probes.flows import table as flows_table
+from nettop.render import draw
+from nettop.render.canvas import Canvas, text_of
 
 HISTORY = frames.frames(75)
 OTHER = 1 << 40  # a flow that is not in focus
 
 
 def page(canvas: Canvas, history=HISTORY, flow=frames.FOCUS) -> list[str]:
-    return [text_of(row) for row in flows_view.detail(history, flow, canvas)]
+    return [text_of(row) for row in flow_page.detail(history, flow, canvas)]
 
 
 @settings(max_examples=120)
@@ -31,7 +34,7 @@ def page(canvas: Canvas, history=HISTORY, flow=frames.FOCUS) -> list[str]:
 )
 def test_the_page_is_not_larger_than_its_canvas(width, height, unicode, shades, flow, count):
     canvas = Canvas(width, height, unicode=unicode, shades=shades)
-    lines = flows_view.detail(HISTORY[:count], flow, canvas)
+    lines = flow_page.detail(HISTORY[:count], flow, canvas)
     assert len(lines) <= height
     assert max((draw.cells_of(row) for row in lines), default=0) <= width
     if not unicode:
@@ -39,7 +42,7 @@ def test_the_page_is_not_larger_than_its_canvas(width, height, unicode, shades, 
 
 
 def test_it_says_what_is_wrong_and_by_which_figures():
-    found = verdict.explain(HISTORY, frames.FOCUS)
+    found = explain.explain(HISTORY, frames.FOCUS)
     text = "\n".join(page(Canvas(116, 37)))
     assert found.verdict == "network"
     for said in (found.verdict, found.headline, *found.reasons):
@@ -49,18 +52,18 @@ def test_it_says_what_is_wrong_and_by_which_figures():
 @pytest.mark.parametrize(("width", "height"), [(116, 37), (76, 21), (160, 50)])
 def test_every_part_stands_beside_the_bar(width, height):
     rows = page(Canvas(width, height))
-    at = [next(i for i, row in enumerate(rows) if kind.words in row) for kind in verdict.KINDS]
+    at = [next(i for i, row in enumerate(rows) if kind.words in row) for kind in explain.KINDS]
     assert at == sorted(at, reverse=True)[: len(at)], "the first on the way stands lowest"
 
 
 def test_the_part_that_the_verdict_speaks_of_is_warm_and_marked():
-    lines = flows_view.detail(HISTORY, frames.FOCUS, Canvas(116, 37))
-    words = next(k.words for k in verdict.KINDS if k.name == "beyond")
+    lines = flow_page.detail(HISTORY, frames.FOCUS, Canvas(116, 37))
+    words = next(k.words for k in explain.KINDS if k.name == "beyond")
     warm = next(row for row in lines if any(words in span.text for span in row))
     assert text_of(warm).rstrip().endswith("◂")
     assert [span.role for span in warm if span.text.startswith("█ ")] == ["warn"]
     others = [
-        row for row in lines if any(k.words in text_of(row) for k in verdict.KINDS if k.name != "beyond")
+        row for row in lines if any(k.words in text_of(row) for k in explain.KINDS if k.name != "beyond")
     ]
     assert not any(text_of(row).rstrip().endswith("◂") for row in others)
 
@@ -68,27 +71,27 @@ def test_the_part_that_the_verdict_speaks_of_is_warm_and_marked():
 def test_without_shades_each_part_has_a_texture_of_its_own():
     for unicode in (True, False):
         canvas = Canvas(116, 37, unicode=unicode, shades=False)
-        glyphs = [focus_view._glyph(name, canvas) for name in verdict.NAMES]
+        glyphs = [flow_page._glyph(name, canvas) for name in explain.NAMES]
         assert len(set(glyphs)) == len(glyphs)
         bar = [row for row in page(canvas) if "▕" in row or "|" in row]
-        beyond = focus_view._glyph("beyond", canvas)
+        beyond = flow_page._glyph("beyond", canvas)
         assert sum(row[9:70].count(beyond) for row in bar) > 100
 
 
 def test_the_bar_is_as_high_as_the_way_is_long():
-    parts = dict.fromkeys(verdict.NAMES, 0.0) | {"wire": 25.0, "reader": 50.0}
-    lines = focus_view.bars([parts, parts], Canvas(4, 8, shades=False), 100.0, ())
+    parts = dict.fromkeys(explain.NAMES, 0.0) | {"wire": 25.0, "reader": 50.0}
+    lines = flow_page.bars([parts, parts], Canvas(4, 8, shades=False), 100.0, ())
     column = [text_of(row)[-1] for row in lines]
     assert column == [" ", " ", "█", "█", "█", "█", "░", "░"]
     assert all(text_of(row)[:2] == "  " for row in lines)
 
 
 def test_a_rare_exception_does_not_flatten_the_rest():
-    assert focus_view._top([1.0] * 50) == 1.0
-    assert focus_view._top([1.0] * 49 + [3.0]) == 3.0
-    assert focus_view._top([1.0] * 49 + [300.0]) == 2.0
-    parts = dict.fromkeys(verdict.NAMES, 0.0) | {"wire": 300.0}
-    assert text_of(focus_view.bars([parts], Canvas(1, 4), 2.0, ())[0]) == "↑"
+    assert flow_page._top([1.0] * 50) == 1.0
+    assert flow_page._top([1.0] * 49 + [3.0]) == 3.0
+    assert flow_page._top([1.0] * 49 + [300.0]) == 2.0
+    parts = dict.fromkeys(explain.NAMES, 0.0) | {"wire": 300.0}
+    assert text_of(flow_page.bars([parts], Canvas(1, 4), 2.0, ())[0]) == "↑"
 
 
 def test_a_flow_that_is_not_in_focus_shows_what_is_known_and_what_is_missing():
@@ -111,7 +114,7 @@ def test_a_probe_that_is_off_is_named():
 
 def test_samples_of_the_flow_in_focus_are_a_heat_map():
     def heats(history) -> bool:
-        lines = flows_view.detail(history, frames.FOCUS, Canvas(116, 37))
+        lines = flow_page.detail(history, frames.FOCUS, Canvas(116, 37))
         return any(span.role.startswith("heat:") for row in lines for span in row)
 
     assert not heats(HISTORY[: frames.FOCUSED_SINCE])
@@ -119,7 +122,7 @@ def test_samples_of_the_flow_in_focus_are_a_heat_map():
 
 
 def test_a_spin_bit_that_does_not_spin_is_said():
-    table = flows_view.rows(HISTORY[-1]).copy()
+    table = flows_table.rows(HISTORY[-1]).copy()
     quic = table["id"] == OTHER + 2
     table["rtt"]["samples_total"][quic], table["rtt"]["samples"][quic] = 0, 0
     table["spin_packets"][quic] = 64
@@ -131,7 +134,7 @@ def test_a_spin_bit_that_does_not_spin_is_said():
 
 def test_what_came_late_and_cannot_be_told_is_said_as_that():
     assert not any("cannot tell" in row or "duplicated" in row for row in page(Canvas(160, 37)))
-    table = flows_view.rows(HISTORY[-1]).copy()
+    table = flows_table.rows(HISTORY[-1]).copy()
     ours = table["id"] == frames.FOCUS
     table["rx_uncertain"][ours], table["tx_duplicates"][ours] = 7, 3
     last = HISTORY[-1]
@@ -150,7 +153,11 @@ def without_round_trips(
         rows = section.rows.copy()
         ours = np.flatnonzero(rows["id"] == frames.FOCUS)
         row = rows[ours[0] : ours[0] + 1]
-        row["rtt"]["samples_total"], row["rtt"]["samples"], row["srtt_us"] = 0, 0, srtt_us
+        row["rtt"]["samples_total"], row["rtt"]["samples"], row["kernel_rtt"]["smoothed"] = (
+            0,
+            0,
+            srtt_us * 1000,
+        )
         for name, value in {"rx_packets_total": 900, "tx_packets_total": 400, **fields}.items():
             row[name] = value
         focused = replace(
@@ -167,7 +174,7 @@ def test_the_kernels_round_trips_stand_beside_ours():
     for frame in frames.frames(75)[-3:]:
         section = frame.sections["flows"]
         rows = section.rows.copy()
-        rows["srtt_us"][rows["id"] == frames.FOCUS] = 30_100
+        rows["kernel_rtt"]["smoothed"][rows["id"] == frames.FOCUS] = 30_100_000
         focused = replace(section.focused, socket=replace(section.focused.socket, rtt_min_ns=11_000))
         made.append(
             replace(frame, sections={**frame.sections, "flows": replace(section, rows=rows, focused=focused)})

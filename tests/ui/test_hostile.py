@@ -7,10 +7,10 @@ from typing import Any
 
 import frames
 import pytest
-from driven import Heard, running
+from app_driver import Heard, running
 
-from nettop.model import Frame, ProbeStatus
-from nettop.ui.control import Options
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.ui.commands import Options
 
 HOSTILE = {
     "escape": "\x1b[31m\x1b]0;x\x07",
@@ -31,9 +31,9 @@ def hostile(frame: Frame, text: str) -> Frame:
     sections: dict[str, Any] = dict(frame.sections)
     flows, irq = sections["flows"], sections["irq"]
     rows = flows.rows.copy()
-    rows["process"] = text.encode("utf-8", "replace")[:15]
-    subnets = tuple(replace(subnet, prefix=text) for subnet in flows.subnets)
-    sections["flows"] = replace(flows, rows=rows, subnets=subnets)
+    rows["process"]["name"] = text.encode("utf-8", "replace")[:15]
+    subnets = tuple(replace(subnet, prefix=text) for subnet in flows.rtt.subnets)
+    sections["flows"] = replace(flows, rows=rows, rtt=replace(flows.rtt, subnets=subnets))
     sections["irq"] = replace(
         irq,
         hard=tuple(replace(line, name=text) for line in irq.hard),

@@ -12,36 +12,33 @@ from pathlib import Path
 
 import frames
 import pytest
-from driven import Driven, Heard, Refusing, running
+from app_driver import Driven, Heard, Refusing, running
+from textual import events
 from textual.command import CommandPalette
 from textual.theme import BUILTIN_THEMES
 
-from nettop.budget import words
-from nettop.errors import ExitCode, NettopError
-from nettop.model import Frame, Health, ProbeStatus, Shed
+from nettop.analysis.verdict import explain
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.frame import FRAMES, SECONDS, Frame, Health, ProbeStatus
 from nettop.output.text import plain_lines, table_lines
-from nettop.probes import flows_view, verdict
-from nettop.probes.flows_layout import (
-    FLAG_OPENED_BY_LOCAL,
-    STATE_OPEN,
-    STATE_RESET,
-    STATE_SYN,
-    TUNNELS,
-)
-from nettop.probes.view import Canvas, Pane, text_of
+from nettop.probes.base import shed_words
+from nettop.probes.flows import table as flows_table
+from nettop.probes.flows.constants import FLAG_OPENED_BY_LOCAL, STATE_OPEN, STATE_RESET, STATE_SYN, TUNNELS
+from nettop.render.canvas import Canvas, Pane, text_of
+from nettop.render.columns import place_columns
 from nettop.settings import build, parse
 from nettop.ui.app import NettopApp
-from nettop.ui.bars import Header
-from nettop.ui.control import Commands, Look, Options
+from nettop.ui.commands import Commands, Look, Options
+from nettop.ui.header import Header
 from nettop.ui.keys import ACTIONS
 from nettop.ui.panes import PaneWidget
 from nettop.ui.screens import HelpPage, HelpScreen, SortScreen
-from nettop.ui.table import TablePane, place_columns
+from nettop.ui.table import TablePane
 from nettop.ui.theme import NETTOP, Palette
 
 
 def flows_of(driven: Driven) -> TablePane:
-    return next(pane for pane in driven.app.panes if isinstance(pane, TablePane))
+    return next(pane for pane in driven.main.body.panes if isinstance(pane, TablePane))
 
 
 def remote_under_cursor(driven: Driven) -> str:
@@ -79,10 +76,10 @@ async def test_the_help_of_a_flows_page_is_about_that_page():
         assert "3 Flows › details" in d.text()
         text = await all_of_help(d)
         assert "Every connection that had packets" not in text
-        for kind in verdict.KINDS:
+        for kind in explain.KINDS:
             assert f"{kind.words}: " in text
         for word in (
-            *verdict.VERDICTS,
+            *explain.VERDICTS,
             "also",
             "cwnd",
             "in flight",
@@ -99,8 +96,9 @@ async def test_the_help_of_a_flows_page_is_about_that_page():
 
 @pytest.mark.parametrize("pane", ["1", "2", "3", "4", "5"])
 async def test_the_words_at_the_edges_are_explained_in_every_panes_help(pane):
-    shed = Shed(16, 4, 2, 2)
-    health = Health(12, 3, 7, 5_000_000, 0, 0, shed=shed)
+    shed = {"stages_one_in": 16, "rtt_one_in": 4, FRAMES: 2, SECONDS: 2}
+    missed = {"lost_events": 12, "evicted_flows": 3, "untracked_packets": 7}
+    health = Health(missed, 5_000_000, 0, 0, shed=shed)
     async with running(160, 50, frames=[frames.frame(0, health=health)]) as d:
         edges = d.rows()[0] + d.rows()[-1]
         await d.press(pane, "?")
@@ -109,7 +107,7 @@ async def test_the_words_at_the_edges_are_explained_in_every_panes_help(pane):
     for word in ("kernel", "user", "shed", "lost", "evicted", "untracked", "hooks"):
         assert f"{word} " in edges
         assert re.search(rf"\b{word}( 28/30)?: ", text), word
-    for what in words(shed):  # as the budget names it
+    for what in shed_words(shed):  # as the budget names it
         assert what.rstrip("0123456789") in text, what
         assert what.rstrip("0123456789") in edges
 
@@ -186,8 +184,8 @@ async def _enter(d: Driven) -> None:
     await d.press("4", "j", "enter")
     assert "Stages › rx ip" in d.text()
     await d.press("escape")
-    assert d.app.pane is not None
-    assert d.app.pane.cursor == (0, 1)
+    assert d.main.body.current is not None
+    assert d.main.body.current.cursor == (0, 1)
 
 
 async def _moving(d: Driven) -> None:
@@ -228,7 +226,7 @@ async def _reverse(d: Driven) -> None:
 
 
 async def _neighbours(d: Driven) -> None:
-    flows_of(d).sort_by(next(c for c in flows_view.COLUMNS if c.key == "rx"))
+    flows_of(d).sort_by(next(c for c in flows_table.COLUMNS if c.key == "rx"))
     await d.press(">")
     assert "tx/s▾" in d.text()
     await d.press("<", "<")
@@ -332,6 +330,35 @@ async def _palette(d: Driven) -> None:
     assert {"Pause", "Sort", "Theme", "Pane: Flows"} <= set(commands)
 
 
+async def test_the_palette_does_what_a_key_does():
+    async with running(heard=Refusing()) as d:
+        for words, seen in (
+            ("zoom", lambda: d.app.state.zoomed),
+            ("reverse", lambda: flows_of(d).reversed),
+            ("snapshot", lambda: "is the disk full?" in d.rows()[-1]),
+            ("Pane: RTT", lambda: d.app.state.focused == "rtt"),
+        ):
+            await d.press("ctrl+p", *words)
+            await d.pilot.pause(0.3)
+            await d.press("enter")
+            await d.pilot.pause(0.3)
+            await d.settle()
+            assert seen(), words
+
+
+async def test_what_the_foot_shows_can_be_clicked():
+    async with running() as d:
+        for word in ("pause", "go on", "details", "sort"):
+            await d.pilot.click(offset=(d.rows()[-1].index(word), 39))
+            await d.settle()
+            if word == "pause":
+                assert "paused" in d.rows()[0]
+            elif word == "go on":
+                assert "paused" not in d.rows()[0]
+        assert "details" in d.text()
+        assert isinstance(d.app.screen, SortScreen)
+
+
 async def _suspend(d: Driven) -> None:
     called: list[bool] = []
     d.app.action_suspend_process = lambda: called.append(True)  # type: ignore[method-assign]
@@ -433,9 +460,9 @@ async def test_an_error_is_shown_under_the_bar_and_nothing_changes():
         await d.press("/", *"prot tcp", "enter")
         assert "syntax error in filter expression" in d.text()
         assert "java 2044" in d.text()
-        assert d.app.filter_bar.has_class("open")
+        assert d.main.filter_bar.is_open
         await d.press(*["backspace"] * 8, "enter")
-        assert not d.app.filter_bar.has_class("open")
+        assert not d.main.filter_bar.is_open
         assert "filter" not in d.rows()[0]
 
 
@@ -504,7 +531,7 @@ async def test_the_cursor_stays_on_its_flow_while_rows_move():
         await d.press("j", "j")
         there = remote_under_cursor(d)
         table = frames.flow_rows(5)
-        index = next(i for i, row in enumerate(table) if flows_view._endpoint(row, "remote") == there)
+        index = next(i for i, row in enumerate(table) if flows_table._endpoint(row, "remote") == there)
         table["rx_bytes"][index] = 10**10
         moved = frames.frame(5)
         await d.give(
@@ -611,6 +638,16 @@ async def test_no_flows_at_all():
         assert d.app.is_running
 
 
+async def test_a_field_that_is_no_column_orders_the_rows_too():
+    async with running(160, 50, options=Options(sort="rx_bytes_total")) as d:
+        assert "Flows by rx_bytes_total" in "\n".join(d.rows())
+        rows = flows_of(d)._rows[flows_of(d)._order]["rx_bytes_total"].tolist()
+        assert rows == sorted(rows, reverse=True)
+        assert len(set(rows)) > 2
+        await d.press("3", ">")
+        assert "Flows by" not in "\n".join(d.rows())
+
+
 async def test_a_click_on_a_title_sorts_and_on_a_row_moves_the_cursor():
     async with running() as d:
         table = flows_of(d)
@@ -638,13 +675,13 @@ async def test_a_click_focuses_a_pane_and_the_foot_can_be_clicked():
 
 
 def test_columns_leave_by_priority_and_the_sorted_one_stays():
-    wide = [p.column.key for p in place_columns(flows_view.COLUMNS, 200)]
-    assert wide == [c.key for c in flows_view.COLUMNS]
-    usual = tuple(c for c in flows_view.COLUMNS if c.wanted is None)
+    wide = [p.column.key for p in place_columns(flows_table.COLUMNS, 200)]
+    assert wide == [c.key for c in flows_table.COLUMNS]
+    usual = tuple(c for c in flows_table.COLUMNS if c.wanted is None)
     narrow = [p.column.key for p in place_columns(usual, 74)]
     assert narrow == ["protocol", "local", "remote", "process", "rx", "tx", "rtt"]
     assert "state" in [p.column.key for p in place_columns(usual, 74, keep="state")]
-    narrow = [p.column.key for p in place_columns(flows_view.COLUMNS, 74)]
+    narrow = [p.column.key for p in place_columns(flows_table.COLUMNS, 74)]
     assert narrow == ["protocol", "tunnel", "remote", "rx", "tx", "rtt"]
 
 
@@ -695,10 +732,10 @@ async def test_what_failed_is_found_by_the_word_that_the_row_shows():
 def test_text_without_room_for_the_state_says_it_in_the_place_of_the_rtt():
     made = with_states()
     for width in (80, 120):
-        lines = table_lines(flows_view.TABLE, made, Canvas(width, 40), 20, "")
+        lines = table_lines(flows_table.TABLE, made, Canvas(width, 40), 20, "")
         assert "state" not in lines[0]
         assert "refused" in next(text for text in lines if ":7001 " in text)
-    plain = plain_lines(flows_view.TABLE, made, Canvas(80, 40), 20, "")
+    plain = plain_lines(flows_table.TABLE, made, Canvas(80, 40), 20, "")
     assert "state" in plain[0]
     row = dict(zip(plain[0].split(), next(text for text in plain if ":7001 " in text).split(), strict=True))
     assert (row["state"], row["rtt"]) == ("refused", "-"), "there the state has a column"
@@ -727,7 +764,7 @@ async def test_the_tunnel_has_a_column_from_the_first_flow_in_one_on():
 
 @pytest.mark.parametrize("width", range(1, 201))
 def test_columns_never_reach_beyond_the_width(width):
-    placed = place_columns(flows_view.COLUMNS, width)
+    placed = place_columns(flows_table.COLUMNS, width)
     assert all(column.x + column.width <= width for column in placed if column.width)
     assert all(a.x + a.width < b.x for a, b in pairwise(placed) if b.width)
 
@@ -736,7 +773,7 @@ def test_columns_never_reach_beyond_the_width(width):
 
 
 async def test_losses_are_warm_and_counted():
-    health = Health(12, 3, 0, None, 0, 0)
+    health = Health({"lost_events": 12, "evicted_flows": 3, "untracked_packets": 0}, None, 0, 0)
     async with running(frames=[frames.frame(0, health=health)]) as d:
         assert "12 lost · 3 evicted · hooks 21/21" in d.rows()[-1]
         assert "kernel - · user 0 % · -" in d.rows()[0]
@@ -862,15 +899,15 @@ async def test_history_is_bounded_by_time_and_trimmed():
     async with running(frames=many) as d:
         history = d.app.state.history
         assert history[-1].time_ns - history[0].time_ns == 600 * frames.SECOND
-        assert len(flows_view.rows(history[-2])) == 100
-        assert len(flows_view.rows(history[-1])) == 309
+        assert len(flows_table.rows(history[-2])) == 100
+        assert len(flows_table.rows(history[-1])) == 309
 
 
 async def test_frames_that_come_at_once_are_drawn_once():
     drawn: list[int] = []
     async with running(frames=[]) as d:
-        original = d.app.redraw
-        d.app.redraw = lambda: (drawn.append(1), original())[1]  # type: ignore[method-assign]
+        original = d.main.redraw
+        d.main.redraw = lambda: (drawn.append(1), original())[1]  # type: ignore[method-assign]
         await d.give(*frames.frames(40))
         assert len(d.app.state.history) == 40
         assert len(drawn) < 10
@@ -884,7 +921,7 @@ async def test_only_what_changed_is_painted():
             widget.refresh = lambda *a, w=widget, o=original, **k: (painted.append(w.pane.name), o(*a, **k))[
                 1
             ]  # type: ignore[method-assign]
-        d.app.redraw()
+        d.main.redraw()
         await d.settle()
         assert painted == []
         # The same flows again: their pane stays as it is.
@@ -905,6 +942,29 @@ async def test_a_terminal_that_is_too_small_is_told_so(size):
             assert "room" in d.text()
         await d.press("j", "z", "enter", "escape", "?", "escape")
         assert d.app.is_running
+
+
+async def test_a_key_works_though_the_terminal_said_that_it_lost_the_focus():
+    async with running() as d:
+        d.app.post_message(events.AppBlur())
+        await d.settle()
+        await d.give(frames.frame(5))
+        assert "▸" in d.text()
+        await d.press("j")
+        assert flows_of(d).at == 1
+
+
+async def test_with_room_again_the_pane_has_its_keys_back():
+    async with running(frames=frames.frames(8)) as d:
+        await d.press("4")
+        await d.pilot.resize_terminal(30, 8)
+        await d.settle()
+        await d.press("j", "z", "z")
+        await d.pilot.resize_terminal(120, 40)
+        await d.settle()
+        assert d.main.body.current is d.main.focused
+        await d.press("j", "enter")
+        assert "Stages › " in d.text()
 
 
 @pytest.mark.parametrize(
@@ -994,7 +1054,7 @@ async def test_every_theme_can_be_worn(theme):
 
 async def test_a_snapshot_can_be_looked_at_as_it_was():
     async with running(options=Options(sort="rtt", reverse=True, pane="rtt")) as d:
-        assert d.app.look() == Look("rtt", True, "", 0, "rtt")
+        assert d.main.look() == Look("rtt", True, "", 0, "rtt")
         assert "by RTT, reversed" in d.text()
 
 

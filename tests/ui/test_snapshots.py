@@ -6,10 +6,10 @@ from pathlib import Path
 
 import frames
 import pytest
-from driven import Refusing, running
-from player import eventful, playing, recorded
+from app_driver import Refusing, running
+from replay_driver import eventful, playing, recorded
 
-from nettop.model import Health, ProbeStatus
+from nettop.core.frame import Health, ProbeStatus
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 UPDATE = os.environ.get("NETTOP_UPDATE_SNAPSHOTS", "") not in ("", "0")
@@ -63,7 +63,9 @@ async def test_bad_day(size):
     frame = replace(
         frame,
         probes=probes,
-        health=Health(1204, 37, 0, None, 31_000_000, 92_000_000),
+        health=Health(
+            {"lost_events": 1204, "evicted_flows": 37, "untracked_packets": 0}, None, 31_000_000, 92_000_000
+        ),
         notes=("eth0 is gone; waiting for it to come back",),
     )
     async with running(*size, frames=[*frames.frames(40), frame], heard=Refusing()) as d:

@@ -22,7 +22,8 @@ from pathlib import Path
 import frames
 import pytest
 
-from nettop.ui.terminal import Written, bytes_a_frame
+from nettop.ui.frame_bytes import bytes_a_frame
+from nettop.ui.terminal import Written
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDING = ROOT / "tests" / "unit" / "recordings" / "nettop-1.ndjson.gz"

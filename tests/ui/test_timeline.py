@@ -10,12 +10,12 @@ from pathlib import Path
 
 import frames
 import pytest
-from player import eventful, playing, recorded
+from replay_driver import eventful, playing, recorded
 
-from nettop.errors import NettopError
-from nettop.probes.view import text_of
-from nettop.recording import Header, Recording, View, write_snapshot
-from nettop.sources import Replay
+from nettop.core.errors import NettopError
+from nettop.record.recording import Header, Recording, View, write_snapshot
+from nettop.record.sources import Replay
+from nettop.render.canvas import text_of
 from nettop.ui.keys import rebound
 from nettop.ui.replay import SPEEDS, Past, TimeLine, next_mark, next_speed, time_line
 from nettop.ui.state import FRAMES_KEPT, State
@@ -94,9 +94,9 @@ async def test_steps_and_ends(events):
         await p.press("home")
         await p.comes(0)
         assert "paused" in p.bottom()
-        assert p.app.table is not None
+        assert isinstance(p.main.body.current, TablePane)
         await p.press("G")  # rows are still reached
-        assert p.app.table.at == len(p.app.table._ids) - 1
+        assert p.main.body.current.at == len(p.main.body.current._ids) - 1
 
 
 async def test_at_the_end_it_starts_again(events):
@@ -109,6 +109,18 @@ async def test_at_the_end_it_starts_again(events):
             await p.pilot.pause(0.05)
         await p.settle()
         assert p.replay.shown < 30
+        assert "playing" in p.bottom()
+
+
+async def test_at_an_end_that_was_played_to_it_starts_again_and_plays(event_file):
+    async with playing(Recording(event_file), start=None) as p:
+        p.replay.speed = float("inf")
+        await p.passes(59)
+        assert p.bottom().split()[0] == "end"
+        p.replay.speed = 1.0
+        await p.press("space")
+        assert p.replay.position < 30
+        assert not p.main.stopped
         assert "playing" in p.bottom()
 
 
@@ -129,7 +141,7 @@ def test_speeds_are_a_ladder():
 
 async def test_marks_are_found_by_key_and_named(events):
     async with playing(events) as p:
-        for index, text in ((20, "filter tcp"), (40, "a gap of 60 s"), (50, "a note")):
+        for index, text in ((20, "filter tcp"), (40, "a gap of 1 minute"), (50, "a note")):
             await p.press(")")
             await p.comes(index)
             assert text in p.bottom()
@@ -197,7 +209,7 @@ async def test_a_frame_that_makes_no_sense_ends_it_with_its_line(tmp_path):
         while p.app.is_running and p.app.failure is None:
             await p.pilot.pause(0.05)
         assert isinstance(p.app.failure, NettopError)
-        assert "line 6: host is not a text" in p.app.failure.message
+        assert "line 6: host: not a text" in p.app.failure.message
 
 
 # --- how a file says it was looked at -----------------------------------------------------------------------
@@ -210,7 +222,7 @@ async def test_a_snapshot_opens_as_it_was_looked_at(tmp_path):
     path = tmp_path / "x.snapshot.json"
     write_snapshot(str(path), made, Header("snapshot", view=view), 1000, "rtt")
     async with playing(Recording(str(path)), start=len(made)) as p:
-        table = next(w for w in p.app.panes if isinstance(w, TablePane))
+        table = next(w for w in p.main.body.panes if isinstance(w, TablePane))
         assert (table.column.key, table.reversed, table.entered) == ("rtt", True, flow)
         assert p.app.state.zoomed
         assert p.app.state.filter_word == "java"
@@ -219,7 +231,7 @@ async def test_a_snapshot_opens_as_it_was_looked_at(tmp_path):
         await p.press("escape")
         assert "match java" in p.text()
         assert "by RTT, reversed" in p.text()
-        look = p.app.look()
+        look = p.main.look()
         assert (look.sort, look.reverse, look.filter, look.pane) == ("rtt", True, "java", "flows")
 
 
@@ -250,8 +262,8 @@ async def test_files_of_an_older_nettop_open(name):
         text = p.text()
         assert "10.77.1.2" in text
         assert "can't be drawn" not in text
-        for pane in p.app.panes:
-            p.app.focus_pane(pane)
+        for pane in p.main.body.panes:
+            p.main.set_focus(pane)
             await p.press("z", "z")
             assert "can't be drawn" not in p.text()
 

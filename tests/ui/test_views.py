@@ -8,13 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nettop.probes import draw, flows_view, rtt_view, throughput_view
-from nettop.probes.throughput import Throughput
-from nettop.probes.view import Canvas, Pane, text_of
+from nettop.analysis import flow_page
+from nettop.probes.flows import rtt_pane as flows_rtt_pane
+from nettop.probes.flows import table as flows_table
+from nettop.probes.throughput import pane as throughput_pane
+from nettop.probes.throughput.section import Throughput
+from nettop.render import draw
+from nettop.render.canvas import Canvas, Pane, text_of
 
 HISTORY = frames.frames(70)
 EMPTY = [frames.frame(0, sections={"throughput": Throughput(), "flows": frames.Flows()})]
-PANES = (*throughput_view.PANES, *flows_view.PANES)
+PANES = (*throughput_pane.PANES, *flows_table.PANES)
 DRAWN: list[Pane] = [pane for pane in PANES if pane.draw is not None]
 
 
@@ -44,8 +48,8 @@ def test_no_pane_is_larger_than_its_canvas(pane, history, width, height, zoomed,
 @pytest.mark.parametrize("width", range(1, 201))
 def test_compact_and_detail_are_not_larger_either(width):
     for lines, height in (
-        (throughput_view.compact(HISTORY, Canvas(width, 2)), 2),
-        (flows_view.detail(HISTORY, 1 << 40, Canvas(width, 20)), 20),
+        (throughput_pane.compact(HISTORY, Canvas(width, 2)), 2),
+        (flow_page.detail(HISTORY, 1 << 40, Canvas(width, 20)), 20),
     ):
         assert len(lines) <= height
         assert max(draw.cells_of(row) for row in lines) <= width
@@ -55,21 +59,21 @@ def test_compact_and_detail_are_not_larger_either(width):
 @pytest.mark.parametrize("bits", [True, False])
 def test_every_cell_fits_its_column_and_no_figure_is_cut(width, bits):
     frame = HISTORY[-1]
-    for column in flows_view.COLUMNS:
+    for column in flows_table.COLUMNS:
         if width < column.width:
             continue
         canvas = Canvas(width, 1, bits=bits)
-        for row in flows_view.rows(frame):
+        for row in flows_table.rows(frame):
             assert draw.cells(column.cell(row, canvas, frame).text) <= width, column.key
 
 
 def shown(key: str, index: int, frame=HISTORY[-1], **canvas) -> str:
-    column = next(c for c in flows_view.COLUMNS if c.key == key)
-    return column.cell(flows_view.rows(frame)[index], Canvas(column.width, 1, **canvas), frame).text.strip()
+    column = next(c for c in flows_table.COLUMNS if c.key == key)
+    return column.cell(flows_table.rows(frame)[index], Canvas(column.width, 1, **canvas), frame).text.strip()
 
 
 def test_a_row_says_what_the_flow_is():
-    first = {c.key: shown(c.key, 0, frames.frame(0)) for c in flows_view.COLUMNS}
+    first = {c.key: shown(c.key, 0, frames.frame(0)) for c in flows_table.COLUMNS}
     assert first["protocol"] == "tcp"
     assert first["local"] == ":443"
     assert first["remote"] == "203.0.113.7:51122"
@@ -101,14 +105,14 @@ def test_what_is_not_known_is_a_dash_and_never_zero():
 def test_without_a_round_trip_of_the_flow_the_kernels_stands_in_brackets(us, said):
     """A download sends nothing that is answered; what its socket knows is not taken for what was measured."""
     made = frames.frame(0)
-    rows = flows_view.rows(made).copy()
-    rows["rtt"]["samples_total"][0], rows["srtt_us"][0] = 0, us
+    rows = flows_table.rows(made).copy()
+    rows["rtt"]["samples_total"][0], rows["kernel_rtt"]["smoothed"][0] = 0, us * 1000
     made = replace(made, sections={"flows": replace(made.sections["flows"], rows=rows)})
     assert shown("rtt", 0, made) == said
     assert shown("method", 0, made) == ("kern" if us else "-")
     assert shown("min", 0, made) == "-"
     assert shown("rtt", 1, made) == "234 ms", "where there is one, it alone"
-    assert np.isnan(next(c for c in flows_view.COLUMNS if c.key == "rtt").sort(rows)[0])
+    assert np.isnan(next(c for c in flows_table.COLUMNS if c.key == "rtt").sort(rows)[0])
 
 
 def test_rates_are_in_bytes_when_asked():
@@ -117,16 +121,16 @@ def test_rates_are_in_bytes_when_asked():
 
 def test_a_name_stands_for_an_address_where_there_is_one():
     names = {frames.packed("203.0.113.7"): "a.example"}
-    column = next(c for c in flows_view.COLUMNS if c.key == "remote")
+    column = next(c for c in flows_table.COLUMNS if c.key == "remote")
     canvas = Canvas(24, 1, names=lambda address: names.get(address, ""))
-    cells = [column.cell(row, canvas, HISTORY[-1]).text.strip() for row in flows_view.rows(HISTORY[-1])[:2]]
+    cells = [column.cell(row, canvas, HISTORY[-1]).text.strip() for row in flows_table.rows(HISTORY[-1])[:2]]
     assert cells == ["a.example:51122", "198.51.100.4:40110"]
 
 
 def test_a_round_trip_far_above_its_minimum_is_warm_and_an_old_one_dim():
-    column = next(c for c in flows_view.COLUMNS if c.key == "rtt")
+    column = next(c for c in flows_table.COLUMNS if c.key == "rtt")
     frame = frames.frame(0)
-    roles = [column.cell(row, Canvas(7, 1), frame).role for row in flows_view.rows(frame)]
+    roles = [column.cell(row, Canvas(7, 1), frame).role for row in flows_table.rows(frame)]
     assert roles[:2] == ["value", "bad"]  # 21 ms over 20; 187 over 24
     assert roles[6] == "dim"  # 30 s old
 
@@ -148,17 +152,17 @@ def test_a_round_trip_far_above_its_minimum_is_warm_and_an_old_one_dim():
     ],
 )
 def test_a_plain_word_finds_rows(word, found):
-    assert int(flows_view.matches(flows_view.rows(HISTORY[-1]), word).sum()) == found
+    assert int(flows_table.matches(flows_table.rows(HISTORY[-1]), word).sum()) == found
 
 
 def test_a_plain_word_is_never_an_error():
     for word in ("", "\0", "é", "9" * 400, "-1", "::", "%s"):
-        flows_view.matches(flows_view.rows(HISTORY[-1]), word)
-        flows_view.matches(np.zeros(0, frames.ROW), word)
+        flows_table.matches(flows_table.rows(HISTORY[-1]), word)
+        flows_table.matches(np.zeros(0, frames.ROW), word)
 
 
 def test_the_copied_row_is_whole():
-    text = flows_view.copy(flows_view.rows(frames.frame(0))[5])
+    text = flows_table.copy(flows_table.rows(frames.frame(0))[5])
     assert text.startswith(
         "tcp [2001:db8::10]:55012 [2001:db8:40:aaaa:bbbb:cccc:dddd:eeee]:6443 kubelet 733 rx "
     )
@@ -166,21 +170,21 @@ def test_the_copied_row_is_whole():
 
 def test_hostile_names_are_shown_as_data():
     frame = frames.frame(0)
-    table = flows_view.rows(frame)
-    table["process"][0] = b"\x1b[2J[b]x\x07"
+    table = flows_table.rows(frame)
+    table["process"]["name"][0] = b"\x1b[2J[b]x\x07"
     text = shown("process", 0, frame)
     assert "\x1b" not in text
     assert "[b]" in text
 
 
 def test_the_page_of_a_flow_that_is_gone_says_so():
-    assert "not in the frames" in text_of(flows_view.detail(HISTORY, 99, Canvas(80, 20))[0])
+    assert "not in the frames" in text_of(flow_page.detail(HISTORY, 99, Canvas(80, 20))[0])
     gone = [*HISTORY, frames.frame(70, sections={"flows": frames.Flows()})]
-    assert "gone" in text_of(flows_view.detail(gone, 1 << 40, Canvas(80, 20))[0])
+    assert "gone" in text_of(flow_page.detail(gone, 1 << 40, Canvas(80, 20))[0])
 
 
 def test_throughput_says_rate_burst_packets_and_drops():
-    rx = text_of(throughput_view.pane(frames.frames(1), Canvas(60, 7))[0])
+    rx = text_of(throughput_pane.pane(frames.frames(1), Canvas(60, 7))[0])
     assert rx.split() == "rx 1.76 Gb/s peak 5.10 Gb/s in 1 ms 157 k/s 0 drop".split()
 
 
@@ -191,20 +195,20 @@ def test_a_burst_that_fills_the_link_is_warm():
         full[0],
         sections={"throughput": replace(section, rx=replace(section.rx, peak_bits_per_s=9_800_000_000))},
     )
-    roles = {span.text.strip(): span.role for span in throughput_view.pane(full, Canvas(60, 7))[0]}
+    roles = {span.text.strip(): span.role for span in throughput_pane.pane(full, Canvas(60, 7))[0]}
     assert roles["9.80 Gb/s"] == "warn"
 
 
 def test_an_axis_of_round_trips_holds_them_all():
-    low, high = rtt_view.decades([rtt_view.heap([300_000, 45_000_000])])
+    low, high = flows_rtt_pane.decades([flows_rtt_pane.heap([300_000, 45_000_000])])
     assert (low, high) == (100_000, 100_000_000)
-    assert rtt_view.decades([rtt_view.heap([300])])[0] == 1_000
-    assert rtt_view.decades([]) == (1_000_000, 100_000_000)
+    assert flows_rtt_pane.decades([flows_rtt_pane.heap([300])])[0] == 1_000
+    assert flows_rtt_pane.decades([]) == (1_000_000, 100_000_000)
 
 
 @pytest.mark.parametrize("height", [1, 5, 7, 20, 40])
 def test_the_cursor_on_round_trips_names_its_cell(height):
-    lines = rtt_view.pane(HISTORY, Canvas(80, height, zoomed=True, cursor=(3, 0)))
+    lines = flows_rtt_pane.pane(HISTORY, Canvas(80, height, zoomed=True, cursor=(3, 0)))
     text = "\n".join(text_of(row) for row in lines)
     assert len(lines) == height
     assert height == 1 or "3 s ago" in text

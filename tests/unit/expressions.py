@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from nettop.filter import Program, to_c
+from nettop.bpf.filter import Program, to_c
 
 MACS = b"\x02\x4e\x54\0\0\2\x02\x4e\x54\0\0\1"
 BROADCAST = b"\xff" * 6 + MACS[6:]

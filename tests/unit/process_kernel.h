@@ -11,12 +11,11 @@ typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
+typedef int16_t s16;
 typedef int32_t s32;
 typedef int64_t s64;
 
 #define __always_inline inline __attribute__((always_inline))
-#define LINUX_VERSION_CODE 0x061200
-#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))
 #define AS_NUMBER(pointer) ((u64)(pointer))
 #ifndef CPUS
 #define CPUS 1

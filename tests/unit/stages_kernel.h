@@ -6,7 +6,7 @@
 #define AT_NETWORK 1 /* of filter.h, which no part here asks */
 #define AT_LINK 0
 #define BPF_F_TABLE(kind, key_type, type, name, entries, flags) BPF_ARRAY(name, type, entries)
-#define UNKNOWN(number, any) /* there is no verifier */
+#define VERIFIER_UNKNOWN(number, any) /* there is no verifier */
 
 struct sk_buff {
 	u8 *head, *data;
@@ -45,7 +45,7 @@ static long write_event(void *event, u64 size, u64 flags)
 	return 0;
 }
 
-#define BPF_RINGBUF_OUTPUT(name, pages)                      \
-	static struct {                                      \
-		long (*ringbuf_output)(void *, u64, u64);    \
+#define RINGBUF(name, event, pages)                       \
+	static struct {                                   \
+		long (*ringbuf_output)(void *, u64, u64); \
 	} name = {write_event};

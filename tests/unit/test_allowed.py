@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nettop.errors import ExitCode
-from nettop.loader import __main__ as loader
+from nettop.core.errors import ExitCode
+from nettop.loader import cache
 from nettop.loader.allowed import explained
 
 WHOLE = "         0          0 4294967295\n"
@@ -39,45 +39,45 @@ def test_a_refusal_says_what_refuses(tmp_path, number, seccomp, uid_map, words, 
 def places(tmp_path, monkeypatch) -> Path:
     """A cache, a memory of its own, and a temporary directory."""
     monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
-    monkeypatch.setattr(loader, "_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(loader, "_MEMORY", tmp_path / "run" / "cache")
-    monkeypatch.setattr(loader, "_TEMPORARY", (str(tmp_path / "nowhere"), str(tmp_path)))
+    monkeypatch.setattr(cache, "_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(cache, "_MEMORY", tmp_path / "run" / "cache")
+    monkeypatch.setattr(cache, "_TEMPORARY", (str(tmp_path / "nowhere"), str(tmp_path)))
     return tmp_path
 
 
 def test_the_cache_is_where_it_belongs(places):
-    assert loader.cache_directory() == (places / "cache", False)
+    assert cache.cache_directory() == (places / "cache", False)
     assert (places / "cache").stat().st_mode & 0o777 == 0o700
 
 
 def full(monkeypatch, *names: str) -> None:
     """No file can be made in directories of these names, as on a read-only file system."""
-    usable = loader._usable
-    monkeypatch.setattr(loader, "_usable", lambda path: path.name not in names and usable(path))
+    usable = cache._usable
+    monkeypatch.setattr(cache, "_usable", lambda path: path.name not in names and usable(path))
 
 
 def test_where_var_is_read_only_it_lies_in_memory(places, monkeypatch):
     (places / "cache").mkdir(mode=0o700)
-    real = loader.tempfile.TemporaryFile
+    real = cache.tempfile.TemporaryFile
 
     def read_only(**named: Path):
         if named["dir"] == places / "cache":
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return real(**named)
 
-    monkeypatch.setattr(loader.tempfile, "TemporaryFile", read_only)
-    assert loader.cache_directory() == (places / "run" / "cache", False)
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", read_only)
+    assert cache.cache_directory() == (places / "run" / "cache", False)
 
 
 def test_one_that_others_can_write_is_not_used(places):
     (places / "cache").mkdir()
     (places / "cache").chmod(0o777)
-    assert loader.cache_directory() == (places / "run" / "cache", False)
+    assert cache.cache_directory() == (places / "run" / "cache", False)
 
 
 def test_a_last_resort_is_taken_away_at_the_end(places, monkeypatch):
     full(monkeypatch, "cache")
-    path, scratch = loader.cache_directory()
+    path, scratch = cache.cache_directory()
     assert scratch
     assert path.parent == places
     assert path.stat().st_mode & 0o777 == 0o700
@@ -85,6 +85,6 @@ def test_a_last_resort_is_taken_away_at_the_end(places, monkeypatch):
 
 def test_no_place_at_all_is_said(places, monkeypatch):
     full(monkeypatch, "cache")
-    monkeypatch.setattr(loader, "_TEMPORARY", (str(places / "nowhere"),))
-    with pytest.raises(loader.NettopError, match="no place for compiled programs"):
-        loader.cache_directory()
+    monkeypatch.setattr(cache, "_TEMPORARY", (str(places / "nowhere"),))
+    with pytest.raises(cache.NettopError, match="no place for compiled programs"):
+        cache.cache_directory()

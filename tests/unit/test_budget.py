@@ -3,19 +3,32 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nettop.budget import RTT_SHIFT, SECONDS, SLOWER, STAGES, WINDOW_S, Budget, ladder, words
-from nettop.model import Frame, Health, Shed
+from nettop.collect.budget import FRAMES_STEPS, SECONDS_STEPS, WINDOW_S, Budget, Ladder
+from nettop.core.frame import FRAMES, SECONDS, Frame, Health
 from nettop.output.base import Style
 from nettop.output.text import TextWriter
+from nettop.probes.base import all_probes, shed_words
 
 Load = Callable[[float], float]
+PROBES = tuple(all_probes().values())
+
+
+def ladder(*names: str) -> tuple[dict[str, int], ...]:
+    return tuple(dict(step) for step in Ladder(all_probes()[name] for name in names).steps)
+
+
+def last_step() -> Ladder:
+    """All shed that can be, and nothing to choose from."""
+    only = Ladder(PROBES)
+    only.steps = only.steps[-1:]
+    return only
 
 
 class World:
@@ -35,9 +48,9 @@ class World:
     def costs(self, load: float) -> tuple[float, float]:
         """Shares of a core: what is attached costs by being called, and more by following packets, RTT little."""
         shed = self.budget.shed
-        stages = (0.2 + 0.65 / shed.stages_one_in) / shed.seconds_one_in
-        kernel = load * (0.1 + stages + 0.05 / shed.rtt_one_in)
-        user = 0.002 + 0.01 / shed.frames_one_in
+        stages = (0.2 + 0.65 / shed.get("stages_one_in", 1)) / shed.get(SECONDS, 1)
+        kernel = load * (0.1 + stages + 0.05 / shed.get("rtt_one_in", 1))
+        user = 0.002 + 0.01 / shed[FRAMES]
         noise = 1 + self.noise * float(self.random.standard_normal())
         return max(kernel * noise, 0.0), user
 
@@ -68,38 +81,47 @@ def turns(levels: list[int]) -> int:
     return sum(a * b < 0 for a, b in itertools.pairwise(steps))
 
 
-def test_the_order_is_stages_then_rtt_then_frames() -> None:
-    steps = ladder()
-    assert steps[0] == Shed()
-    followed, attached = len(STAGES) + 1, len(STAGES) + 1 + len(SECONDS)
-    assert [s.stages_one_in for s in steps[:followed]] == [1, 4, 16, 64]
-    assert [s.seconds_one_in for s in steps[followed:attached]] == [4, 8]
-    assert [s.rtt_one_in for s in steps[attached:]] == [2, 4, 8, 16, 16, 16]
-    assert [s.frames_one_in for s in steps[-len(SLOWER) :]] == list(SLOWER)
+def test_the_order_is_stages_then_seconds_then_rtt_then_frames() -> None:
+    steps = ladder("throughput", "flows", "stages", "irq")
+    assert set(steps[0].values()) == {1}
+    assert [s["stages_one_in"] for s in steps[:4]] == [1, 4, 16, 64]
+    assert [s[SECONDS] for s in steps[4:6]] == list(SECONDS_STEPS)
+    assert [s["rtt_one_in"] for s in steps[6:10]] == [2, 4, 8, 16]
+    assert [s[FRAMES] for s in steps[10:]] == list(FRAMES_STEPS)
     for before, after in itertools.pairwise(steps):
-        changed = [a != b for a, b in zip(vars_of(before), vars_of(after), strict=True)]
-        assert sum(changed) == 1
-    assert len(ladder(stages=False)) == 1 + len(SECONDS) + RTT_SHIFT + len(SLOWER)
-    assert len(ladder(stages=False, irq=False)) == 1 + RTT_SHIFT + len(SLOWER)
-    assert all(s.stages_one_in == 1 for s in ladder(stages=False))
-    assert all(s.rtt_one_in == 1 for s in ladder(flows=False))
+        assert sum(before[name] != after[name] for name in after) == 1
 
 
-def vars_of(shed: Shed) -> tuple[int, ...]:
-    return astuple(shed)
+@pytest.mark.parametrize(
+    ("names", "shed"),
+    [
+        (("flows", "irq"), {SECONDS, "rtt_one_in", FRAMES}),
+        (("flows",), {"rtt_one_in", FRAMES}),
+        (("stages",), {"stages_one_in", SECONDS, FRAMES}),
+        (("throughput",), {FRAMES}),
+    ],
+)
+def test_of_a_probe_that_does_not_run_nothing_is_shed(names: tuple[str, ...], shed: set[str]) -> None:
+    assert set(ladder(*names)[-1]) == shed
+
+
+@pytest.mark.parametrize("names", [("irq",), ("flows", "irq"), ("throughput",)])
+def test_what_a_step_is_worth_can_be_learnt_without_the_dear_probe(names: tuple[str, ...]) -> None:
+    world = World(Budget(0.05, Ladder(all_probes()[name] for name in names)))
+    assert world.run(120, 0.5)[-1] > 0
 
 
 def test_within_the_budget_nothing_is_shed() -> None:
-    world = World(Budget(0.20))
+    world = World(Budget(0.20, Ladder(PROBES)))
     assert set(world.run(600, 0.15)) == {0}
 
 
 def test_without_a_budget_nothing_is_ever_shed() -> None:
-    assert set(World(Budget(0.0)).run(100, 5.0)) == {0}
+    assert set(World(Budget(0.0, Ladder(PROBES))).run(100, 5.0)) == {0}
 
 
 def test_one_peak_is_not_a_load() -> None:
-    world = World(Budget(0.20))
+    world = World(Budget(0.20, Ladder(PROBES)))
     world.run(20, 0.05)
     world.run(1, 0.3)
     assert set(world.run(30, 0.05)) == {0}
@@ -109,22 +131,22 @@ def test_one_peak_is_not_a_load() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 @pytest.mark.parametrize("step", [0.25, 1.0, 5.0])
 def test_a_constant_load_is_shed_at_once_and_then_left_alone(load: float, noise: float, step: float) -> None:
-    world = World(Budget(0.20), noise)
+    world = World(Budget(0.20, Ladder(PROBES)), noise)
     world.run(120, load, step)
     rest = world.run(3600, load, step)
     # The noise may bring it over an edge now and then; without any it rests.
     assert changes(rest) <= (0 if noise == 0 else 20)
-    least = World(Budget(0.20, ladder()[-1:])).cost(load)  # with all shed that can be
+    least = World(Budget(0.20, last_step())).cost(load)  # with all shed that can be
     if least > 0.20:
-        assert rest[-1] == len(ladder()) - 1
+        assert rest[-1] == len(Ladder(PROBES).steps) - 1
     else:
         assert world.cost(load) <= 0.20 * (1 + 3 * noise)
 
 
 def test_a_load_that_sheds_is_taken_up_again_when_it_falls() -> None:
-    world = World(Budget(0.20))
+    world = World(Budget(0.20, Ladder(PROBES)))
     world.run(60, 0.5)
-    assert world.budget.shed.stages_one_in > 1
+    assert world.budget.shed["stages_one_in"] > 1
     quiet = world.run(30, 0.02)
     assert quiet[-1] == 0
     assert quiet.index(0) <= 4 * WINDOW_S
@@ -132,7 +154,7 @@ def test_a_load_that_sheds_is_taken_up_again_when_it_falls() -> None:
 
 
 def test_a_load_that_falls_a_little_is_taken_up_a_little() -> None:
-    world = World(Budget(0.20))
+    world = World(Budget(0.20, Ladder(PROBES)))
     world.run(120, 0.5)
     before = world.budget.level
     after = world.run(200, 0.3)[-1]
@@ -141,7 +163,7 @@ def test_a_load_that_falls_a_little_is_taken_up_a_little() -> None:
 
 
 def test_a_load_that_comes_and_goes_is_followed_without_a_drift() -> None:
-    world = World(Budget(0.20), noise=0.03)
+    world = World(Budget(0.20, Ladder(PROBES)), noise=0.03)
     for _ in range(5):
         busy = world.run(120, 0.5)
         assert world.cost(0.5) <= 0.20 * 1.1
@@ -151,7 +173,7 @@ def test_a_load_that_comes_and_goes_is_followed_without_a_drift() -> None:
 
 def test_trying_in_vain_gets_rarer() -> None:
     """What is gained by a step was learnt while the load grew, so it is underrated: a try fails, and few follow."""
-    world = World(Budget(0.20))
+    world = World(Budget(0.20, Ladder(PROBES)))
     world.run(40, lambda t: 0.1 + t / 80)
     levels = world.run(3600, 0.6)
     assert turns(levels) <= 6
@@ -165,7 +187,7 @@ def test_trying_in_vain_gets_rarer() -> None:
     st.sampled_from([0.5, 1.0, 2.0]),
 )
 def test_whatever_the_load_was_it_rests_and_recovers(limit: float, loads: list[float], step: float) -> None:
-    world = World(Budget(limit))
+    world = World(Budget(limit, Ladder(PROBES)))
     for load in loads:
         world.run(90, load, step)
     world.run(1300, loads[-1], step)
@@ -176,13 +198,14 @@ def test_whatever_the_load_was_it_rests_and_recovers(limit: float, loads: list[f
 
 
 def test_what_is_shed_is_said_in_words() -> None:
-    assert words(Shed()) == ()
-    assert words(Shed(8, 1, 1)) == ("stages 1:8",)
-    assert words(Shed(64, 16, 2, 4)) == ("stages 1:64", "stages and irq 1 s in 4", "RTT 1:16", "frames 1:2")
+    assert shed_words({}) == shed_words(dict.fromkeys(("stages_one_in", FRAMES), 1)) == ()
+    assert shed_words({"stages_one_in": 8}) == ("stages 1:8",)
+    everything = {"stages_one_in": 64, "rtt_one_in": 16, FRAMES: 2, SECONDS: 4}
+    assert shed_words(everything) == ("stages 1:64", "stages and irq 1 s in 4", "RTT 1:16", "frames 1:2")
 
 
 def test_text_output_says_what_is_left_out() -> None:
-    health = Health(kernel_ns=10**8, user_ns=10**8, budget_ns=2 * 10**8, shed=Shed(8, 1, 2))
+    health = Health(kernel_ns=10**8, user_ns=10**8, budget_ns=2 * 10**8, shed={"stages_one_in": 8, FRAMES: 2})
     frame = Frame(1, 10**9, "host", "eth0", health=health)
     last = TextWriter(lambda text: None, Style()).format(frame).rstrip().splitlines()[-1]
     assert "budget 20" in last

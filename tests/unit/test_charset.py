@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from nettop.charset import draws_unicode
-from nettop.errors import ExitCode
+from nettop.core.charset import draws_unicode
+from nettop.core.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
 ESCAPE = re.compile(

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standins import traffic
+from fakes import traffic
 
-from nettop import cli, interfaces, privilege, settings
-from nettop.errors import ExitCode, NettopError
-from nettop.model import Frame, Histogram, ProbeStatus
-from nettop.probes import flows_view
-from nettop.probes.stages import Stages, TraceEvent
-from nettop.recording import Header, Recorder, Recording
+from nettop import cli, privilege, settings
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.core.histogram import Histogram
+from nettop.netdev import names
+from nettop.probes.flows import table as flows_table
+from nettop.probes.stages.section import Stages, TraceEvent
+from nettop.record.recording import Header, Recorder, Recording
 
 ROOT = Path(__file__).parents[2]
 ALL_CAPABILITIES = (1 << 41) - 1
@@ -39,8 +41,8 @@ def keep_privileges(monkeypatch) -> list[str]:
     monkeypatch.setattr(privilege, "effective", lambda: ALL_CAPABILITIES)
     monkeypatch.setattr(privilege, "home", lambda environment: "/nonexistent")
     monkeypatch.setattr(cli, "_call_broker", lambda arguments: None)  # it forks; tests/live has the real one
-    monkeypatch.setattr(interfaces, "names", lambda: ("lo", "eth0"))
-    monkeypatch.setattr(interfaces, "current_default", lambda: "eth0")
+    monkeypatch.setattr(names, "names", lambda: ("lo", "eth0"))
+    monkeypatch.setattr(names, "current_default", lambda: "eth0")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     read = settings.read_file
 
@@ -53,10 +55,10 @@ def keep_privileges(monkeypatch) -> list[str]:
 
 
 class FakeLive(types.ModuleType):
-    """Stands where nettop.live does: no kernel is touched in these tests."""
+    """Stands where nettop.collect.live does: no kernel is touched in these tests."""
 
     def __init__(self, events: list[str]) -> None:
-        super().__init__("nettop.live")
+        super().__init__("nettop.collect.live")
         self.events = events
         self.frames_made: list[Frame] = [traffic(i) for i in range(5)]
         self.settings: settings.Settings | None = None
@@ -84,8 +86,9 @@ class FakeLive(types.ModuleType):
 @pytest.fixture
 def live(monkeypatch, keep_privileges) -> FakeLive:
     fake = FakeLive(keep_privileges)
-    monkeypatch.setitem(sys.modules, "nettop.live", fake)
-    monkeypatch.setattr("nettop.live", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "nettop.collect.live", fake)
+    monkeypatch.setattr("nettop.collect.live", fake, raising=False)
+    monkeypatch.setattr("nettop.collect.loader_client.start_loader", fake.start_loader)
     return fake
 
 
@@ -165,7 +168,7 @@ def test_no_such_interface_is_5_and_names_those_there_are(live, capfd):
     assert live.events == []
 
 
-@pytest.mark.parametrize("column", flows_view.COLUMNS, ids=lambda column: column.key)
+@pytest.mark.parametrize("column", flows_table.COLUMNS, ids=lambda column: column.key)
 def test_a_column_to_sort_by_has_the_name_that_stands_over_it_and_the_one_in_files(live, column, capfd):
     """--sort via and --sort method are one column."""
     for word in (column.key, column.title, column.title.upper()):
@@ -175,8 +178,17 @@ def test_a_column_to_sort_by_has_the_name_that_stands_over_it_and_the_one_in_fil
         capfd.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("word", "sort"), [("rtt.min_ns", "rtt.min_ns"), ("rtt_min_ns", "rtt.min_ns"), ("id", "id")]
+)
+def test_a_field_to_sort_by_has_the_name_of_the_frame_and_of_csv(live, word, sort):
+    assert cli.main(["eth0", "-b", "-n", "1", "--sort", word]) == ExitCode.OK
+    assert live.settings is not None
+    assert live.settings.sort == sort
+
+
 def test_no_word_names_two_columns():
-    words = [{column.key, column.title.lower()} for column in flows_view.COLUMNS]
+    words = [{column.key, column.title.lower()} for column in flows_table.COLUMNS]
     assert sum(map(len, words)) == len(set().union(*words))
 
 
@@ -194,7 +206,7 @@ def test_a_loader_that_cannot_is_4(live, monkeypatch, capfd):
     def start() -> None:
         raise NettopError("the bcc package is missing", "apt install python3-bpfcc", ExitCode.UNSUPPORTED)
 
-    monkeypatch.setattr(live, "start_loader", start)
+    monkeypatch.setattr("nettop.collect.loader_client.start_loader", start)
     assert cli.main(["eth0", "-b"]) == ExitCode.UNSUPPORTED
     two_lines(capfd)
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nettop.engine import Clocks, Notes
+from nettop.collect.notes import Clocks, Notes
 
 SECOND = 1_000_000_000
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nettop.errors import ExitCode, NettopError
+from nettop.bpf.hooks import Attachment
+from nettop.core.errors import ExitCode, NettopError
 from nettop.loader import compile as compiler
 from nettop.loader import headers
 from nettop.loader.compile import compile_probe, compile_source
-from nettop.probes.hooks import Attachment
 
 PROGRAM = "\nint program(struct __sk_buff *skb)\n{\n\treturn TC_ACT_UNSPEC_;\n}\n".replace(
     "TC_ACT_UNSPEC_", "-1"
@@ -168,10 +168,10 @@ def test_a_changed_helper_module_compiles_again(
     assert imported <= set(modules)
 
     made = compile_probe("throughput", tmp_path)
-    changed = tmp_path / "control.py"
-    changed.write_text((compiler.PACKAGE / "control.py").read_text() + "\n")
+    changed = tmp_path / "config.py"
+    changed.write_text((compiler.PACKAGE / "bpf" / "config.py").read_text() + "\n")
     monkeypatch.setattr(
-        compiler, "_shaping_modules", lambda: [changed if p.name == "control.py" else p for p in modules]
+        compiler, "_shaping_modules", lambda: [changed if p.name == "config.py" else p for p in modules]
     )
     runs.clear()
     assert compile_probe("throughput", tmp_path) == made

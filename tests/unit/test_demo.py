@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from nettop.analysis.verdict.explain import HEALTHY, explain
 from nettop.cli import DEMO
-from nettop.model import Frame
+from nettop.core.frame import Frame
 from nettop.probes.base import all_probes
-from nettop.probes.flows import Flows
-from nettop.probes.stages import Stages
-from nettop.probes.throughput import Throughput
-from nettop.probes.verdict import HEALTHY, explain
-from nettop.recording import Recording
+from nettop.probes.flows.section import Flows
+from nettop.probes.stages.section import Stages
+from nettop.probes.throughput.section import Throughput
+from nettop.record.recording import Recording
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 400_000  # bytes
@@ -72,9 +72,9 @@ def test_a_download_starts(frames):
 
 
 def test_a_queue_fills_and_every_flow_waits_in_it(frames):
-    queued = [frame for frame in frames if (throughput(frame).backlog_bytes or 0) > 50_000]
+    queued = [frame for frame in frames if (throughput(frame).qdisc.backlog_bytes or 0) > 50_000]
     assert len(queued) >= 4
-    assert {throughput(frame).qdisc for frame in queued} == {"tbf"}
+    assert {throughput(frame).qdisc.kind for frame in queued} == {"tbf"}
     rows = flows(queued[len(queued) // 2]).rows
     measured = rows[rows["rtt"]["samples"] > 0]
     waiting = measured["rtt"]["last"] > measured["rtt"]["min"] + 20_000_000
@@ -87,7 +87,7 @@ def test_a_path_loses_packets(frames):
 
 def test_a_reader_is_slow(frames):
     """Its connection's window closes: hardly anything arrives, from a sender that has more."""
-    names = {bytes(row["process"]).rstrip(b"\0") for frame in frames for row in flows(frame).rows}
+    names = {bytes(row["process"]["name"]).rstrip(b"\0") for frame in frames for row in flows(frame).rows}
     assert b"importer" in names
 
 

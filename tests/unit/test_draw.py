@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from nettop.model import SLOTS, Histogram
-from nettop.probes import draw
-from nettop.probes.view import CURSOR, Canvas, Span, line, text_of
-from nettop.stats import bucket_of, rebin
+from nettop.core.histogram import SLOTS, Histogram, bucket_of, rebin
+from nettop.render import draw
+from nettop.render.canvas import CURSOR, Canvas, Span, line, text_of
 
 WIDTHS = st.integers(0, 60)
 # What units.clean lets through and terminals agree about: letters, marks, wide characters, figures.

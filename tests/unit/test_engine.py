@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from standins import Numbers
+from fakes import Numbers, frame
 
-from nettop import engine, live, protocol
-from nettop.engine import Worker
-from nettop.live import Compared, LiveMeter, LoaderGoneError, LoaderHandle
-from nettop.model import ProbeStatus
-from nettop.probes.base import Folded, Map, Probe, Reads
-from nettop.protocol import HookInfo, Stats
+from nettop.bpf import protocol
+from nettop.bpf.layout import Map
+from nettop.bpf.protocol import (
+    AttachInterface,
+    Done,
+    Filter,
+    Load,
+    Plan,
+    Request,
+    ResumeProbes,
+    RetryProbes,
+    Stats,
+)
+from nettop.collect import engine, live, loader_client
+from nettop.collect import meter as meter_module
+from nettop.collect.attachments import Attachment
+from nettop.collect.engine import Engine, Pace
+from nettop.collect.loader_client import LoaderGoneError, LoaderHandle
+from nettop.collect.meter import LiveMeter
+from nettop.collect.unseen import Compared
+from nettop.collect.worker import Worker
+from nettop.core.frame import Health, HookStatus, ProbeStatus
+from nettop.loader import compile as compile_
+from nettop.probes.base import Folded, Probe, Reads
+from nettop.settings import Control, Settings
 
 COUNT = np.dtype([("n", "u8")])
-PROBE = Probe("numbers", "", (), (Map("counts", "array", COUNT),), lambda s: Growth(), Numbers.from_json, ())  # type: ignore[arg-type, return-value]
+PROBE = Probe("numbers", "", (), (Map("counts", "array", "n"),), lambda s: Growth(), Numbers, ())  # type: ignore[arg-type, return-value]
 
 
 class Growth:
@@ -78,7 +101,7 @@ def test_a_probe_that_fails_once_is_tried_again_and_counts_right(clock: list[flo
     counter.fail = OSError(12, "Cannot allocate memory")
     assert shown(worker) is None
     assert worker.status.state == "failed"
-    assert "Cannot allocate memory" in worker.status.detail
+    assert "Cannot allocate memory; next try at " in worker.status.detail
     counter.fail = None
     assert shown(worker) is None  # not yet
     clock[0] += 2
@@ -122,22 +145,83 @@ def handle() -> Iterator[tuple[LoaderHandle, socket.socket]]:
         process.kill()
 
 
+REQUESTS = (
+    Load(Plan("lo", ("flows",))),
+    AttachInterface(),
+    Filter(),
+    ResumeProbes(("irq",)),
+    RetryProbes(("irq",)),
+    Stats(True),
+)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda message: type(message).__name__)
 def test_a_loader_that_does_not_answer_is_given_up(
-    handle: tuple[LoaderHandle, socket.socket], monkeypatch: pytest.MonkeyPatch
+    handle: tuple[LoaderHandle, socket.socket], monkeypatch: pytest.MonkeyPatch, request_: Request
 ) -> None:
     ours, theirs = handle
-    monkeypatch.setattr(live, "_QUICK_SECONDS", 0.2)
+    monkeypatch.setitem(loader_client._SECONDS, type(request_), 0.2)  # type: ignore[arg-type]
     began = time.monotonic()
-    with pytest.raises(LoaderGoneError, match="does not answer"):
-        ours.request(Stats(True))
+    with pytest.raises(LoaderGoneError, match=f"does not answer .{type(request_).__name__}, 0.2 s"):
+        ours.request(request_)
     assert time.monotonic() - began < 5
-    assert isinstance(protocol.receive(theirs), Stats)
+    assert protocol.receive(theirs) == request_
     with pytest.raises(EOFError):  # it sees that we have gone, and goes
         protocol.receive(theirs)
     with pytest.raises(LoaderGoneError, match="does not answer"):
         ours.check()
     with pytest.raises(LoaderGoneError, match="does not answer"):
         ours.request(Stats(False))
+
+
+async def test_frames_end_where_the_loader_hangs_at_the_start(
+    handle: tuple[LoaderHandle, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loader_client._SECONDS, Load, 0.2)  # type: ignore[arg-type]
+    with pytest.raises(LoaderGoneError, match=r"does not answer .Load, 0\.2 s"):
+        await anext(live.frames(handle[0], Settings(interface="lo"), Control()))
+
+
+def test_a_loader_that_answers_in_parts_for_ever_is_given_up(
+    handle: tuple[LoaderHandle, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is for the whole answer."""
+    ours, theirs = handle
+    monkeypatch.setitem(loader_client._SECONDS, Filter, 0.5)  # type: ignore[arg-type]
+    over = threading.Event()
+
+    def drip() -> None:
+        with suppress(OSError):
+            while not over.wait(0.1):
+                protocol.send(theirs, protocol.Loaded(protocol.ProbeInfo("flows", "live")))
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(LoaderGoneError, match="does not answer"):
+        ours.request(Filter())
+    over.set()
+    thread.join()
+    assert 0.4 < time.monotonic() - began < 5
+
+
+def test_what_is_quick_has_less_time_than_a_compiler() -> None:
+    seconds = loader_client._SECONDS
+    assert set(seconds) == {type(message) for message in REQUESTS}
+    compiling = {Load, Filter, RetryProbes}
+    assert max(s for kind, s in seconds.items() if kind not in compiling) <= 60
+    assert min(s for kind, s in seconds.items() if kind in compiling) > 2 * compile_._PATIENCE_S
+
+
+def test_closing_ends_a_request_that_waits(handle: tuple[LoaderHandle, socket.socket]) -> None:
+    ours, theirs = handle
+    timer = threading.Timer(0.2, lambda: ours._shut())
+    timer.start()
+    with pytest.raises(LoaderGoneError):
+        ours.request(Stats(True))
+    timer.join()
+    with suppress(OSError):
+        protocol.send(theirs, Done())
 
 
 def test_a_program_is_run_once_with_each_value_that_the_fold_gives() -> None:
@@ -149,31 +233,95 @@ def test_a_program_is_run_once_with_each_value_that_the_fold_gives() -> None:
     assert told == [b"a", b"b"]
 
 
-def test_hooks_may_be_read_while_another_thread_attaches(handle: tuple[LoaderHandle, socket.socket]) -> None:
-    """What is attached again puts other hooks in, in a thread of its own; each reading sees the one or the other."""
-    attached = object.__new__(live.Live)
-    attached.meter = LiveMeter(handle[0])
-    names = [f"hook{n}" for n in range(40)]
+async def test_a_worker_that_comes_late_counts_from_its_first_reading() -> None:
+    """As at the start: a probe that was tried again and runs now."""
+    counter = Counter()
+    shown: list[tuple[int, ...] | None] = []
+    running = Engine((), Pace(lambda: 0.02), Idle(), lambda: frame(probes={}, sections={}))
+    stream = running.frames()
+    async for each in stream:
+        shown.append(each.sections["numbers"].numbers if each.sections else None)  # type: ignore[attr-defined]
+        if len(shown) == 2:
+            running.put(made(counter))
+            running.put(made(counter))  # in the place of the first
+        if len(shown) == 6:
+            break
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert [worker.probe.name for worker in running.workers] == ["numbers"]
+    assert shown == [None, None, None, (10,), (10,), (10,)]
 
-    def attach() -> None:
-        fds = [os.dup(0) for _ in names]
-        info = protocol.ProbeInfo(
-            "stages", "live", hooks=tuple(HookInfo(n, "tp_btf", (i,)) for i, n in enumerate(names))
-        )
-        attached._hook(info, tuple(fds))
 
-    attach()
-    seen, fds = attached.meter.hooked, [hook.programs for hook in attached.meter.hooked]
-    attach()
-    # Whoever was going through them goes on with what there was, whole, and the next look has the new ones.
-    assert [hook.info.hook for hook in seen] == names
-    assert [hook.programs for hook in seen] == fds
-    assert [hook.info.hook for hook in attached.meter.hooked] == names
-    assert [hook.programs for hook in attached.meter.hooked] != fds
-    for hook in attached.meter.hooked:
-        attached.meter.retire(hook.programs)
-    attached.meter.hooked = ()
-    attached.meter._close_retired()
+class Idle:
+    """A meter that has nothing to measure."""
+
+    async def measure(self) -> None:
+        """Nothing."""
+
+    def hooks(self, probe: str, interval_ns: int) -> tuple[HookStatus, ...]:
+        return ()
+
+    def health(self, interval_ns: int) -> Health:
+        return Health()
+
+
+async def switched(on: bool) -> None:
+    """Run statistics, of programs that there are not."""
+
+
+def open_hooks(count: int) -> tuple[Attachment, ...]:
+    return tuple(Attachment("stages", f"hook{n}", "tp_btf", (os.dup(0),)) for n in range(count))
+
+
+def is_open(fd: int) -> bool:
+    with suppress(OSError):
+        os.fstat(fd)
+        return True
+    return False
+
+
+async def test_programs_that_run_no_more_are_closed_between_two_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not while one is being taken; what stays attached stays open."""
+    meter = LiveMeter((os.getpid(),), switched)
+    monkeypatch.setattr(meter_module, "_STATS_SECONDS", 0.05)
+    samples: list[tuple[int, ...]] = []
+
+    def sample(fds: tuple[int, ...]) -> dict[int, tuple[int, int]]:
+        assert all(map(is_open, fds))
+        samples.append(fds)
+        return dict.fromkeys(fds, (0, 0))
+
+    monkeypatch.setattr(meter_module.programs, "sample", sample)
+    first = open_hooks(40)
+    meter.attached(first)
+    measuring = asyncio.create_task(meter.measure())
+    await asyncio.sleep(0.01)
+    second = (*first[:10], *open_hooks(30))
+    meter.attached(second)
+    await measuring
+    assert all(is_open(fd) for hook in first for fd in hook.programs)
+    await meter.measure()
+    assert [is_open(fd) for hook in first for fd in hook.programs] == [True] * 10 + [False] * 30
+    assert set(samples[-1]) == {fd for hook in second for fd in hook.programs}
+    meter.attached(())
+    await meter.measure()
+    assert not any(is_open(fd) for hook in second for fd in hook.programs)
+
+
+async def test_what_is_kept_of_programs_goes_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each filter brings other programs: what was counted of the old ones is not kept for ever."""
+    meter = LiveMeter((os.getpid(),), switched)
+    monkeypatch.setattr(meter_module.syscall, "program_info", lambda fd: SimpleNamespace(recursion_misses=7))
+    for _ in range(20):
+        meter.attached(open_hooks(5))
+        assert [hook.recursion_misses for hook in meter.hooks("stages", 1)] == [7] * 5
+        assert [hook.recursion_misses for hook in meter.hooks("stages", 1)] == [0] * 5
+        assert len(meter._missed) == 5
+        meter._close_retired()
+    meter.attached(())
+    meter._close_retired()
+    assert not meter._missed
 
 
 MB = 1_000_000

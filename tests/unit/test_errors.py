@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nettop.errors import ExitCode, NettopError
+from nettop.core.errors import ExitCode, NettopError
 
 
 def test_the_exit_codes_are_those_of_the_contract():

@@ -14,19 +14,19 @@ from expressions import EXPRESSIONS, MIX, Native, expressions, frame, udp, v4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nettop import filter as filters
-from nettop.errors import ExitCode
-from nettop.filter import (
+from nettop.bpf import filter as filters
+from nettop.bpf.filter import (
     FilterError,
     Instruction,
     Program,
     check,
     compile_expression,
+    compile_or_word,
     from_words,
     to_c,
-    understand,
 )
-from nettop.protocol import Filter, Load, Plan, ProtocolError, receive, send
+from nettop.bpf.protocol import Filter, Load, Plan, ProtocolError, receive, send
+from nettop.core.errors import ExitCode
 
 ACCEPT, REJECT = Instruction(0x06, 0, 0, 1), Instruction(0x06, 0, 0, 0)
 
@@ -170,8 +170,8 @@ def test_a_vlan_is_no_part_of_a_link_without_frames():
     "word", ["10.0.0.1", "443", "firefox", "10.0.0.1:443", "[fe80::1]:80", "python3.11", "päng"]
 )
 def test_a_plain_word_is_no_expression(word):
-    assert understand(word) is None
-    assert understand(f"  {word} ") is None
+    assert compile_or_word(word) is None
+    assert compile_or_word(f"  {word} ") is None
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,12 @@ def test_a_plain_word_is_no_expression(word):
 )
 def test_what_was_meant_to_be_one_says_what_is_wrong(text):
     with pytest.raises(FilterError):
-        understand(text)
+        compile_or_word(text)
 
 
 @pytest.mark.parametrize("text", ["tcp", "arp", "port 80", "ip[0]=0x45", "inbound", ""])
 def test_an_expression_is_one(text):
-    assert understand(text).instructions
+    assert compile_or_word(text).instructions
 
 
 def test_an_empty_expression_accepts_everything():

@@ -5,17 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lab import layouts
 
-from nettop import stats
-from nettop.model import SLOTS
-from nettop.probes import flows
+from nettop.core import histogram as hist
+from nettop.core.histogram import SLOTS
 from nettop.probes.base import Array, Folded, Reads, Setup
-from nettop.probes.flows import MAX_ROWS, MAX_SAMPLES, OTHERS, Flows, FlowsFold
-from nettop.probes.flows_layout import (
-    COUNTERS,
-    DUE,
-    DUE_FLOWS,
-    EVENT,
+from nettop.probes.flows import constants
+from nettop.probes.flows.constants import (
     FLAG_CLOSED,
     FLAG_FIN_SENT,
     FLAG_MIDWAY,
@@ -24,22 +20,24 @@ from nettop.probes.flows_layout import (
     FLAG_RESET,
     FLAG_SYN,
     FLAG_TCP,
-    FLOW,
-    FLOW_KEY,
-    FOCUSED,
-    HIST,
-    INWARD,
+    LEG_EXTERNAL,
+    LEG_INTERNAL,
     METHODS,
-    OUTWARD,
-    OWNER,
     STATES,
-    SUBNET,
-    SUBNET_KEY,
-    spinning,
     states,
 )
-from nettop.probes.stages import CONFIG
+from nettop.probes.flows.fold import MAX_SAMPLES, FlowsFold
+from nettop.probes.flows.rows import spinning
+from nettop.probes.flows.scan import MAX_ROWS
+from nettop.probes.flows.section import OTHERS, Flows
 
+LAYOUTS = layouts.of("flows")
+FLOW, FLOW_KEY = LAYOUTS["flows"]
+SUBNET, SUBNET_KEY = LAYOUTS["subnets"]
+OWNER, COUNTERS, HIST, EVENT, CONFIG, FOCUSED, DUE = (
+    LAYOUTS[name].value for name in ("owners", "counters", "rtts", "events", "config", "focused", "due")
+)
+DUE_FLOWS = DUE["of"].shape[0]
 S = 1_000_000_000
 MS = 1_000_000
 CPUS = 2
@@ -48,7 +46,7 @@ CPUS = 2
 def packed(address: str) -> np.ndarray[Any, Any]:
     parsed = ip_address(address)
     raw = parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
-    return np.frombuffer(raw, np.uint8)
+    return np.frombuffer(raw, np.uint32)
 
 
 OPEN = FLAG_TCP | FLAG_REPLIED
@@ -67,7 +65,9 @@ class Kernel:
         self.subnets = np.zeros(0, SUBNET)
         self.events = np.zeros(0, EVENT)
         self.focus = 0  # the flow in focus, by its id
-        self.fold = FlowsFold(Setup("eth0", CPUS, hooks={"expire": "prog_run"}))
+        self.fold = FlowsFold(
+            Setup("eth0", CPUS, hooks={"expire": "prog_run"}, layouts=layouts.values("flows"))
+        )
 
     def flow(self, number: int, protocol: int = 6, remote_port: int = 80) -> Array:
         """A new flow, open and just used; its id is its number."""
@@ -198,10 +198,10 @@ def test_counters_histograms_and_samples_go_on_between_two_scans(kernel: Kernel)
     kernel.section()
     kernel.counters["opened"][0] = [5, 6]
     kernel.counters["created"][0] += np.array([5, 6], np.uint64)
-    kernel.rtts["slots"][OUTWARD, 0, 100] = 17
+    kernel.rtts["slots"][LEG_EXTERNAL, 0, 100] = 17
     section = kernel.between()
 
-    assert (section.opened, section.outward.count, section.total) == (11, 17, 1)
+    assert (section.opened, section.rtt.outward.count, section.total) == (11, 17, 1)
     # Created and not read yet is not evicted.
     assert section.evicted == 0
     assert kernel.between().opened == 0
@@ -269,7 +269,7 @@ def test_the_order_in_which_the_kernel_lists_flows_does_not_matter(kernel: Kerne
 
 def test_both_sides_of_a_flow_have_their_own_rtt(kernel: Kernel) -> None:
     value = kernel.flow(7)
-    for side, base in ((OUTWARD, 20 * MS), (INWARD, 3 * MS)):
+    for side, base in ((LEG_EXTERNAL, 20 * MS), (LEG_INTERNAL, 3 * MS)):
         names = ("last", "min", "srtt", "rttvar", "time", "samples", "method")
         for name, number in zip(
             names, (base, base - 5, base + 7, base // 8, kernel.now_ns, 4, 1 + side), strict=True
@@ -278,7 +278,7 @@ def test_both_sides_of_a_flow_have_their_own_rtt(kernel: Kernel) -> None:
     kernel.section()
     kernel.of(7)["rtt"]["samples"] += np.array([[3, 5]], np.uint32)
     section = kernel.section()
-    found = section.to_json(10, "rate")["flows"][0]
+    found = section.in_frame(10, "rate")["flows"][0]
 
     assert found["rtt"] == {
         "last_ns": 20 * MS,
@@ -293,30 +293,30 @@ def test_both_sides_of_a_flow_have_their_own_rtt(kernel: Kernel) -> None:
     }
     assert (found["internal_rtt"]["last_ns"], found["internal_rtt"]["samples"]) == (3 * MS, 5)
     assert found["internal_rtt"]["method"] == "sequence"
-    again = Flows.from_json(section.to_json(10, "rate"))
-    assert again.to_json(10, "rate")["flows"][0] == found
+    again = Flows.from_frame(section.in_frame(10, "rate"))
+    assert again.in_frame(10, "rate")["flows"][0] == found
 
 
 def test_a_side_that_was_never_measured_is_null(kernel: Kernel) -> None:
     kernel.flow(7)
-    found = kernel.section().to_json(10, "rate")["flows"][0]
+    found = kernel.section().in_frame(10, "rate")["flows"][0]
 
     assert found["rtt"] is None
     assert found["internal_rtt"] is None
 
 
 def test_histograms_are_of_the_interval_and_summed_over_cpus(kernel: Kernel) -> None:
-    kernel.rtts["slots"][OUTWARD, 0, 100], kernel.rtts["sum"][OUTWARD, 0] = 5, 500
+    kernel.rtts["slots"][LEG_EXTERNAL, 0, 100], kernel.rtts["sum"][LEG_EXTERNAL, 0] = 5, 500
     kernel.section()
-    kernel.rtts["slots"][OUTWARD, 0, 100] += 2
-    kernel.rtts["slots"][OUTWARD, 1, 101] += 3
-    kernel.rtts["slots"][INWARD, 1, 40] += 1
-    kernel.rtts["sum"][OUTWARD] += np.array([30, 12], np.uint64)
+    kernel.rtts["slots"][LEG_EXTERNAL, 0, 100] += 2
+    kernel.rtts["slots"][LEG_EXTERNAL, 1, 101] += 3
+    kernel.rtts["slots"][LEG_INTERNAL, 1, 40] += 1
+    kernel.rtts["sum"][LEG_EXTERNAL] += np.array([30, 12], np.uint64)
     section = kernel.section()
 
-    assert section.outward.counts[100] == 2
-    assert section.outward.counts[101] == 3
-    assert (section.outward.count, section.outward.sum_ns, section.inward.count) == (5, 42, 1)
+    assert section.rtt.outward.counts[100] == 2
+    assert section.rtt.outward.counts[101] == 3
+    assert (section.rtt.outward.count, section.rtt.outward.sum_ns, section.rtt.inward.count) == (5, 42, 1)
 
 
 def test_subnets_are_differences_largest_first_and_named(kernel: Kernel) -> None:
@@ -330,7 +330,7 @@ def test_subnets_are_differences_largest_first_and_named(kernel: Kernel) -> None
     kernel.subnets["min"][3] = 0
     section = kernel.section()
 
-    assert [(s.prefix, s.rtt.count, s.rtt.sum_ns, s.min_ns) for s in section.subnets] == [
+    assert [(s.prefix, s.rtt.count, s.rtt.sum_ns, s.min_ns) for s in section.rtt.subnets] == [
         ("0.0.0.0/0", 7, 700, 77),
         ("fd77::/48", 3, 300, 77),
         ("10.1.2.0/24", 1, 100, 77),
@@ -345,33 +345,33 @@ def test_a_subnet_keeps_its_place_when_others_come_between(kernel: Kernel) -> No
     kernel.subnet_keys, kernel.subnets = kernel.subnet_keys[::-1].copy(), kernel.subnets[::-1].copy()
     section = kernel.section()
 
-    assert {s.prefix: s.rtt.count for s in section.subnets} == {"10.1.3.0/24": 6, "10.1.2.0/24": 0}
+    assert {s.prefix: s.rtt.count for s in section.rtt.subnets} == {"10.1.3.0/24": 6, "10.1.2.0/24": 0}
 
 
 def test_what_finds_no_room_among_the_subnets_is_shown_as_others(kernel: Kernel) -> None:
-    slot = stats.bucket_of(5 * MS)
+    slot = hist.bucket_of(5 * MS)
     kernel.subnet("10.1.2.0", 24)["slots"][:, slot] = 4
-    kernel.rtts["slots"][OUTWARD, 0, slot] = 4
-    assert [s.prefix for s in kernel.section().subnets] == ["10.1.2.0/24"]
-    kernel.rtts["slots"][OUTWARD, 1, slot] += 3
+    kernel.rtts["slots"][LEG_EXTERNAL, 0, slot] = 4
+    assert [s.prefix for s in kernel.section().rtt.subnets] == ["10.1.2.0/24"]
+    kernel.rtts["slots"][LEG_EXTERNAL, 1, slot] += 3
     kernel.rtts["slots"][2, 1, slot] += 3
     kernel.rtts["sum"][2, 1] += 15 * MS
     section = kernel.section()
-    others = section.subnets[-1]
+    others = section.rtt.subnets[-1]
 
     assert (others.prefix, others.rtt.count, others.rtt.sum_ns) == (OTHERS, 3, 15 * MS)
     assert others.min_ns is not None
     assert 5 * MS / 1.0625 <= others.min_ns <= 5 * MS
-    assert sum(s.rtt.count for s in section.subnets) == section.outward.count
+    assert sum(s.rtt.count for s in section.rtt.subnets) == section.rtt.outward.count
     # It stays, as any other subnet does, when a second brings no more.
-    assert kernel.section().subnets[-1].prefix == OTHERS
+    assert kernel.section().rtt.subnets[-1].prefix == OTHERS
 
 
 def test_samples_are_those_of_the_focused_flow_the_newest_if_there_are_too_many(kernel: Kernel) -> None:
     events = np.zeros(MAX_SAMPLES + 30, EVENT)
     events["time"], events["rtt"] = np.arange(len(events)), 5 * MS
-    events["method"], events["side"] = METHODS.index("spin"), OUTWARD
-    events["side"][-1] = INWARD
+    events["method"], events["leg"] = METHODS.index("spin"), LEG_EXTERNAL
+    events["leg"][-1] = LEG_INTERNAL
     events["id"] = kernel.focus = 8193
     kernel.events = events
     samples = kernel.section().samples
@@ -420,7 +420,7 @@ def test_a_bit_spins_unless_chance_would_do_the_same(
     section = kernel.section()
 
     assert spinning(row(section, 7)) is verdict
-    again = Flows.from_json(section.to_json(10, "rate"))
+    again = Flows.from_frame(section.in_frame(10, "rate"))
     assert spinning(again.rows[0]) is verdict
 
 
@@ -463,12 +463,12 @@ def test_a_flow_that_is_just_being_put_back_is_not_evicted(kernel: Kernel) -> No
 @pytest.mark.parametrize(
     ("bits", "protocol", "seconds"),
     [
-        (OPEN | FLAG_CLOSED, 6, flows.LINGER_CLOSED),
-        (FLAG_TCP | FLAG_SYN, 6, flows.LINGER_UNREPLIED),
-        (FLAG_TCP | FLAG_MIDWAY, 6, flows.LINGER_UNREPLIED),
-        (0, 17, flows.LINGER_OTHER),
-        (OPEN | FLAG_FIN_SENT, 6, flows.LINGER_CLOSING),
-        (OPEN, 6, flows.LINGER_TCP),
+        (OPEN | FLAG_CLOSED, 6, constants.LINGER_CLOSED),
+        (FLAG_TCP | FLAG_SYN, 6, constants.LINGER_UNREPLIED),
+        (FLAG_TCP | FLAG_MIDWAY, 6, constants.LINGER_UNREPLIED),
+        (0, 17, constants.LINGER_OTHER),
+        (OPEN | FLAG_FIN_SENT, 6, constants.LINGER_CLOSING),
+        (OPEN, 6, constants.LINGER_TCP),
     ],
 )
 def test_a_quiet_flow_expires_when_its_time_is_over(bits: int, protocol: int, seconds: int) -> None:
@@ -533,7 +533,7 @@ def test_what_came_late_is_told_by_what_it_was(kernel: Kernel) -> None:
         value["dir"][name] = [[number, 10 * number]]
     kernel.section()
     kernel.of(7)["dir"]["dsacks"] += np.array([[3, 4]], np.uint32)
-    found = kernel.section().to_json(10, "rate")["flows"][0]
+    found = kernel.section().in_frame(10, "rate")["flows"][0]
 
     assert (found["rx_retransmits_total"], found["tx_retransmits_total"], found["retransmits_total"]) == (
         1,
@@ -554,8 +554,8 @@ def test_what_came_late_is_told_by_what_it_was(kernel: Kernel) -> None:
         "uncertain": 0,
         "uncertain_total": 66,
     }
-    again = Flows.from_json(kernel.section().to_json(10, "rate"))
-    assert again.to_json(10, "rate")["flows"][0]["loss"]["unneeded_total"] == 62
+    again = Flows.from_frame(kernel.section().in_frame(10, "rate"))
+    assert again.in_frame(10, "rate")["flows"][0]["loss"]["unneeded_total"] == 62
 
 
 def kernel_key(number: int, protocol: int) -> bytes:
@@ -587,8 +587,8 @@ def test_a_table_too_large_for_a_frame_keeps_the_extremes_of_every_measure(kerne
     kernel.values["first"] = kernel.now_ns - 1
     kernel.counters["created"][0, 0] = count
     kernel.section()
-    kernel.values["rtt"]["last"][17, OUTWARD] = 900 * MS
-    kernel.values["rtt"]["samples"][17, OUTWARD] = 1
+    kernel.values["rtt"]["last"][17, LEG_EXTERNAL] = 900 * MS
+    kernel.values["rtt"]["samples"][17, LEG_EXTERNAL] = 1
     kernel.values["dir"]["bytes"][18, 1] = 10_000
     kernel.values["dir"]["retransmits"][19, 0] = 3
     section = kernel.section()
@@ -596,9 +596,9 @@ def test_a_table_too_large_for_a_frame_keeps_the_extremes_of_every_measure(kerne
     assert section.total == count
     assert len(section.rows) <= MAX_ROWS
     assert {18, 19, 20} <= set(section.rows["id"].tolist())
-    assert section.top(1, "rtt")["id"] == [18]
-    assert section.top(1, "rate")["id"] == [19]
-    assert section.top(1, "retransmits")["id"] == [20]
+    assert section.shown(1, "rtt").rows["id"] == [18]
+    assert section.shown(1, "rate").rows["id"] == [19]
+    assert section.shown(1, "retransmits").rows["id"] == [20]
 
 
 def test_histogram_slots_are_those_of_the_kernel() -> None:

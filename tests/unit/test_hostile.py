@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nettop.analysis.baseline import Baseline
+from nettop.analysis.pages import panes_of
 from nettop.cli import DEMO
-from nettop.errors import NettopError
-from nettop.model import SLOTS, Frame
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame
+from nettop.core.histogram import SLOTS, histogram_from_json
 from nettop.probes.base import all_probes
-from nettop.probes.since import Since
-from nettop.probes.view import Canvas, Pane, Table, text_of
-from nettop.recording import Recording
-from nettop.schema import SchemaError, frame_from_json, frame_to_json, loads
-from nettop.stats import histogram_from_json
+from nettop.record.recording import Recording
+from nettop.record.schema import SchemaError, frame_from_json, frame_to_json, loads
+from nettop.render.canvas import Canvas, Pane, Table, text_of
 
 OLD = str(Path(__file__).parent / "recordings" / "nettop-1.ndjson.gz")
 FILES = pytest.mark.parametrize("name", [OLD, str(DEMO)], ids=["old", "demo"])
@@ -99,7 +100,7 @@ def draw_everything(history: list[Frame]) -> None:
     frame = history[-1]
     for name, probe in all_probes().items():
         if name in frame.sections:
-            for pane in probe.panes:
+            for pane in panes_of(probe):
                 draw_pane(pane, history)
 
 
@@ -156,8 +157,8 @@ def test_a_spoilt_frame_is_refused_or_can_be_drawn(name, changes):
             before = frame_from_json(recorded(name)[0])
             draw_everything([before, frame])
             draw_everything([frame])
-            Since(before)(frame)
-            Since(frame)(before)
+            Baseline(before)(frame)
+            Baseline(frame)(before)
 
 
 @FILES
@@ -211,7 +212,7 @@ def test_the_line_of_the_file_is_named(tmp_path):
     path.write_text("".join(json.dumps(each) + "\n" for each in (recorded()[0], data, recorded()[0])))
     with Recording(str(path)) as recording, pytest.raises(NettopError) as caught:
         list(recording.frames())
-    assert caught.value.message == f"{path}: line 2: throughput: peak_bits_per_s makes no sense"
+    assert caught.value.message == f"{path}: line 2: throughput: rx: peak_bits_per_s: not a whole number"
 
 
 @pytest.mark.parametrize("count", [-1, 2**53, 2**64, "x"])

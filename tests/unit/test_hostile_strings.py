@@ -13,16 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nettop import cli, schema, units
-from nettop.errors import NettopError
-from nettop.model import Frame, Histogram, ProbeStatus
+from nettop import cli
+from nettop.core import units
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.core.histogram import Histogram
 from nettop.output import WRITERS, Style
 from nettop.output.csv import CsvWriter
-from nettop.probes.flows import Flows, Subnet
-from nettop.probes.flows_layout import ROW
-from nettop.probes.flows_view import _process as process_of
-from nettop.probes.irq import Irq, Line
-from nettop.recording import Recording
+from nettop.probes.flows.rows import ROW
+from nettop.probes.flows.section import Flows, Rtts, Subnet
+from nettop.probes.flows.table import _process as process_of
+from nettop.probes.irq.section import Irq, Line
+from nettop.record import schema
+from nettop.record.recording import Recording
 
 HOSTILE = {
     "escape": "\x1b[31m\x1b]0;title\x07",
@@ -96,8 +99,8 @@ def hostile_frame(text: str, name: bytes) -> Frame:
     rows = np.zeros(2, ROW)
     rows["id"] = (1, 2)
     rows["protocol"] = 6
-    rows["pid"] = 7
-    rows["process"] = name
+    rows["process"]["pid"] = 7
+    rows["process"]["name"] = name
     return Frame(
         1_750_000_000_000_000_000,
         10**9,
@@ -110,7 +113,7 @@ def hostile_frame(text: str, name: bytes) -> Frame:
             "stages": ProbeStatus("failed", text),
         },
         sections={
-            "flows": Flows(rows=rows, total=2, subnets=(Subnet(text, Histogram.empty()),)),
+            "flows": Flows(rows=rows, total=2, rtt=Rtts(subnets=(Subnet(text, Histogram.empty()),))),
             "irq": Irq(hard=(Line(3, text, Histogram.empty()),)),
         },
         notes=(text,),

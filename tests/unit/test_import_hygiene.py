@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from standins import traffic
+from fakes import traffic
 
-from nettop.recording import Header, Recorder
+from nettop.record.recording import Header, Recorder
 
 ROOT = Path(__file__).parents[2]
-PROBES = sorted(p.stem for p in (ROOT / "nettop" / "probes").glob("*.py") if p.stem != "__init__")
+PROBES = sorted(
+    ".".join(path.relative_to(ROOT / "nettop" / "probes").with_suffix("").parts)
+    for path in (ROOT / "nettop" / "probes").rglob("*.py")
+    if path.stem != "__init__"
+)
 SAY = "\nimport json, sys; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})), file=sys.stderr)"
 
 
@@ -38,18 +42,18 @@ def test_a_headless_replay_needs_neither_textual_nor_bcc_nor_the_kernel_side(tmp
     code = f"from nettop import cli; assert cli.main(['-b', '--replay', {str(path)!r}, '--format', {form!r}]) == 0"
     assert not loaded(code) & {"textual", "rich", "bcc", "pyroute2", "psutil"}
     inside = (
-        "\nimport sys; assert not [m for m in sys.modules if m.startswith(('nettop.kernel', 'nettop.loader',"
+        "\nimport sys; assert not [m for m in sys.modules if m.startswith(('nettop.collect', 'nettop.loader',"
     )
-    loaded(code + inside + " 'nettop.live', 'nettop.ui'))]")
+    loaded(code + inside + " 'nettop.collect.live', 'nettop.ui'))]")
 
 
 def test_the_source_of_a_replay_alone_needs_no_kernel():
-    modules = loaded("import nettop.sources, nettop.recording")
+    modules = loaded("import nettop.record.sources, nettop.record.recording")
     assert not modules & {"textual", "bcc", "pyroute2", "psutil"}
 
 
 def test_headless_live_runs_import_no_textual():
-    assert not loaded("import nettop.cli, nettop.batch, nettop.output, nettop.live") & {
+    assert not loaded("import nettop.cli, nettop.batch, nettop.output, nettop.collect.live") & {
         "textual",
         "rich",
         "bcc",
@@ -63,7 +67,7 @@ def test_a_probe_imports_neither_bcc_nor_textual(name):
 
 def test_the_loader_imports_neither_textual_nor_numpy():
     modules = loaded("import nettop.loader.__main__")
-    assert not modules & {"textual", "rich", "numpy"}
+    assert not modules & {"textual", "rich", "numpy", "pyroute2"}
 
 
 def test_parsing_the_command_line_is_light():

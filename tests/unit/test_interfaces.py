@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nettop.errors import ExitCode, NettopError
-from nettop.interfaces import apart, choose, default_route, names
+from nettop.core.errors import ExitCode, NettopError
+from nettop.netdev.names import apart, choose, default_route, names
 
 HEADER = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 ETH1 = "eth1\t00000000\t0101A8C0\t0003\t0\t0\t200\t00000000\t0\t0\t0\n"

@@ -5,15 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lab import layouts
 
-from nettop.kernel.interrupts import Softnet, device_lines, parse_interrupts, parse_softnet, room
-from nettop.model import Frame, Health, Histogram, Shed
-from nettop.probes import draw, irq_view
+from nettop.core.frame import SECONDS, Frame, Health
+from nettop.core.histogram import Histogram, bucket_of
+from nettop.netdev.interrupts import Softnet, device_lines, parse_interrupts, parse_softnet, room
 from nettop.probes.base import Reads, Setup
-from nettop.probes.irq import LINE, POLLER, PROBE, SOFTIRQ, VECTORS, WAIT, Irq, IrqFold
-from nettop.probes.view import Canvas, text_of
-from nettop.stats import bucket_of
+from nettop.probes.irq import pane as irq_pane
+from nettop.probes.irq.fold import VECTORS, IrqFold
+from nettop.probes.irq.probe import PROBE
+from nettop.probes.irq.section import Irq
+from nettop.render import draw
+from nettop.render.canvas import Canvas, text_of
 
+SOFTIRQ, POLLER, LINE, WAIT = (
+    layouts.of("irq")[name].value for name in ("softirqs", "pollers", "lines", "waits")
+)
 SECOND = 1_000_000_000
 CPUS = 2
 NET_RX = VECTORS.index("NET_RX")
@@ -56,7 +63,7 @@ class Kernel:
             "lines": (self.keys, self.lines),
             "waits": (self.keys, self.waits),
         }
-        return Reads(0, SECOND, maps, {"softnet": self.softnet, "irq_lines": self.own})
+        return Reads(0, SECOND, maps, {"softnet": self.softnet, "interrupt_lines": self.own})
 
 
 def folded(fold: IrqFold, kernel: Kernel) -> Irq:
@@ -107,7 +114,7 @@ def test_what_was_missed_is_of_the_interval_and_of_the_own_lines(fold):
     kernel.waits["missed"] = (7, 10)
     section = folded(fold, kernel)
     assert [p.irq_missed for p in section.poll] == [4, None]
-    assert [p.irq_missed for p in Irq.from_json(section.to_json(0, "")).poll] == [4, None]
+    assert [p.irq_missed for p in Irq.from_frame(section.in_frame(0, "")).poll] == [4, None]
 
 
 def test_there_is_room_for_every_line_of_the_machine():
@@ -148,10 +155,10 @@ def test_json_there_and_back(fold):
     kernel.interrupt(38, b"eth0\x1b[31m", 5_000, 2)
     kernel.softirq(NET_RX, 0, 1_000, 2_000)
     section = folded(fold, kernel)
-    data = section.to_json(1, "")
+    data = section.in_frame(1, "")
     assert "\x1b" not in section.hard[0].name
-    assert PROBE.load(data).to_json(1, "") == data
-    assert PROBE.load({}).to_json(1, "")["irq"]["cpus"] is None
+    assert PROBE.section.from_frame(data).in_frame(1, "") == data
+    assert PROBE.section.from_frame({}).in_frame(1, "")["irq"]["cpus"] is None
 
 
 def test_softnet_names_its_cpus():
@@ -218,7 +225,7 @@ def history(hardware: bool) -> list[Frame]:
 
 
 def test_the_pane_of_a_card():
-    text = "\n".join(text_of(row) for row in irq_view.pane(history(True), Canvas(100, 12)))
+    text = "\n".join(text_of(row) for row in irq_pane.pane(history(True), Canvas(100, 12)))
     for part in (
         "eth0-rx-0",
         "NET_RX wait",
@@ -230,7 +237,7 @@ def test_the_pane_of_a_card():
     ):
         assert part in text
     assert "virtio1-req.0" not in text
-    zoomed = "\n".join(text_of(row) for row in irq_view.pane(history(True), Canvas(100, 40, zoomed=True)))
+    zoomed = "\n".join(text_of(row) for row in irq_pane.pane(history(True), Canvas(100, 40, zoomed=True)))
     assert "virtio1-req.0" in zoomed
     assert "RCU run" in zoomed
 
@@ -238,7 +245,7 @@ def test_the_pane_of_a_card():
 def resting(one_in: int, silent: int) -> list[Frame]:
     """Frames a second apart, the last ones of which are from while the hooks were not attached."""
     frames = history(True)
-    health = Health(shed=Shed(seconds_one_in=one_in))
+    health = Health(shed={SECONDS: one_in})
     stretched = [replace(f, time_ns=(n + 1) * SECOND, health=health) for n, f in enumerate(frames)]
     return stretched + [
         replace(stretched[-1], time_ns=(len(frames) + n + 1) * SECOND, sections={"irq": nothing(frames[-1])})
@@ -265,7 +272,7 @@ def nothing(frame: Frame) -> Irq:
 @pytest.mark.parametrize(("one_in", "silent", "held"), [(8, 3, True), (1, 3, False), (4, 20, False)])
 def test_while_the_budget_lets_it_rest_the_last_values_stay_with_their_age(one_in, silent, held):
     """No holes in six of eight frames; but nothing is carried on where nothing is what was measured, nor for ever."""
-    lines = [text_of(row) for row in irq_view.pane(resting(one_in, silent), Canvas(100, 12))]
+    lines = [text_of(row) for row in irq_pane.pane(resting(one_in, silent), Canvas(100, 12))]
     waited = next(row for row in lines if "NET_RX wait" in row)
     assert ("NET_RX wait 3 s" in waited) is held
     assert ("2.02 µs" in waited) is held
@@ -274,7 +281,7 @@ def test_while_the_budget_lets_it_rest_the_last_values_stay_with_their_age(one_i
 def test_while_it_rests_every_column_and_every_line_keeps_its_last_value():
     """All of the pane as it was, but for the ages that it names."""
     was, held = (
-        [text_of(row) for row in irq_view.pane(resting(8, silent), Canvas(110, 40, zoomed=True, cursor=None))]
+        [text_of(row) for row in irq_pane.pane(resting(8, silent), Canvas(110, 40, zoomed=True, cursor=None))]
         for silent in (0, 3)
     )
     rows = was.index(next(text for text in was if text.startswith("poll work")))
@@ -284,17 +291,17 @@ def test_while_it_rests_every_column_and_every_line_keeps_its_last_value():
         assert (" 3 s " in now) == (then.split()[-1] != "-"), "and its age"
     assert held[rows].split("  ")[:2] == ["poll work 12.1 of 64", "3 s ago"]
     assert "budget spent 4" in held[rows]
-    assert irq_view.names(resting(8, 3)) == irq_view.names(resting(8, 0))
+    assert irq_pane.names(resting(8, 3)) == irq_pane.names(resting(8, 0))
     assert (
-        irq_view.subtitle(resting(8, 3), Canvas(60, 1))
-        == irq_view.subtitle(resting(8, 0), Canvas(60, 1)) + " · 3 s ago"
+        irq_pane.subtitle(resting(8, 3), Canvas(60, 1))
+        == irq_pane.subtitle(resting(8, 0), Canvas(60, 1)) + " · 3 s ago"
     )
-    small = [text_of(row) for row in irq_view.compact(resting(8, 3), Canvas(110, 2))]
+    small = [text_of(row) for row in irq_pane.compact(resting(8, 3), Canvas(110, 2))]
     assert all("3 s ago" in text for text in small)
 
 
 def test_the_pane_of_a_device_without_interrupts_says_so():
-    text = "\n".join(text_of(row) for row in irq_view.pane(history(False), Canvas(100, 12)))
+    text = "\n".join(text_of(row) for row in irq_pane.pane(history(False), Canvas(100, 12)))
     assert "no hardware interrupts" in text
     assert "backlog poll" in text
     assert "irq→poll" not in text
@@ -306,6 +313,6 @@ def test_the_pane_of_a_device_without_interrupts_says_so():
 def test_no_line_is_wider_or_more_than_the_canvas(width, height, selected):
     for hardware in (True, False):
         for zoomed in (True, False):
-            lines = irq_view.pane(history(hardware), Canvas(width, height, zoomed, (3, 4), selected))
+            lines = irq_pane.pane(history(hardware), Canvas(width, height, zoomed, (3, 4), selected))
             assert len(lines) <= height
             assert max((draw.cells_of(row) for row in lines), default=0) <= width

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab import native
 
-from nettop.paths import bpf_source
+from nettop.core.paths import bpf_source
 
 MS = 1_000_000
 NET_RX = 3
@@ -35,13 +35,13 @@ void start(void)
 void at(u64 ns) { clock_ns = ns; }
 void irq_in(u32 irq) { irq_entry(irq); }
 void irq_out(u32 irq, int handled) { irq_exit(irq, &action, handled, UNTYPED); }
-void softirq_raise(u32 vector) { raised(vector); }
-void softirq_entry(u32 vector) { entered(vector); }
-void softirq_exit(u32 vector) { left(vector); }
+void raise_softirq(u32 vector) { softirq_raise(vector); }
+void enter_softirq(u32 vector) { softirq_entry(vector); }
+void exit_softirq(u32 vector) { softirq_exit(vector); }
 /* napi 0: the backlog; 1 to 5: the device's; 6, 7: another's of the same index. */
 void poll(u32 napi, int work) {
 	napis[napi].dev = !napi ? 0 : napi < 6 ? &own : &other;
-	polled(&napis[napi], work, 64, UNTYPED);
+	napi_polled(&napis[napi], work, 64, UNTYPED);
 }
 u64 count(u32 irq) {
 	struct wait *w = waits.lookup(&irq);
@@ -78,13 +78,13 @@ class Cpu:
         self._c.at(int(ms * MS))
         self._c.irq_in(irq)
         if raises:
-            self._c.softirq_raise(NET_RX)
+            self._c.raise_softirq(NET_RX)
         self._c.at(int(ms * MS) + 1000)
         self._c.irq_out(irq, int(handled))
 
     def begin(self, ms: float) -> None:
         self._c.at(int(ms * MS))
-        self._c.softirq_entry(NET_RX)
+        self._c.enter_softirq(NET_RX)
 
     def poll(self, ms: float, napi: int, work: int = 1) -> None:
         """A poll that is over by then."""
@@ -95,8 +95,8 @@ class Cpu:
         """Of the run; ``more``: net_rx_action leaves work, and raises NET_RX for it."""
         self._c.at(int(ms * MS))
         if more:
-            self._c.softirq_raise(NET_RX)
-        self._c.softirq_exit(NET_RX)
+            self._c.raise_softirq(NET_RX)
+        self._c.exit_softirq(NET_RX)
 
     def waits(self, irq: int) -> tuple[int, float]:
         """How many, and their mean in ms."""

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nettop.ui import names
-from nettop.ui.names import KEEP_NONE_S, KEEP_S, MOST, WAITING, Names, checked, resolve
+from nettop.ui import reverse_dns
+from nettop.ui.reverse_dns import KEEP_NONE_S, KEEP_S, MOST, WAITING, ReverseDns, checked, resolve
 
 
 def raw(text: str) -> bytes:
@@ -31,7 +31,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 def test_a_name_is_there_some_time_after_it_was_asked_for():
     asked: list[str] = []
-    made = Names(lambda address: asked.append(address) or "web.example.")
+    made = ReverseDns(lambda address: asked.append(address) or "web.example.")
     assert made.of(raw("192.0.2.7")) == ""
     until(lambda: made.of(raw("192.0.2.7")) == "web.example")
     assert made.of(raw("2001:db8::7")) == ""
@@ -44,7 +44,7 @@ def test_a_name_is_there_some_time_after_it_was_asked_for():
 def test_nobody_waits_for_a_resolver_that_hangs():
     """And the interpreter ends without it: its threads are daemons."""
     go = threading.Event()
-    made = Names(lambda address: go.wait(60) and "late.example")  # type: ignore[return-value, arg-type]
+    made = ReverseDns(lambda address: go.wait(60) and "late.example")  # type: ignore[return-value, arg-type]
     start = time.monotonic()
     for host in range(2000):
         assert made.of(raw(f"198.51.{host // 250}.{host % 250}")) == ""
@@ -64,7 +64,7 @@ def test_failures_are_silent_and_not_asked_for_again_and_again():
         asked.append(address)
         raise socket.gaierror(-2, "Name or service not known")
 
-    made = Names(fail, clock=lambda: clock[0])
+    made = ReverseDns(fail, clock=lambda: clock[0])
     made.of(raw("192.0.2.1"))
     until(lambda: made.changed == 1)
     for _ in range(10):
@@ -85,7 +85,7 @@ def test_an_old_name_holds_until_there_is_a_new_one():
             go.wait(10)
         return answer
 
-    made = Names(ask, clock=lambda: clock[0])
+    made = ReverseDns(ask, clock=lambda: clock[0])
     made.of(raw("192.0.2.1"))
     until(lambda: made.of(raw("192.0.2.1")) == "old.example")
     clock[0] = KEEP_S + 1
@@ -101,7 +101,7 @@ def test_a_resolver_may_fail_as_it_likes(failure):
     def fail(address: str) -> str:
         raise failure
 
-    made = Names(fail)
+    made = ReverseDns(fail)
     made.of(raw("192.0.2.1"))
     until(lambda: made.changed == 1)
     assert made.of(raw("192.0.2.1")) == ""
@@ -145,15 +145,15 @@ def test_whatever_is_answered_is_a_host_or_nothing(answer):
 @pytest.mark.parametrize("address", ["224.0.0.251", "255.255.255.255", "ff02::1", "::", "0.0.0.0"])
 def test_what_no_host_has_is_not_asked_for(address):
     asked: list[str] = []
-    made = Names(lambda text: asked.append(text) or "x.example")
+    made = ReverseDns(lambda text: asked.append(text) or "x.example")
     made.of(raw(address))
     until(lambda: made.changed == 1)
     assert asked == []
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(names, "MOST", 50)
-    made = Names(lambda text: "x.example")
+    monkeypatch.setattr(reverse_dns, "MOST", 50)
+    made = ReverseDns(lambda text: "x.example")
     for host in range(200):
         made.of(raw(f"192.0.2.{host}"))
         until(lambda: made._queue.empty())

@@ -12,20 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from standins import Numbers, frame, traffic
+from fakes import Numbers, frame, traffic
 
 from nettop.cli import DEMO
-from nettop.model import Frame, ProbeStatus
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.core.row_order import order
+from nettop.core.table import rows_of as table_rows
 from nettop.output import WRITERS, Style
 from nettop.output import text as text_module
-from nettop.output.csv import COLUMNS, FLOW_COLUMNS
-from nettop.output.text import fitted, plain_lines, table_lines
-from nettop.probes import flows_view
-from nettop.probes.base import Probe
-from nettop.probes.rows import order
-from nettop.probes.view import Canvas, Column, Pane, Span, Table, line
-from nettop.recording import Recording
+from nettop.output.csv import paths
+from nettop.output.text import plain_lines, table_lines
+from nettop.probes.base import Probe, all_probes
+from nettop.probes.flows import table as flows_table
+from nettop.probes.flows.rows import TABLE as TABLE_OF_FLOWS
+from nettop.record.recording import Recording
+from nettop.render.canvas import Canvas, Column, Pane, Span, Table, line
+from nettop.render.columns import place_columns
 
+COLUMNS = (*paths(TABLE_OF_FLOWS),)
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "frame.schema.json").read_text(encoding="utf-8"))
 
 
@@ -58,22 +62,19 @@ def test_json_takes_top_and_sort():
 # --- CSV ----------------------------------------------------------------------------------------------------
 
 
-class Flows(Numbers):
-    """A section with rows like those of flows."""
-
-    def to_json(self, top: int, sort: str) -> dict[str, Any]:
-        name = 'a "b",\nc\x1b[2J'
-        rows = [
-            {"protocol": "tcp", "local": "10.0.0.1:1", "remote": "[::1]:2", "process": {"pid": 7, "name": name},
-             "rx_bytes": n, "rtt": {"min_ns": 9, "method": "timestamp"}, "internal_rtt": None, "vlan": None,
-             "kernel_rtt": {"smoothed_ns": 5, "cwnd": 10}}
-            for n in self.numbers
-        ]  # fmt: skip
-        return {"flows_total": len(rows), "flows": [*rows, {"process": None}][:top]}
-
-
 def flows(index: int, *numbers: int) -> Frame:
-    return frame(index, sections={"numbers": Flows(numbers)})
+    """A frame with a flow for each number of bytes, and one of which little is known."""
+    listed = [
+        {"id": n, "protocol": "tcp", "local": "10.0.0.1:1", "remote": "[::1]:2", "process": {"pid": 7, "name": "x"},
+         "rx_bytes": n, "rtt": {"min_ns": 9, "samples_total": 1, "method": "timestamp"}, "internal_rtt": None,
+         "vlan": None, "kernel_rtt": {"smoothed_ns": 5, "cwnd": 10}}
+        for n in numbers
+    ]  # fmt: skip
+    rows = table_rows(TABLE_OF_FLOWS.columns, [*listed, {"id": 1, "protocol": "udp", "rx_bytes": 0}])
+    rows["process"]["name"][:-1] = b'a "b",\nc\x1b[2J'
+    section = all_probes()["flows"].section.from_frame({})
+    probes = {"flows": ProbeStatus("live")}
+    return frame(index, probes=probes, sections={"flows": replace(section, rows=rows)})
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -82,7 +83,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 def test_csv_has_a_header_once_and_a_row_a_flow():
     rows = rows_of(Collected("csv").write(flows(1, 10, 11), flows(2, 12)))
-    assert [r["rx_bytes"] for r in rows] == ["10", "11", "", "12", ""]
+    assert [r["rx_bytes"] for r in rows] == ["11", "10", "0", "12", "0"]  # the busiest first
     assert rows[0]["time"] == "2025-01-01T00:00:01.000Z"
     assert rows[3]["time_ns"] == str(flows(2).time_ns)
     assert {r["interval_ns"] for r in rows} == {"1000000000"}
@@ -97,8 +98,8 @@ def test_csv_reaches_into_what_json_nests_and_leaves_the_unknown_empty():
         "timestamp",
         "5",
     )
-    assert known["internal_rtt_min_ns"] == known["vlan"] == known["rtt_last_ns"] == ""
-    assert unknown["pid"] == unknown["process"] == unknown["protocol"] == ""
+    assert known["internal_rtt_min_ns"] == known["vlan"] == ""
+    assert unknown["pid"] == unknown["process"] == unknown["rtt_last_ns"] == unknown["state"] == ""
 
 
 def test_csv_is_rfc_4180_whatever_a_process_calls_itself():
@@ -132,7 +133,7 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 def test_csv_has_every_field_of_a_flow():
     fields = set(leaves(SCHEMA["properties"]["flows"]["items"]))
     assert len(fields) > 40
-    assert fields - set(FLOW_COLUMNS.values()) == set()
+    assert fields - set(paths(TABLE_OF_FLOWS).values()) == set()
 
 
 def test_columns_that_readers_know_by_place_keep_it():
@@ -187,7 +188,7 @@ PANES = (
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    probe = Probe("numbers", "", (), (), lambda s: None, Numbers.from_json, PANES)  # type: ignore[arg-type, return-value]
+    probe = Probe("numbers", "", (), (), lambda s: None, Numbers, PANES)  # type: ignore[arg-type, return-value]
     monkeypatch.setattr(text_module, "all_probes", lambda: {"numbers": probe})
 
 
@@ -214,7 +215,7 @@ def test_a_graph_over_time_gives_its_subtitle_or_else_itself(monkeypatch):
         Pane("a", "Heat", 1, "top", draw=draw, subtitle=lambda h, c: "p50 21 ms"),
         Pane("b", "Plain", 2, "top", draw=draw),
     )
-    probe = Probe("numbers", "", (), (), lambda s: None, Numbers.from_json, panes)  # type: ignore[arg-type]
+    probe = Probe("numbers", "", (), (), lambda s: None, Numbers, panes)  # type: ignore[arg-type]
     monkeypatch.setattr(text_module, "all_probes", lambda: {"numbers": probe})
     assert Collected("text").write(frame(1)).splitlines()[1:4] == ["Heat  p50 21 ms", "Plain", "drawn"]
 
@@ -267,7 +268,7 @@ def test_what_is_left_out_is_counted():
 
 @pytest.mark.parametrize("width", [16, 24, 33, 60, 200])
 def test_lines_fit_and_columns_of_high_priority_number_leave_first(width):
-    kept = [c.key for c, _ in fitted(TABLE.columns, width)]
+    kept = [p.column.key for p in place_columns(TABLE.columns, width, gap=2)]
     assert kept[:2] == ["name", "size"]
     if "share" in kept:
         assert "wide" in kept
@@ -325,15 +326,15 @@ def test_the_flows_of_the_demo_into_awk(monkeypatch):
         assert row[at["process"]] == (f"{owner['name']}_{owner['pid']}" if owner else "-")
 
 
-@pytest.mark.parametrize("column", [c.key for c in flows_view.COLUMNS])
+@pytest.mark.parametrize("column", flows_table.TABLE.sorts)
 def test_every_output_has_the_order_of_the_screen(monkeypatch, column):
     """--sort means one thing: the same flows first on the screen, in text, ndjson and csv."""
     monkeypatch.undo()
     with Recording(str(DEMO)) as recording:
         shown = recording.frame(20)
-    rows = np.sort(flows_view.rows(shown), order="id")  # as they tie
-    sort = next(c for c in flows_view.COLUMNS if c.key == column)
-    expected = rows[order(flows_view.TABLE, rows, sort, False, np.zeros(0, np.uint64))]["id"].tolist()
+    rows = np.sort(flows_table.rows(shown), order="id")  # as they tie
+    sort = flows_table.TABLE.sorts[column]
+    expected = rows[order(rows, "id", sort, False, np.zeros(0, np.uint64))]["id"].tolist()
     assert len(expected) > 8
     found = json.loads(Collected("ndjson", sort=column).write(shown))["flows"]
     assert [flow["id"] for flow in found] == expected

@@ -43,10 +43,10 @@ def test_with_cap_sys_admin_alone_that_is_what_loads():
     assert privilege.loading(mask(NET_ADMIN, SYS_ADMIN)) == mask(NET_ADMIN, SYS_ADMIN)
 
 
-def test_only_root_becomes_the_user_behind_sudo():
-    assert privilege.user_behind_sudo({"SUDO_UID": "1000", "SUDO_GID": "1000"}) == (1000, 1000)
-    assert privilege.user_behind_sudo({"SUDO_UID": "0", "SUDO_GID": "0"}) is None
-    assert privilege.user_behind_sudo({"SUDO_UID": "-1", "SUDO_GID": "1"}) is None
+def test_only_root_becomes_the_invoking_user():
+    assert privilege.invoking_user({"SUDO_UID": "1000", "SUDO_GID": "1000"}) == (1000, 1000)
+    assert privilege.invoking_user({"SUDO_UID": "0", "SUDO_GID": "0"}) is None
+    assert privilege.invoking_user({"SUDO_UID": "-1", "SUDO_GID": "1"}) is None
 
 
 def test_the_compiler_s_reads_are_of_kernel_memory():

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nettop import protocol
-from nettop.protocol import (
-    Again,
+from nettop.bpf import protocol
+from nettop.bpf.protocol import (
+    AttachInterface,
     Done,
     HookInfo,
     Load,
@@ -24,7 +24,8 @@ from nettop.protocol import (
     Plan,
     ProbeInfo,
     ProtocolError,
-    Reattach,
+    ResumeProbes,
+    RetryProbes,
     Stats,
     receive,
     send,
@@ -52,10 +53,11 @@ def say(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Load(Plan("eth0", ("throughput", "flows"), 4096, 16, 32, "clsact")),
-        Reattach(),
-        Reattach("eth1"),
-        Again(("stages", "irq")),
+        Load(Plan("eth0", ("throughput", "flows"), (("flows.flows", 4096),), 16, 32)),
+        AttachInterface(),
+        AttachInterface("eth1"),
+        ResumeProbes(("stages", "irq")),
+        RetryProbes(("flows",)),
         Stats(True),
         Done("broken", "mend it", 4, "00ff", "by the way"),
     ],
@@ -103,8 +105,8 @@ def test_the_other_end_gone_is_the_end(pair):
         b"[1,2,3]",
         b'["Load"]',
         b'["Nothing",{}]',
-        b'["Reattach",{"more":1}]',
-        b'["Reattach",[]]',
+        b'["AttachInterface",{"more":1}]',
+        b'["AttachInterface",[]]',
         b'["Stats",{"on":1}]',
         b'["Stats",{}]',
         b'["Done",{"code":true}]',
@@ -113,14 +115,17 @@ def test_the_other_end_gone_is_the_end(pair):
         b'["Load",{"plan":{"interface":"eth0","probes":["flows"],"more":1}}]',
         b'["Load",{"plan":{"interface":"../etc","probes":[]}}]',
         b'["Load",{"plan":{"interface":"eth0","probes":["../../x"]}}]',
-        b'["Load",{"plan":{"interface":"eth0","probes":[],"max_flows":1}}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"entries":[["x.y",0]]}}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"entries":[["x.y","9"]]}}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"entries":[["x.y"]]}}]',
         b'["Load",{"plan":{"interface":"eth0","probes":[],"subnet4":33}}]',
-        b'["Load",{"plan":{"interface":"eth0","probes":[],"via":"TCX;"}}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"via":"clsact"}}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"without":[]}}]',
         b'["Loaded",{"probe":{"name":"x","state":"live","maps":[{"name":"m"}]}}]',
         b'["Loaded",{"probe":{"name":"x","state":"live","maps":5}}]',
         b'["Loaded",{"probe":[]}]',
         b'["Loaded",{"probe":{"name":"x","state":"live","hooks":[[]]}}]',
-        b'["Load",{"plan":{"interface":"eth0","probes":[],"max_flows":1048577}}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"entries":[["x.y",1048577]]}}]',
         b'["Filter",{"instructions":[1' + b"0" * 4000 + b",0,0,0]}]",
         b'["Filter",{"instructions":[6,0,0]}]',
         b'["Filter",{"instructions":[-6,0,0,1]}]',
@@ -193,7 +198,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-names = st.sampled_from(["Load", "Loaded", "Done", "Stats", "Reattach", "plan", "probe"])
+names = st.sampled_from(["Load", "Loaded", "Done", "Stats", "AttachInterface", "plan", "probe"])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -202,4 +207,4 @@ def test_nothing_else_than_a_protocol_error_ever(pair, value):
     data = value if isinstance(value, bytes) else json.dumps(value).encode()
     say(pair[0], data)
     with contextlib.suppress(ProtocolError):
-        assert isinstance(receive(pair[1]), Done | Stats | Reattach | Loaded)
+        assert isinstance(receive(pair[1]), Done | Stats | AttachInterface | Loaded)

@@ -4,9 +4,9 @@ import struct
 
 import pytest
 
-from nettop import queue_kinds
-from nettop.netlink import Qdisc
-from nettop.queue_kinds import ALL, NOTHING, Cut, cut
+from nettop.netdev import queue_kinds
+from nettop.netdev.netlink import Qdisc
+from nettop.netdev.queue_kinds import ALL, NOTHING, Cut, cut
 
 ROOT = 0xFFFFFFFF
 PIECES = "the device counts the pieces"

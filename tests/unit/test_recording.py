@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fakes
 import pytest
-import standins
+from fakes import KINDS, frame
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from standins import LOADERS, frame
 
-from nettop import schema
-from nettop.errors import ExitCode, NettopError
-from nettop.files import Sink
-from nettop.recording import Header, Recorder, Recording, View, file_name, header_of, write_snapshot
+from nettop.core.errors import ExitCode, NettopError
+from nettop.record import schema
+from nettop.record.files import Sink
+from nettop.record.recording import Header, Recorder, Recording, View, file_name, header_of, write_snapshot
 
 HEADER = Header("recording", "0.1.0", 5, "db-3", "eth0", View("rtt", True, "tcp", "tcp a b", "flows"))
 SUFFIXES = pytest.mark.parametrize("name", ["x.ndjson", "x.ndjson.gz"])
@@ -35,7 +35,7 @@ def record(path: Path, frames, header: Header = HEADER) -> Path:
 
 
 def opened(path: Path) -> Recording:
-    return Recording(str(path), LOADERS)
+    return Recording(str(path), KINDS)
 
 
 def text_of(*frames) -> str:
@@ -57,7 +57,7 @@ def test_what_was_recorded_is_read(tmp_path, name):
 
 @SUFFIXES
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-@given(made=st.lists(standins.frames, min_size=1, max_size=4))
+@given(made=st.lists(fakes.frames, min_size=1, max_size=4))
 def test_any_frames_survive(tmp_path, name, made):
     path = tmp_path / name
     path.unlink(missing_ok=True)
@@ -67,7 +67,7 @@ def test_any_frames_survive(tmp_path, name, made):
 
 @SUFFIXES
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-@given(made=st.lists(standins.frames, min_size=1, max_size=4))
+@given(made=st.lists(fakes.frames, min_size=1, max_size=4))
 def test_any_snapshot_survives(tmp_path, name, made):
     path = tmp_path / name
     path.unlink(missing_ok=True)

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from standins import LOADERS, frame
+from fakes import KINDS, frame
 
-from nettop.errors import NettopError
-from nettop.model import Frame
-from nettop.recording import Header, Recorder, Recording
-from nettop.sources import Replay
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame
+from nettop.record.recording import Header, Recorder, Recording
+from nettop.record.sources import Replay
 
 TICK = 20_000_000  # ns between frames in these recordings
 
@@ -28,7 +28,7 @@ def made(folder: Path, count: int, interval_ns: int = TICK) -> Recording:
     with Recorder(str(path), Header(), 1000, "") as recorder:
         for index in range(count):
             recorder.write(frame(index, interval_ns=interval_ns))
-    return Recording(str(path), LOADERS)
+    return Recording(str(path), KINDS)
 
 
 def number(shown: Frame) -> int:
@@ -180,7 +180,7 @@ def cut(tmp_path: Path) -> Recording:
     """Two frames, and the third in part."""
     path = tmp_path / "cut"
     path.write_bytes(Path(made(tmp_path, 3).path).read_bytes()[:-9])
-    return Recording(str(path), LOADERS)
+    return Recording(str(path), KINDS)
 
 
 async def test_a_recording_that_was_cut_plays_up_to_there_and_then_says_so(cut):

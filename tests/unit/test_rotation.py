@@ -19,15 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standins import LOADERS, frame
+from fakes import KINDS, frame
 
 from nettop import batch
-from nettop.errors import ExitCode, NettopError
-from nettop.files import Sink
-from nettop.model import Frame, ProbeStatus
+from nettop.core.errors import ExitCode, NettopError
+from nettop.core.frame import Frame, ProbeStatus
 from nettop.output import Style
-from nettop.output.csv import COLUMNS, CsvWriter
-from nettop.recording import Header, Recorder, Recording
+from nettop.output.csv import CsvWriter, paths
+from nettop.probes.flows.rows import TABLE
+from nettop.record.files import Sink
+from nettop.record.recording import Header, Recorder, Recording
 
 ROOT = Path(__file__).parents[2]
 SUFFIXES = pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -36,12 +37,12 @@ SUFFIXES = pytest.mark.parametrize("suffix", ["", ".gz"])
 CHILD = """
 import asyncio, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from standins import frame
+from fakes import frame
 from nettop import batch
-from nettop.cli import _complain
-from nettop.files import Sink
+from nettop.cli import _print_error
 from nettop.output import WRITERS, Style
-from nettop.recording import Header, Recorder
+from nettop.record.files import Sink
+from nettop.record.recording import Header, Recorder
 
 async def frames():
     index = 0
@@ -53,7 +54,7 @@ async def frames():
 sink = Sink({output!r}) if {output!r} else None
 outputs = [batch.Formatted(WRITERS["ndjson"](sink.write if sink else batch.to_stdout, Style()), sink)]
 hangup = asyncio.Event() if sink else None
-sys.exit(batch.until_signal(batch.run(frames(), outputs, None, None, _complain, hangup), hangup))
+sys.exit(batch.until_signal(batch.run(frames(), outputs, None, None, _print_error, hangup), hangup))
 """
 
 
@@ -211,7 +212,7 @@ def test_each_file_of_csv_has_its_titles(tmp_path, cut):
         output.reopen()
     output.write(frame(2))
     output.write(frame(3))
-    assert next(csv.reader(io.StringIO(path.read_text()))) == list(COLUMNS)
+    assert next(csv.reader(io.StringIO(path.read_text()))) == [*paths(TABLE)]
     assert path.read_text().count("protocol,") == 1
 
 
@@ -224,7 +225,7 @@ def test_each_file_of_a_recording_has_its_header(tmp_path):
     recorder.write(frame(2))
     recorder.close()
     for name, index in (("old.gz", 1), ("x.ndjson.gz", 2)):
-        with Recording(str(tmp_path / name), LOADERS) as recording:
+        with Recording(str(tmp_path / name), KINDS) as recording:
             assert recording.header.host == "db-3"
             assert list(recording.frames()) == [frame(index)]
 

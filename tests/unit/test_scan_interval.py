@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from nettop import engine
-from nettop.engine import Worker
-from nettop.model import ProbeStatus
-from nettop.probes.base import Folded, Map, Probe, Reads
+from nettop.bpf.layout import Map
+from nettop.collect import engine
+from nettop.collect.worker import Worker
+from nettop.core.frame import ProbeStatus, Section
+from nettop.probes.base import Folded, Probe, Reads
 
 S = 1_000_000_000
 VALUE = np.dtype([("count", "u8")])
@@ -14,9 +15,9 @@ PROBE = Probe(
     "fake",
     "",
     (),
-    (Map("large", "array", VALUE, scan=True), Map("small", "array", VALUE)),
+    (Map("large", "array", "count", scan=True), Map("small", "array", "count")),
     fold=lambda setup: _fold,
-    load=lambda data: None,  # type: ignore[arg-type,return-value]
+    section=Section,
     panes=(),
 )
 

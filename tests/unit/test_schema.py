@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fakes
 import numpy as np
 import pytest
-import standins
+from fakes import KINDS, frame, traffic
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
-from standins import LOADERS, frame, traffic
 
-from nettop import schema
-from nettop.model import SCHEMA, Frame, Histogram
+from nettop.core.frame import SCHEMA, Frame
+from nettop.core.histogram import Histogram, histogram_json
 from nettop.probes.base import all_probes
-from nettop.schema import SchemaError, dumps, frame_from_json, frame_to_json, loads, readable
-from nettop.stats import histogram_json
+from nettop.record import schema
+from nettop.record.schema import SchemaError, dumps, frame_from_json, frame_to_json, loads, readable
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMA_FILE = json.loads((DOCS / "frame.schema.json").read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def as_written(made: Frame, top: int = 1000, sort: str = "") -> Any:
 def empty(name: str) -> Frame:
     """A frame with the empty section of a real probe."""
     probe = all_probes()[name]
-    return replace(traffic(), sections={name: probe.load({})})
+    return replace(traffic(), sections={name: probe.section.from_frame({})})
 
 
 def test_the_schema_is_a_schema():
@@ -79,8 +79,8 @@ FULL_FLOW = {
 def test_a_full_flow_is_read_and_written_as_the_schema_says():
     data = {**as_written(traffic()), "flows_total": 1, "flows": [FULL_FLOW]}
     OPEN.validate(data)
-    section = all_probes()["flows"].load(data)
-    written = json.loads(dumps(section.to_json(10, "")))
+    section = all_probes()["flows"].section.from_frame(data)
+    written = json.loads(dumps(section.in_frame(10, "")))
     STRICT.validate({**as_written(traffic()), **written})
     flow = written["flows"][0]
     for key in ("protocol", "local", "remote", "process", "rx_bytes", "tx_bytes_total", "state"):
@@ -133,12 +133,12 @@ def test_every_field_is_explained():
 # --- round trips --------------------------------------------------------------------------------------------
 
 
-@given(standins.frames)
+@given(fakes.frames)
 def test_a_frame_is_read_back_as_it_was(made):
-    assert frame_from_json(loads(dumps(frame_to_json(made, 1000, ""))), LOADERS) == made
+    assert frame_from_json(loads(dumps(frame_to_json(made, 1000, ""))), KINDS) == made
 
 
-@given(standins.frames)
+@given(fakes.frames)
 def test_the_form_for_people_holds_the_same(made):
     data = frame_to_json(made, 1000, "")
     text = readable(data)
@@ -184,7 +184,7 @@ def test_the_output_is_ascii():
 
 def test_strings_from_a_file_are_data():
     text = dumps(frame_to_json(frame(0, host="a\x1b[2Jb", notes=("\u202eevil\ud800",)), 1, ""))
-    read = frame_from_json(loads(text), LOADERS)
+    read = frame_from_json(loads(text), KINDS)
     assert read.host == "a�[2Jb"
     assert read.notes == ("�evil�",)
 
@@ -193,7 +193,7 @@ def test_fields_that_are_not_known_are_ignored_and_missing_ones_are_unknown():
     data = as_written(frame())
     data |= {"later": {"x": 1}}
     del data["health"], data["host"], data["filter"]
-    read = frame_from_json(data, LOADERS)
+    read = frame_from_json(data, KINDS)
     assert (read.host, read.filter) == ("", "")
     assert read.health.kernel_ns is None
 
@@ -201,7 +201,7 @@ def test_fields_that_are_not_known_are_ignored_and_missing_ones_are_unknown():
 def test_a_probe_that_is_not_live_has_no_section():
     data = as_written(frame())
     data["probes"]["numbers"]["state"] = "failed"
-    assert frame_from_json(data, LOADERS).sections == {}
+    assert frame_from_json(data, KINDS).sections == {}
 
 
 def test_a_probe_that_we_do_not_have_is_left_alone():
@@ -226,7 +226,7 @@ def test_a_probe_that_we_do_not_have_is_left_alone():
         ({"probes": {"numbers": {}}}, "state"),
         ({"probes": {"numbers": 3}}, None),
         ({"probes": {"numbers": {"state": "live", "hooks": [1]}}}, None),
-        ({"health": {"lost_events": "x"}}, "lost_events"),
+        ({"health": {"user_ns": "x"}}, "user_ns"),
         ({"numbers": ["x"]}, "numbers"),
         ({"numbers": 5}, "numbers"),
         ({"notes": 5}, None),
@@ -234,12 +234,20 @@ def test_a_probe_that_we_do_not_have_is_left_alone():
 )
 def test_malformed_data_says_what_is_wrong(change, why):
     with pytest.raises(SchemaError, match=why) as caught:
-        frame_from_json({**as_written(frame()), **change}, LOADERS)
+        frame_from_json({**as_written(frame()), **change}, KINDS)
     assert str(caught.value)
 
 
+def test_a_count_of_what_was_missed_that_makes_no_sense_is_named():
+    data = as_written(traffic())
+    data["health"]["lost_events"] = "x"
+    data["probes"]["flows"] = {"state": "live", "detail": "", "hooks": []}
+    with pytest.raises(SchemaError, match="flows: health: lost_events: not a whole number"):
+        frame_from_json(data)
+
+
 def test_an_older_schema_is_read():
-    assert frame_from_json({**as_written(frame()), "schema": "nettop/0"}, LOADERS).host == "db-3"
+    assert frame_from_json({**as_written(frame()), "schema": "nettop/0"}, KINDS).host == "db-3"
     assert f"nettop/{schema.VERSION}" == SCHEMA
 
 

@@ -17,7 +17,7 @@ from shlex import quote
 
 import pytest
 
-from nettop.errors import ExitCode
+from nettop.core.errors import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 MANAGERS = ("apt", "dnf", "pacman", "zypper", "apk")
@@ -320,7 +320,7 @@ def tested(checkout: Path) -> Path:
         "conftest.py",
         "repeat.py",
         "timing.py",
-        "turns.py",
+        "scheduling.py",
     ):  # copies: they lock what lies beside them
         shutil.copy(ROOT / "tests" / name, tests)
     return checkout
@@ -532,11 +532,7 @@ def test_a_hunt_tells_how_often_each_test_failed(tested: Path) -> None:
     part = run_tests(tested, "--repeat", "1", "--into", "found", "-k", "fast or live")
     assert part.returncode == 1, "what is in the file counts"
     rows = re.findall(r"^ +(\d+) +(\d+) +[\d.]+ s  tests/unit/test_some.py::(.*)$", part.stdout, re.MULTILINE)
-    assert rows == [
-        ("1", "2", "test_late[a b::c] d]"),
-        ("1", "2", "test_wrong"),
-        ("0", "3", "test_fast"),
-    ]
+    assert rows == [("1", "2", "test_late[a b::c] d]"), ("1", "2", "test_wrong"), ("0", "3", "test_fast")]
     assert "4 ms too late" in part.stdout
     assert part.stdout.splitlines()[-1] == "3 tests, 7 runs, 2 failed, of 2 tests"
 
@@ -704,8 +700,11 @@ def test_the_wheel_carries_every_program_and_no_test(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     programs = {f"nettop/{path.relative_to(ROOT)}" for path in (ROOT / "bpf_src").rglob("*.[ch]")}
     assert len(programs) >= 3
+    programs |= {
+        f"nettop/{path.relative_to(ROOT)}" for path in (ROOT / "examples").glob("*/*.*")
+    }  # --new-probe's
     assert programs <= names
-    assert "nettop/errors.py" in names
+    assert "nettop/core/errors.py" in names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"nettop"}
 
 
@@ -729,11 +728,7 @@ def test_the_readme_knows_every_exit_code() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "said"),
-    [
-        ("SUDO_UID=1000", True),
-        ("SUDO_UID=1000 http_proxy=http://proxy:3128", False),
-        ("SUDO_UID=", False),
-    ],
+    [("SUDO_UID=1000", True), ("SUDO_UID=1000 http_proxy=http://proxy:3128", False), ("SUDO_UID=", False)],
 )
 def test_that_sudo_drops_the_proxy_is_said_where_it_may_be_the_cause(
     checkout: Path, environment: str, said: bool

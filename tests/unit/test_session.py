@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from standins import traffic
+from fakes import traffic
 
-from nettop.errors import NettopError
-from nettop.model import Frame
-from nettop.probes.flows import Flows
-from nettop.probes.flows_layout import FLOW_KEY, ROW
-from nettop.recording import Recorder, Recording, View
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame
+from nettop.probes.flows.rows import ROW
+from nettop.probes.flows.section import Flows
+from nettop.record.recording import Recorder, Recording, View
 from nettop.session import Session
 from nettop.settings import Control, Settings
-from nettop.ui.control import Look
+from nettop.ui.commands import Look
 
 
 class Frames:
@@ -141,8 +141,8 @@ async def test_the_flow_in_focus_is_looked_up_in_the_newest_frame(tmp_path):
     session.set_focus(7)
     assert control.focus
     assert control.focus.id == 7
-    key = np.frombuffer(control.focus.key, FLOW_KEY)[0]
-    assert bytes(key["local"]) + bytes(key["remote"]) == bytes(range(32))
+    key = control.focus.key
+    assert key["local"] + key["remote"] == bytes(range(32))
     assert (key["local_port"], key["remote_port"]) == (443, 40_001)
     assert key["protocol"] == 6 | 12 << 8 | 34 << 20
     session.set_focus(8)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nettop import settings
-from nettop.errors import ExitCode, NettopError
+from nettop.core.errors import ExitCode, NettopError
 from nettop.settings import OPTIONS, Control, Settings, build, from_data, parse, read_file, to_toml
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -53,6 +53,7 @@ def test_every_option_of_the_contract_is_there():
     text = settings.parser().format_help()
     for word in (
         "--delay --batch --count --format --output --snapshot --record --replay --demo --probes --list-probes "
+        "--new-probe "
         "--check --max-flows --scan-interval --budget --subnets --top --sort --config --print-config --log --version "
         "--help -d -b -n -o -p -s -c -V -h"
     ).split():

@@ -5,30 +5,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from lab import layouts
 
-from nettop.control import Config, Flag
-from nettop.model import Frame, Health, Shed
-from nettop.probes import stages_view
+from nettop.bpf.config import Flag
+from nettop.core.frame import SECONDS, Frame, Health
+from nettop.core.histogram import bucket_of, mean
 from nettop.probes.base import Reads, Setup
-from nettop.probes.stages import (
-    CONFIG,
-    ENTRIES,
-    HOOKS,
-    PATHS,
-    PROBE,
-    RX_BEGIN,
-    STAGE,
-    TRACE,
-    TRACE_DROP,
-    TRACING,
-    TX_BEGIN,
-    Stages,
-    StagesFold,
-    TraceEvent,
-)
-from nettop.probes.view import Canvas, text_of
-from nettop.stats import bucket_of, mean
+from nettop.probes.stages import pane as stages_pane
+from nettop.probes.stages.boundaries import ENTRIES, RX_BEGIN, TRACE_DROP, TX_BEGIN
+from nettop.probes.stages.fold import StagesFold
+from nettop.probes.stages.hooks import HOOKS
+from nettop.probes.stages.probe import PROBE
+from nettop.probes.stages.section import Stages, TraceEvent
+from nettop.render.canvas import Canvas, text_of
 
+CONFIG, STAGE, PATHS, TRACING, TRACE = (
+    layouts.of("stages")[name].value for name in ("config", "stages", "paths", "tracing", "trace")
+)
 SECOND = 1_000_000_000
 ALL = {hook.name: "tp_btf" for hook in HOOKS}
 CPUS = 3
@@ -53,8 +46,8 @@ class Kernel:
         if focused:
             self.record(index, cpu, ns, count, path)
         entry = self.stages[index + ENTRIES * focused, cpu]
-        entry["sum"] += ns * count
-        entry["slots"][bucket_of(ns)] += count
+        entry["delay"]["sum"] += ns * count
+        entry["delay"]["slots"][bucket_of(ns)] += count
         if path:
             self.paths[int(focused), cpu]["of"]["ns"][index] += ns * count
             self.paths[int(focused), cpu]["of"]["packets"][index] += count
@@ -121,7 +114,7 @@ def test_pacing_is_said_of_the_qdisc_alone():
     section = folded(fold, kernel)
     assert row(section, "qdisc", "tx").paced_ns == 7_000
     assert {s.paced_ns for s in (*section.rx, *section.tx) if s.stage != "qdisc"} == {None}
-    assert row(Stages.from_json(section.to_json(50, "")), "qdisc", "tx").paced_ns == 7_000
+    assert row(Stages.from_frame(section.in_frame(50, "")), "qdisc", "tx").paced_ns == 7_000
 
 
 @pytest.mark.parametrize(
@@ -163,18 +156,12 @@ def test_json_there_and_back():
     kernel.record(RX_WHOLE, 0, 130_000, 3)
     kernel.stages[RX["application"], 1]["missed"] = 1
     section = folded(StagesFold(setup()), kernel)
-    data = section.to_json(10, "")
-    again = PROBE.load(data)
+    data = section.in_frame(10, "")
+    again = PROBE.section.from_frame(data)
     assert isinstance(again, Stages)
-    assert again.to_json(10, "") == data
+    assert again.in_frame(10, "") == data
     assert mean(again.rx_whole) == 130_000
-    assert PROBE.load({}).to_json(1, "")["stages"]["rx"] == []
-
-
-def test_the_config_is_read_where_it_is_written():
-    written = replace(Config(sample_shift=3, flags=5), focus=2**63 + 7, focus_key=bytes(range(40)))
-    read = np.frombuffer(written.pack(), CONFIG)[0]
-    assert (read["sample_shift"], read["flags"], read["focus"]) == (3, 5, 2**63 + 7)
+    assert PROBE.section.from_frame({}).in_frame(1, "")["stages"]["rx"] == []
 
 
 def test_the_flow_in_focus_has_rows_of_its_own():
@@ -193,19 +180,19 @@ def test_the_flow_in_focus_has_rows_of_its_own():
     assert (mine.matched, mine.latency.sum_ns, mine.path_packets) == (9, 180_000, 9)
     assert section.focus.rx_whole.count == 9
     assert (row(section, "ip").missed, row(section.focus, "ip").missed) == (0, 2)
-    data = section.to_json(10, "")
+    data = section.in_frame(10, "")
     assert data["stages"]["focus"]["flow"] == 7
-    assert PROBE.load(data).to_json(10, "") == data
+    assert PROBE.section.from_frame(data).in_frame(10, "") == data
 
 
 def test_sampling_is_said():
     kernel, fold = Kernel(), StagesFold(setup())
-    assert folded(fold, kernel).to_json(1, "")["stages"]["sampled_one_in"] == 1
+    assert folded(fold, kernel).in_frame(1, "")["stages"]["sampled_one_in"] == 1
     kernel.config["sample_shift"] = 4
     section = folded(fold, kernel)
     assert section.sample == 16
-    assert PROBE.load(section.to_json(1, "")).sample == 16
-    assert PROBE.load({}).sample == 1
+    assert PROBE.section.from_frame(section.in_frame(1, "")).sample == 16
+    assert PROBE.section.from_frame({}).sample == 1
 
 
 def test_a_packets_way_is_a_list_of_events_by_time():
@@ -230,7 +217,7 @@ def test_a_packets_way_is_a_list_of_events_by_time():
     )
     assert (section.trace_lost, section.trace_left_out) == (3, 5)
     assert section.health()["lost_events"] == 3
-    again = PROBE.load(section.to_json(1, ""))
+    again = PROBE.section.from_frame(section.in_frame(1, ""))
     assert (again.trace, again.trace_lost, again.trace_left_out) == (section.trace, 3, 5)
     after = folded(fold, kernel)
     assert (after.trace, after.trace_lost, after.trace_left_out) == ((), 0, 0)
@@ -272,7 +259,7 @@ USUAL = {
 
 
 def test_the_last_line_says_where_a_mean_microsecond_goes():
-    text = text_of(stages_view.where(frames(*[USUAL] * 3), Canvas(120, 1)))
+    text = text_of(stages_pane.where(frames(*[USUAL] * 3), Canvas(120, 1)))
     assert "100 µs" in text
     assert "95 % waiting for its reader" in text
 
@@ -280,13 +267,13 @@ def test_the_last_line_says_where_a_mean_microsecond_goes():
 def resting(one_in: int, silent: int) -> list[Frame]:
     """Frames a second apart; in the last ones the hooks were not attached."""
     forwarding = {**USUAL, "forward": 5_000}
-    health = Health(shed=Shed(seconds_one_in=one_in))
+    health = Health(shed={SECONDS: one_in})
     return [replace(frame, health=health) for frame in frames(*[forwarding] * 3, *[{}] * silent)]
 
 
 def test_while_it_rests_every_column_and_the_last_line_keep_their_values_with_their_age():
     canvas = Canvas(130, 24)
-    was, held = ([text_of(row) for row in stages_view.pane(resting(8, silent), canvas)] for silent in (0, 6))
+    was, held = ([text_of(row) for row in stages_pane.pane(resting(8, silent), canvas)] for silent in (0, 6))
     assert len(held) == len(was)
     for name in ("driver→stack", "application", "forward"):
         then = next(text for text in was if name in text)
@@ -297,26 +284,26 @@ def test_while_it_rests_every_column_and_the_last_line_keep_their_values_with_th
     last = next(text for text in held if "mean" in text)
     assert "105 µs: 90 % waiting for its reader" in last
     assert "6 s ago" in last
-    assert stages_view.names(resting(8, 6)) == stages_view.names(resting(8, 0))
-    assert "rx forward" in stages_view.names(resting(8, 6))
-    assert stages_view.subtitle(resting(8, 6), canvas).endswith(" · 6 s ago")
-    assert "6 s ago" in text_of(stages_view.compact(resting(8, 6), Canvas(120, 2))[0])
+    assert stages_pane.names(resting(8, 6)) == stages_pane.names(resting(8, 0))
+    assert "rx forward" in stages_pane.names(resting(8, 6))
+    assert stages_pane.subtitle(resting(8, 6), canvas).endswith(" · 6 s ago")
+    assert "6 s ago" in text_of(stages_pane.compact(resting(8, 6), Canvas(120, 2))[0])
 
 
 @pytest.mark.parametrize(("one_in", "silent"), [(1, 1), (8, 17)])
 def test_what_is_no_rest_or_too_old_is_nothing(one_in, silent):
     """Attached all the time, silence is the figure; and nothing stays longer than twice the rest."""
     history = resting(one_in, silent)
-    lines = [text_of(row) for row in stages_view.pane(history, Canvas(130, 24))]
+    lines = [text_of(row) for row in stages_pane.pane(history, Canvas(130, 24))]
     assert next(text for text in lines if "application" in text).split()[-5:] == ["-"] * 5
     assert not any(" ago" in text for text in lines)
-    assert stages_view.subtitle(history, Canvas(130, 1)) == "no packets"
+    assert stages_pane.subtitle(history, Canvas(130, 1)) == "no packets"
 
 
 @pytest.mark.parametrize(("one_in", "silent"), [(1, 6), (8, 17)])
 def test_the_last_line_does_not_tell_of_long_ago(one_in, silent):
     assert (
-        text_of(stages_view.where(resting(one_in, silent), Canvas(120, 1)))
+        text_of(stages_pane.where(resting(one_in, silent), Canvas(120, 1)))
         == "no packet has gone the whole way yet"
     )
 
@@ -328,8 +315,8 @@ def test_pacing_is_not_called_a_queue(part, said):
     kernel.record(13, 0, 1_000_000, 100, path=False)  # TX_WHOLE
     kernel.stages[10, 1]["paced"] = int(part * 100_000_000)
     history = [Frame(SECOND, SECOND, "h", "eth0", sections={"stages": folded(fold, kernel)})]
-    assert said in text_of(stages_view.where(history, Canvas(120, 1)))
-    page = [text_of(row) for row in stages_view.pane(history, Canvas(160, 20, selected="tx qdisc"))]
+    assert said in text_of(stages_pane.where(history, Canvas(120, 1)))
+    page = [text_of(row) for row in stages_pane.pane(history, Canvas(160, 20, selected="tx qdisc"))]
     assert any(f"{part * 100:.0f} % of its time is pacing" in text for text in page)
 
 
@@ -340,7 +327,7 @@ def test_what_is_seen_at_the_device_below_is_said_in_words(below, unicode):
     kernel.config["flags"] = Flag.NO_STACK if below else 0
     kernel.record(RX["local"], 0, 1_000)
     history = [Frame(SECOND, SECOND, "h", "bond0", sections={"stages": folded(fold, kernel)})]
-    lines = [text_of(row) for row in stages_view.pane(history, Canvas(120, 24, unicode=unicode))]
+    lines = [text_of(row) for row in stages_pane.pane(history, Canvas(120, 24, unicode=unicode))]
     assert any("seen at the device below" in text for text in lines) == below
     assert any("driver" in text for text in lines)
     assert any("→" in text for text in lines) is unicode
@@ -348,14 +335,14 @@ def test_what_is_seen_at_the_device_below_is_said_in_words(below, unicode):
 
 def test_what_changed_most_in_the_last_minute():
     history = frames(*[USUAL] * 20, *[replace_ns(USUAL, ip=40_000, socket=9_000)] * 5)
-    found = stages_view.changed(history)
+    found = stages_pane.changed(history)
     assert found is not None
     direction, stage, before, now = found
     assert (direction, stage) == ("rx", "ip")
     assert before == pytest.approx(1_000)
     assert now == pytest.approx(40_000)
-    assert "stack→ip 1.00 µs → 40.0 µs" in text_of(stages_view.where(history, Canvas(120, 1)))
-    assert stages_view.changed(frames(*[USUAL] * 30)) is None
+    assert "stack→ip 1.00 µs → 40.0 µs" in text_of(stages_pane.where(history, Canvas(120, 1)))
+    assert stages_pane.changed(frames(*[USUAL] * 30)) is None
 
 
 def replace_ns(delays_ns: dict[str, int], **changed: int) -> dict[str, int]:
@@ -364,7 +351,7 @@ def replace_ns(delays_ns: dict[str, int], **changed: int) -> dict[str, int]:
 
 def test_rows_show_the_newest_interval_and_all_of_it():
     history = frames(*[USUAL] * 12, replace_ns(USUAL, application=20_000_000))
-    lines = [text_of(row) for row in stages_view.pane(history, Canvas(100, 16))]
+    lines = [text_of(row) for row in stages_pane.pane(history, Canvas(100, 16))]
     application = next(text for text in lines if "application" in text)
     assert "20." in application
     assert "ms" in application
@@ -374,9 +361,9 @@ def test_rows_show_the_newest_interval_and_all_of_it():
 def test_the_cursor_names_the_cell_of_an_entered_stage():
     history = frames(*[USUAL] * 30)
     canvas = Canvas(100, 30, zoomed=True, selected="rx application")
-    plain = [text_of(row) for row in stages_view.pane(history, canvas)]
+    plain = [text_of(row) for row in stages_pane.pane(history, canvas)]
     bright = next(y for y, text in enumerate(plain[2:]) if any(c in text for c in "█▀▄"))
-    named = stages_view.pane(history, replace(canvas, cursor=(2, bright)))
+    named = stages_pane.pane(history, replace(canvas, cursor=(2, bright)))
     text = text_of(named[-1])
     assert text.strip().startswith("2 s ago")
     assert "100 samples" in text
@@ -390,21 +377,21 @@ def test_the_cursor_names_the_cell_of_an_entered_stage():
 @pytest.mark.parametrize("zoomed", [False, True])
 @pytest.mark.parametrize("selected", ["", "rx ip", "tx qdisc"])
 def test_no_line_is_wider_or_more_than_the_canvas(width, height, zoomed, selected):
-    from nettop.probes import draw
+    from nettop.render import draw
 
     for history in (frames(*[USUAL] * 9), frames({})):
         for cursor in (None, (0, 0), (300, 90)):
             canvas = Canvas(width, height, zoomed, cursor, selected, unicode=width % 2 == 0)
-            lines = stages_view.pane(history, canvas)
+            lines = stages_pane.pane(history, canvas)
             assert len(lines) <= height
             assert max((draw.cells_of(row) for row in lines), default=0) <= width
 
 
 def test_names_that_can_be_entered_are_the_rows_in_order():
     history = frames(USUAL)
-    names = stages_view.names(history)
+    names = stages_pane.names(history)
     assert names[0] == "rx stack"
     assert "rx forward" not in names  # nothing was forwarded
-    lines = [text_of(row) for row in stages_view.pane(history, Canvas(120, 40, cursor=(0, 2)))]
+    lines = [text_of(row) for row in stages_pane.pane(history, Canvas(120, 40, cursor=(0, 2)))]
     assert sum(row.startswith("▸") for row in lines) == 1
     assert lines[3].startswith("▸ip→local")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from lab import native
 
-from nettop import stats
+from nettop.bpf.config import SAMPLE_NONE
+from nettop.core import histogram as hist
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 YEAR = 365 * 24 * 3600 * SECOND
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent
 HEAD = """
 #include "stages_kernel.h"
 #include "nettop.h"
+#include "kernel.h"
 #include "hist.h"
 #include "load.h"
 #include "fifo.h"
@@ -49,7 +51,7 @@ void at(u64 ns) { clock_ns = ns; }
 void on_cpu(u32 number) { cpu_number = number; }
 
 /* A segment behind a gap, whose path began so long before. */
-int hold(u32 lag, u32 first, u32 end) { return rx_hold(&sock, clock_ns, lag, first, end, 1, 0); }
+int hold(u32 lag, u32 first, u32 end) { return rx_hold(&sock, clock_ns, lag, first, end, 1, NO_MARK); }
 /* The gap closes: the reader is told of what is in order now, as rx_ready_stream() does it. */
 void release(u32 received)
 {
@@ -74,9 +76,15 @@ void configure(u32 flags, u32 rate, u64 focus)
 	config_values[0][0].trace_rate = rate;
 	config_values[0][0].focus = focus;
 }
-u32 number_of_packet(void) { return traced(config_values[0], 0, RX_BEGIN, clock_ns, clock_ns) >> 32; }
+u32 number_of_packet(void) { return mark_of(config_values[0], 0, RX_BEGIN, clock_ns, clock_ns).trace; }
 u64 left_out(u32 cpu) { return tracing_values[cpu][0].left_out; }
 u32 mark(void) { return focus_mark(config_values[0]); }
+int follows(u32 shift)
+{
+	struct config c = {.sample_shift = shift};
+
+	return sampled(&c);
+}
 """
 
 
@@ -97,6 +105,14 @@ def c(library: ctypes.CDLL) -> ctypes.CDLL:
     library.start()
     library.configure(0, 0, 0)
     return library
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_no_packet_is_followed_where_python_says_so(c: ctypes.CDLL) -> None:
+    """The stand-in's random numbers are 0, which every other sample takes."""
+    assert [c.follows(shift) for shift in (0, 1, 4, SAMPLE_NONE - 1, SAMPLE_NONE)] == [1, 1, 1, 1, 0]
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------
@@ -189,7 +205,7 @@ def test_a_long_queue_is_the_same_after_any_uptime(c: ctypes.CDLL, uptime: int) 
 @pytest.mark.parametrize("packets", [2, 17, 128, 1500])
 @pytest.mark.parametrize("after", [10 * US, 30 * MS], ids=["at once", "later"])
 def test_each_packet_of_a_run_has_its_own_wait(c: ctypes.CDLL, runs: int, packets: int, after: int) -> None:
-    """Not some of them the mean of many: each is right to a bucket (an eighth of it) and two 64ths of all packets."""
+    """Not some of them the mean of many: right to an eighth of it (a bucket is a sixteenth), for all but two 64ths."""
     apart, first, position = 120 * US, 5 * SECOND, 0
     came = []
     for number in range(runs * packets):
@@ -205,7 +221,7 @@ def test_each_packet_of_a_run_has_its_own_wait(c: ctypes.CDLL, runs: int, packet
     found = shown(c, RX_SOCKET)
     assert (found.count, found.missed) == (len(came), 0)
     told = sorted(
-        wait for wait, count in zip(stats.bucket_lowers(), found.slots, strict=False) for _ in range(count)
+        wait for wait, count in zip(hist.bucket_lowers(), found.slots, strict=False) for _ in range(count)
     )
     truth = sorted(closed - at for at in came)
     coarse = 2 * apart * -(-len(came) // 64)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nettop import stats
-from nettop.model import SLOTS, STEPS, Histogram, packed
+from nettop.core import histogram as hist
+from nettop.core.histogram import SLOTS, STEPS, Histogram, packed
 
-LARGEST = int(stats.bucket_lowers()[-1])
+LARGEST = int(hist.bucket_lowers()[-1])
 delays = st.integers(0, LARGEST - 1)
 samples = st.lists(delays, min_size=1, max_size=200)
 
@@ -18,7 +18,7 @@ samples = st.lists(delays, min_size=1, max_size=200)
 def histogram(values) -> Histogram:
     counts = np.zeros(SLOTS, np.uint64)
     for value in values:
-        counts[stats.bucket_of(value)] += np.uint64(1)
+        counts[hist.bucket_of(value)] += np.uint64(1)
     return Histogram(counts, sum(values))
 
 
@@ -27,7 +27,7 @@ def test_the_buckets_reach_beyond_ten_seconds():
 
 
 def test_lower_edges_ascend_from_zero():
-    lowers = stats.bucket_lowers()
+    lowers = hist.bucket_lowers()
     assert lowers[0] == 0
     assert (np.diff(lowers) > 0).all()
     assert len(lowers) == SLOTS + 1
@@ -35,65 +35,60 @@ def test_lower_edges_ascend_from_zero():
 
 @given(delays)
 def test_a_value_lies_in_its_bucket(value):
-    slot = stats.bucket_of(value)
-    assert stats.bucket_lowers()[slot] <= value < stats.bucket_lowers()[slot + 1]
+    slot = hist.bucket_of(value)
+    assert hist.bucket_lowers()[slot] <= value < hist.bucket_lowers()[slot + 1]
 
 
 @given(st.integers(0, SLOTS - 1))
 def test_a_bucket_holds_its_own_edge(slot):
-    assert stats.bucket_of(int(stats.bucket_lowers()[slot])) == slot
+    assert hist.bucket_of(int(hist.bucket_lowers()[slot])) == slot
 
 
 @given(st.integers(STEPS, LARGEST - 1))
 def test_a_bucket_is_at_most_a_sixteenth_wide(value):
-    slot = stats.bucket_of(value)
-    low, high = stats.bucket_lowers()[slot], stats.bucket_lowers()[slot + 1]
+    slot = hist.bucket_of(value)
+    low, high = hist.bucket_lowers()[slot], hist.bucket_lowers()[slot + 1]
     assert (high - low) * STEPS <= low
 
 
 def test_what_is_too_large_is_in_the_last_bucket_and_what_is_negative_in_the_first():
-    assert stats.bucket_of(2**63) == SLOTS - 1
-    assert stats.bucket_of(-5) == 0
+    assert hist.bucket_of(2**63) == SLOTS - 1
+    assert hist.bucket_of(-5) == 0
 
 
 @given(samples, st.sampled_from([0.5, 0.9, 0.99]))
 def test_a_percentile_is_in_the_bucket_of_the_true_one(values, fraction):
-    found = stats.percentile(histogram(values), fraction)
+    found = hist.percentile(histogram(values), fraction)
     true = int(np.quantile(np.array(values), fraction, method="inverted_cdf"))
-    slot = stats.bucket_of(true)
+    slot = hist.bucket_of(true)
     # The interpolation may end on the upper edge of the bucket.
-    assert stats.bucket_lowers()[slot] <= found <= stats.bucket_lowers()[slot + 1]
+    assert hist.bucket_lowers()[slot] <= found <= hist.bucket_lowers()[slot + 1]
 
 
 def test_an_empty_histogram_has_no_percentile_no_mean_and_no_ends():
     empty = Histogram.empty()
-    for value in (
-        stats.percentile(empty, 0.5),
-        stats.mean(empty),
-        stats.smallest(empty),
-        stats.largest(empty),
-    ):
+    for value in (hist.percentile(empty, 0.5), hist.mean(empty), hist.smallest(empty), hist.largest(empty)):
         assert value is None
 
 
 @given(samples)
 def test_mean_is_exact_and_the_ends_enclose(values):
     h = histogram(values)
-    assert stats.mean(h) == pytest.approx(sum(values) / len(values))
-    assert stats.smallest(h) <= min(values)
-    assert stats.largest(h) > max(values)
+    assert hist.mean(h) == pytest.approx(sum(values) / len(values))
+    assert hist.smallest(h) <= min(values)
+    assert hist.largest(h) > max(values)
 
 
 @given(samples)
 def test_json_holds_all_of_a_histogram(values):
     h = histogram(values)
-    back = stats.histogram_from_json(stats.histogram_json(h))
+    back = hist.histogram_from_json(hist.histogram_json(h))
     assert (back.counts == h.counts).all()
     assert back.sum_ns == h.sum_ns
 
 
 def test_no_histogram_at_all_reads_as_empty():
-    assert stats.histogram_from_json(None).count == 0
+    assert hist.histogram_from_json(None).count == 0
 
 
 @given(samples, samples)
@@ -110,19 +105,19 @@ def test_the_sum_of_none_is_empty():
 
 def test_counters_that_go_back_started_anew():
     now, before = np.array([5, 3], np.uint64), np.array([2, 9], np.uint64)
-    assert stats.difference(now, before).tolist() == [3, 3]
-    assert stats.difference(now, None).tolist() == [5, 3]
+    assert hist.difference(now, before).tolist() == [3, 3]
+    assert hist.difference(now, None).tolist() == [5, 3]
 
 
 @given(samples)
 def test_rebinning_loses_nothing(values):
     edges = np.array([0, 1000, 10**6, 10**9], np.int64)
-    assert int(stats.rebin(histogram(values), edges).sum()) == len(values)
+    assert int(hist.rebin(histogram(values), edges).sum()) == len(values)
 
 
 def test_rebinning_puts_values_between_their_edges():
     edges = np.array([0, 1000, 10**6, 10**9], np.int64)
-    assert stats.rebin(histogram([500, 5000, 5000, 5 * 10**7, 5 * 10**9]), edges).tolist() == [1, 2, 2]
+    assert hist.rebin(histogram([500, 5000, 5000, 5 * 10**7, 5 * 10**9]), edges).tolist() == [1, 2, 2]
 
 
 @given(
@@ -136,7 +131,7 @@ def test_a_packed_histogram_is_the_same_histogram(entries, total):
     small = packed((1, (whole, "x")))[1][0]
     assert small.counts.tolist() == counts.tolist()
     assert (small.count, small.sum_ns) == (whole.count, whole.sum_ns)
-    assert stats.percentile(small, 0.5) == stats.percentile(whole, 0.5)
+    assert hist.percentile(small, 0.5) == hist.percentile(whole, 0.5)
     assert (small + whole).counts.tolist() == (whole + whole).counts.tolist()
 
 

@@ -6,12 +6,13 @@ import frames
 import numpy as np
 import pytest
 
-from nettop import units
-from nettop.errors import NettopError
-from nettop.model import ProbeStatus
+from nettop import cli
+from nettop.core import units
+from nettop.core.errors import NettopError
+from nettop.core.frame import ProbeStatus
 from nettop.output import Style
 from nettop.output.trace import TraceWriter
-from nettop.probes.stages import FocusedStages, TraceEvent
+from nettop.probes.stages.section import FocusedStages, TraceEvent
 from nettop.settings import Control, build, parse
 
 MS = 1_000_000
@@ -84,19 +85,23 @@ def test_what_is_missing_is_said():
 
 
 def test_it_needs_a_run_without_a_screen_lines_and_the_stages(tmp_path):
-    for wrong in (["--trace"], ["-b", "--trace", "--format", "csv"], ["-b", "--trace", "-p", "flows"]):
+    for wrong in (["--trace"], ["-b", "--trace", "--format", "csv"]):
         with pytest.raises(NettopError, match="--trace needs"):
             parse([*wrong, "lo"])
-    for words, mode in (
-        (["-b", "--trace"], "focus"),
-        (["-b", "--trace", "-p", "stages"], "all"),
-        (["-b"], ""),
+    for words, focuses, mode in (
+        (["-b", "--trace"], True, "focus"),
+        (["-b", "--trace", "-p", "stages"], False, "all"),
+        (["-b"], True, ""),
     ):
-        assert Control.of(build(parse([*words, "lo"]), tmp_path)).trace == mode
+        settings = build(parse([*words, "lo"]), tmp_path)
+        assert cli.focuses(settings) is focuses
+        assert Control.of(settings, focuses).trace == mode
+    with pytest.raises(NettopError, match="--trace needs the probe stages"):
+        cli.checked(build(parse(["-b", "--trace", "-p", "flows", "lo"]), tmp_path))
 
 
 def test_events_come_back_from_json():
     section = traced(*WAY, flow=int(np.uint64(2**63 + 5)), trace_lost=2).sections["stages"]
-    again = type(section).from_json(section.to_json(10, ""))
+    again = type(section).from_frame(section.in_frame(10, ""))
     assert again.trace == WAY
     assert (again.trace_lost, again.focus.flow) == (2, 2**63 + 5)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nettop import units
+from nettop.core import units
 
 
 @pytest.mark.parametrize(

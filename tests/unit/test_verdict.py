@@ -10,31 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lab import layouts
 
-from nettop.errors import NettopError
-from nettop.model import SLOTS, Frame, Histogram, ProbeStatus
+from nettop.analysis.focus import Explainer
+from nettop.analysis.verdict import explain
+from nettop.core.errors import NettopError
+from nettop.core.frame import Frame, ProbeStatus
+from nettop.core.histogram import SLOTS, Histogram, bucket_of
+from nettop.core.units import endpoint
 from nettop.output.base import Style
-from nettop.output.focus import Explainer
 from nettop.output.ndjson import NdjsonWriter
 from nettop.output.text import TextWriter
-from nettop.probes import verdict
-from nettop.probes.flows import Flows, Sample
-from nettop.probes.flows_focus import Focused, FocusedFold, Socket
-from nettop.probes.flows_layout import (
-    FLAG_MIDWAY,
-    FLAG_OPENED_BY_LOCAL,
-    FLAG_OPENED_BY_REMOTE,
-    FLAG_STAMPED_BY_REMOTE,
-    FOCUSED,
-    METHODS,
-    ROW,
-)
-from nettop.probes.irq import Irq, Poll, SoftIrq
-from nettop.probes.stages import FocusedStages, Stage, Stages
-from nettop.probes.throughput import Direction, Throughput
+from nettop.probes.flows.constants import FLAG_MIDWAY, FLAG_OPENED_BY_LOCAL, FLAG_OPENED_BY_REMOTE, METHODS
+from nettop.probes.flows.focus import Focused, FocusedFold, Socket
+from nettop.probes.flows.rows import FLAG_STAMPED_BY_REMOTE, ROW
+from nettop.probes.flows.section import Flows, Sample
+from nettop.probes.irq.section import Irq, Poll, SoftIrq
+from nettop.probes.stages.section import FocusedStages, Stage, Stages
+from nettop.probes.throughput.section import Direction, Qdisc, Throughput
 from nettop.settings import build, parse
-from nettop.stats import bucket_of
-from nettop.units import endpoint
 
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 FLOW = 77
@@ -111,7 +105,7 @@ def row(step: int, facts: Facts) -> Any:
     one["id"], one["protocol"], one["flags"], one["state"] = FLOW, facts.protocol, facts.flags, facts.state
     one["local"], one["remote"] = (np.frombuffer(packed(a), "u1") for a in ("10.0.0.1", "10.0.0.2"))
     one["local_port"], one["remote_port"] = 40_000, 443
-    one["pid"], one["process"] = 7, b"curl"
+    one["process"]["pid"], one["process"]["name"] = 7, b"curl"
     one["last"] = facts.last or (step + 1) * S
     for way, index in (("rx", 0), ("tx", 1)):
         one[f"{way}_packets"], one[f"{way}_bytes"] = facts.packets[index], facts.size[index]
@@ -160,7 +154,7 @@ def frame(step: int, facts: Facts) -> Frame:
     sections: dict[str, Any] = {
         "throughput": Throughput(
             rx=Direction(bytes=facts.size[0]), tx=Direction(bytes=facts.size[1] + facts.others),
-            qdisc="tbf", qdisc_drops=facts.qdisc_drops, backlog_bytes=facts.backlog,
+            qdisc=Qdisc("tbf", facts.qdisc_drops, facts.backlog),
         ),
         "flows": Flows(row(step, facts), 1, (step + 1) * S, focused=focused if facts.focus else None, samples=samples),
         "stages": Stages(focus=own if facts.focus and facts.stages else None),
@@ -177,11 +171,11 @@ def frame(step: int, facts: Facts) -> Frame:
     return Frame(1_750_000_000 * S + step * S, S, "host", "eth0", probes=probes, sections=sections)
 
 
-def explained(count: int = 10, **facts: Any) -> verdict.Explanation:
-    return verdict.explain([frame(step, Facts(**facts)) for step in range(count)], FLOW)
+def explained(count: int = 10, **facts: Any) -> explain.Explanation:
+    return explain.explain([frame(step, Facts(**facts)) for step in range(count)], FLOW)
 
 
-def part(found: verdict.Explanation, name: str) -> verdict.Part:
+def part(found: explain.Explanation, name: str) -> explain.Part:
     return next(p for p in found.parts if p.name == name)
 
 
@@ -344,8 +338,8 @@ def test_silence_is_not_said_to_be_no_refusal(facts: dict[str, Any]) -> None:
     assert "no refusal" not in " ".join(found.reasons)
 
 
-def handshake(*then: Facts) -> verdict.Explanation:
-    return verdict.explain([frame(step, facts) for step, facts in enumerate(then)], FLOW)
+def handshake(*then: Facts) -> explain.Explanation:
+    return explain.explain([frame(step, facts) for step, facts in enumerate(then)], FLOW)
 
 
 WAITING = Facts(**{**SYN, "since": (0, 1)})
@@ -377,7 +371,7 @@ def test_a_handshake_that_no_frame_saw_is_not_called_late() -> None:
 
 
 def test_every_verdict_has_a_case() -> None:
-    assert set(CASES) == set(verdict.VERDICTS)
+    assert set(CASES) == set(explain.VERDICTS)
 
 
 def test_the_reasons_have_the_figures() -> None:
@@ -401,7 +395,7 @@ def test_what_was_not_seen_is_said() -> None:
 def test_one_stall_is_no_trouble() -> None:
     """One interval of ten in which data waited for a second, so that the mean of all is long."""
     frames = [frame(step, Facts(reader=1000 * MS if step == 4 else 40 * US)) for step in range(10)]
-    found = verdict.explain(frames, FLOW)
+    found = explain.explain(frames, FLOW)
     assert part(found, "reader").ns == pytest.approx(100 * MS, rel=0.01)
     assert found.verdict == "healthy"
 
@@ -412,7 +406,7 @@ TICK = 1 * MS  # of a TSval
 NEAR = 4 * MS
 
 
-def echoes(trips: list[float], back: float, payload: int = 64, size: int = 130) -> verdict.Explanation:
+def echoes(trips: list[float], back: float, payload: int = 64, size: int = 130) -> explain.Explanation:
     """Answers with data, ten in each second, whose way back has ``back`` of what they are longer than the least."""
     frames = []
     for step, trip in enumerate(trips):
@@ -426,19 +420,10 @@ def echoes(trips: list[float], back: float, payload: int = 64, size: int = 130) 
             sent = arrives - NEAR / 2 - back * (trip - NEAR)
             stamp = 4_294_960_000 + int(sent // TICK) & 0xFFFFFFFF  # it wraps after seven seconds
             wobble = n * 20 * US
-            samples.append(
-                Sample(
-                    arrives + wobble,
-                    round(trip) + wobble,
-                    False,
-                    "timestamp",
-                    payload,
-                    stamp,
-                )
-            )
+            samples.append(Sample(arrives + wobble, round(trip) + wobble, False, "timestamp", payload, stamp))
         flows = replace(made.sections["flows"], samples=tuple(samples))  # type: ignore[type-var]
         frames.append(replace(made, sections={**made.sections, "flows": flows}))
-    return verdict.explain(frames, FLOW)
+    return explain.explain(frames, FLOW)
 
 
 GROWN = [NEAR] * 6 + [44 * MS] * 10
@@ -482,7 +467,7 @@ def test_jitter_is_no_queue() -> None:
         replace(made, time_ns=made.time_ns + n * S, sections={**made.sections, "flows": flows})
         for n in range(9)
     ]
-    found = verdict.explain(frames, FLOW)
+    found = explain.explain(frames, FLOW)
     assert part(found, "beyond").ns == pytest.approx(12 * MS, rel=0.01)
     assert found.verdict == "healthy"
 
@@ -494,16 +479,16 @@ def test_what_holds_besides_is_named() -> None:
 
 def test_too_little_is_no_verdict() -> None:
     assert explained(1).verdict == ""
-    assert verdict.explain([], FLOW).verdict == ""
-    assert verdict.explain([frame(0, Facts())] * 3, FLOW + 1).verdict == ""
+    assert explain.explain([], FLOW).verdict == ""
+    assert explain.explain([frame(0, Facts())] * 3, FLOW + 1).verdict == ""
 
 
 def test_only_the_newest_intervals_that_moved_are_judged() -> None:
     sick = [frame(step, Facts(reader=50 * MS)) for step in range(10)]
     well = [frame(step, Facts()) for step in range(10, 20)]
     still = [frame(step, Facts(packets=(0, 0), size=(0, 0), reader=None, rtt=None)) for step in range(20, 25)]
-    assert verdict.explain(sick, FLOW).verdict == "application reads late"
-    found = verdict.explain([*sick, *well, *still], FLOW)
+    assert explain.explain(sick, FLOW).verdict == "application reads late"
+    found = explain.explain([*sick, *well, *still], FLOW)
     assert (found.verdict, found.intervals) == ("healthy", 10)
 
 
@@ -512,7 +497,7 @@ def test_what_was_before_the_window_is_not_counted() -> None:
     frames = [frame(step, Facts(again=(0, 1000))) for step in range(1)]
     frames += [frame(0, Facts(again=(0, 1000))) for _ in range(10)]
     frames = [replace(f, time_ns=f.time_ns + n * S) for n, f in enumerate(frames)]
-    assert verdict.explain(frames, FLOW).verdict == "healthy"
+    assert explain.explain(frames, FLOW).verdict == "healthy"
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------
@@ -530,18 +515,18 @@ def test_the_parts_of_the_way_are_what_was_put_in_and_add_up() -> None:
     assert known["receive"] == pytest.approx(5e3)
     assert known["reader"] == 40 * US
     assert known["buffer"] == 4 * US
-    assert found.whole_ns == pytest.approx(sum(known[n] or 0 for n in verdict.WAY))
+    assert found.whole_ns == pytest.approx(sum(known[n] or 0 for n in explain.WAY))
     assert sum(p.share or 0 for p in found.parts) == pytest.approx(1)
     assert part(found, "buffer").share is None
 
 
 def test_one_interval_splits_as_the_whole_does() -> None:
     facts = Facts(rtt=10 * MS, least=4 * MS, qdisc=2 * MS)
-    one = verdict.split(frame(0, facts), FLOW)
-    found = verdict.explain([frame(s, facts) for s in range(10)], FLOW)
-    for name in verdict.NAMES:
+    one = explain.split(frame(0, facts), FLOW)
+    found = explain.explain([frame(s, facts) for s in range(10)], FLOW)
+    for name in explain.NAMES:
         assert one[name] == pytest.approx(part(found, name).ns), name
-    assert verdict.split(frame(0, facts), 1) == dict.fromkeys(verdict.NAMES)
+    assert explain.split(frame(0, facts), 1) == dict.fromkeys(explain.NAMES)
 
 
 def test_a_host_wide_wait_is_never_longer_than_the_flows_own_round_trip() -> None:
@@ -575,8 +560,8 @@ def test_samples_that_are_newer_than_the_row_are_enough() -> None:
     """With --scan-interval the table is read more rarely than they come."""
     history = [frame(step, Facts()) for step in range(10)]
     for each in history:
-        verdict.row_of(each, FLOW)["rtt"]["samples_total"] = 0
-    assert verdict.explain(history, FLOW).verdict == "healthy"
+        explain.row_of(each, FLOW)["rtt"]["samples_total"] = 0
+    assert explain.explain(history, FLOW).verdict == "healthy"
 
 
 def test_what_fq_holds_until_its_time_has_come_is_no_queue() -> None:
@@ -615,7 +600,7 @@ def test_what_is_missing_says_why(facts: dict[str, Any], name: str, note: str) -
 
 
 def reading(time_ns: int, chrono: tuple[int, int, int] = (0, 0, 0), start: int = 0, **more: int) -> Any:
-    value = np.zeros(1, FOCUSED)[0]
+    value = np.zeros(1, layouts.of("flows")["focused"].value)[0]
     value["id"], value["time"], value["jiffies"] = FLOW, time_ns, 5_000_000_000 + time_ns // (4 * MS)
     value["chrono"], value["chrono_start"] = chrono, (5_000_000_000 + start // (4 * MS)) & 0xFFFFFFFF
     value["mss"], value["send_window"] = 1000, 10_000
@@ -665,10 +650,10 @@ def test_another_flow_starts_anew_and_no_flow_is_none() -> None:
 def test_the_focus_survives_json() -> None:
     made = frame(3, Facts(zero=(1, 2))).sections["flows"]
     assert isinstance(made, Flows)
-    again = Flows.from_json(json.loads(json.dumps(made.to_json(10, ""))))
+    again = Flows.from_frame(json.loads(json.dumps(made.in_frame(10, ""))))
     assert again.focused == made.focused
     assert again.rows["flags"][0] == FLAG_OPENED_BY_LOCAL
-    assert Flows.from_json({}).focused is None
+    assert Flows.from_frame({}).focused is None
 
 
 def test_a_history_keeps_the_flow_in_focus() -> None:
@@ -719,7 +704,7 @@ MANY = rows(
     ],
 )
 def test_an_end_chooses_the_busiest_flow_that_has_it(end: str, flow: int) -> None:
-    assert verdict.chosen(MANY, end) == flow
+    assert explain.chosen(MANY, end) == flow
 
 
 @pytest.mark.parametrize(
@@ -727,7 +712,7 @@ def test_an_end_chooses_the_busiest_flow_that_has_it(end: str, flow: int) -> Non
 )
 def test_what_is_no_end_is_refused(end: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # the text is for the user, whatever it is
-        verdict.check_end(end)
+        explain.check_end(end)
 
 
 # --- without a screen ----------------------------------------------------------------------------------------------

@@ -183,12 +183,12 @@ build_root() {
 	image "$into/root.img" root "$tree" 1200
 }
 
-# What pyproject.toml says that nettop needs, and pytest; no Textual: a guest has no screen.
+# What pyproject.toml says that nettop needs, pytest, and what tests in guests use; no Textual: a guest has no screen.
 requirements() {
 	"$python" -I - "$root/pyproject.toml" <<-'PYTHON'
 		import sys, tomllib
 		project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-		wanted = [*project["dependencies"], *(p for p in project["optional-dependencies"]["test"] if p.startswith("pytest>"))]
+		wanted = [*project["dependencies"], *(p for p in project["optional-dependencies"]["test"] if p.startswith(("pytest>", "pyroute2")))]
 		print(*(p for p in wanted if not p.startswith("textual")), sep="\n")
 	PYTHON
 }

@@ -83,35 +83,26 @@ GUESTS = [
 HEAD = """\
 # Kernels
 
-Written by `scripts/test --vm` with NETTOP_VM_WRITE=1: Debian's stock kernels in QEMU, with the BCC of one release or
-another. The oldest kernel that nettop runs on is Linux 6.1.
+Debian's stock kernels in QEMU, with the BCC of one release or another. The oldest supported kernel is Linux 6.1.
+Written by `scripts/test --vm` with NETTOP_VM_WRITE=1.
 
-*Tests* passed in that guest, and none failed; a guest that CI leaves out was run once, for this page. *Fields*: so
-many, all that those structures hold which the programs name, were compared, place and size, as BCC compiles them and as
-the kernel's own types (BTF) have them.
-"""
-USE = """\
-Which way watches each hook: what nettop takes by itself, and what `--check` says in the same guest. Every probe is live
-in all of them.
+*Tests* passed, none failed; guests that CI leaves out ran once. *Fields*: members of kernel structures whose place and
+size BCC's compilation and the kernel's BTF agree on: all that the programs name.
 """
 EACH = """\
-*Holds* are the ways of the hook's ladder that the kernel has, best first: each was attached by itself. Those of them
-that can be forced count the same beside the same traffic (`tests/vm/guest/test_ways.py`). *Not there* are those that
-the kernel lacks, and below the table is what it says to them.
+Mechanisms of each hook in order of preference, each attached by itself; nettop and `--check` take the first. Those that
+can be forced count the same traffic alike (`tests/vm/guest/test_ways.py`). What is missing the kernel lacks, with these
+errors. All probes are live in all of these guests, with each BCC.
 
-Kprobes hold where `kernel.perf_event_paranoid` is at most 2. Debian sets 3, by which they need CAP_SYS_ADMIN, and that
-the loader gives up: the guests set 2.
+Kprobes need `kernel.perf_event_paranoid` of at most 2, as in these guests; Debian sets 3.
 """
 CPUS = """\
-Connections whose two ends close at the same moment, on different CPUs (`tests/vm/guest/cpus`): every one was opened
-once and closed once, no flow was left closing, no number was given twice, and the flows' packets and bytes add up to
-the interface's own counters. *Interrupts*: two multi-queue virtio NICs whose interrupts go to other CPUs than those
-that send. *RPS*: a veth whose packets are steered there.
+Connections whose two ends close at once on different CPUs (`tests/vm/guest/cpus`): each opened and closed once, ids
+unique, bytes and packets equal to the interface's. *Interrupts*: multi-queue virtio NICs. *RPS*: a veth.
 """
 READING = """\
-Per-CPU maps hold a value for every CPU that the kernel thinks possible, there or not, and each frame reads them all.
-All four probes, an idle veth, CPU time of nettop's processes a frame, under emulation, which is some ten times slower
-than the machine: the rows compare with one another.
+Per-CPU maps have a value for each *possible* CPU, all read every frame. Four probes, idle veth, CPU time a frame under
+emulation (about ten times slower than hardware): compare the rows.
 """
 
 
@@ -121,11 +112,26 @@ def rows(header: list[str], body: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def short(table: Table) -> str:
-    """A guest in a table's head: the kernel's version without what changes with each security update."""
+def release(table: Table) -> str:
+    """The kernel's version without what changes with each security update."""
     number = ".".join(table["kernel"].split(".")[:2])
-    machine = f" {table['machine']}" if table["machine"] != "x86_64" else ""
-    return f"{number}{machine}, BCC {table['bcc'].removesuffix('.0')}"
+    return f"{number} {table['machine']}" if table["machine"] != "x86_64" else number
+
+
+def short(table: Table) -> str:
+    """A guest in a table."""
+    return f"{release(table)}, BCC {table['bcc'].removesuffix('.0')}"
+
+
+def grouped(body: list[list[str]]) -> list[list[str]]:
+    """Rows of probe, hook and what is said of it: hooks of which the same is said share a row."""
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for probe, hook, *said in body:
+        found.setdefault(tuple(said), {}).setdefault(probe, []).append(hook)
+    return [
+        ["; ".join(f"{probe}: {', '.join(hooks)}" for probe, hooks in probes.items()), *said]
+        for said, probes in found.items()
+    ]
 
 
 def ladder(table: Table) -> list[list[str]]:
@@ -160,29 +166,33 @@ def summary(table: Table) -> Table:
     return said | {"ladder": ladder(table), "reasons": reasons(table)}
 
 
-def merged(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Columns that are the same under one head."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for head, column in columns.items():
-        found.setdefault(tuple(column), []).append(head)
-    return {"; ".join(heads): list(column) for column, heads in found.items()}
-
-
 def document(results: dict[str, Table]) -> str:
     """docs/kernels.md, from what all guests said of themselves."""
-    parts = [HEAD, _guests(results), "## In use\n", USE, _use(results)]
+    parts = [HEAD, _guests(results)]
     if _known(results, "connections"):
         parts += ["## Many CPUs\n", CPUS, _cpus(results)]
     if _known(results, "reading"):
         parts += ["## Reading per-CPU maps\n", READING, _reading(results)]
-    parts += ["## Every way\n", EACH]
-    same: dict[str, list[str]] = {}
-    for table in (t for t in results.values() if "ladder" in t):
-        body = rows(["probe", "hook", "holds", "not there"], table["ladder"])
-        same.setdefault("\n".join([body, "".join(table["reasons"])]), []).append(short(table))
-    for text, names in same.items():
-        parts += [f"### Linux {'; '.join(names)}\n", text]
-    return "\n".join(parts)
+    parts += ["## Mechanisms\n", EACH]
+    return "\n".join([*parts, _mechanisms(results)])
+
+
+def _mechanisms(results: dict[str, Table]) -> str:
+    """What works for each hook, a column for kernels that are alike; and what the others are refused with."""
+    works: dict[str, list[str]] = {}
+    alike: dict[tuple[str, ...], list[Table]] = {}
+    refused: dict[str, None] = {}
+    tables = [table for table in results.values() if "ladder" in table]
+    hooks = list(dict.fromkeys((row[0], row[1]) for table in tables for row in table["ladder"]))
+    for table in tables:
+        found = {(row[0], row[1]): row[2] for row in table["ladder"]}
+        alike.setdefault(tuple(found.get(hook, "") for hook in hooks), []).append(table)
+        refused |= dict.fromkeys(table["reasons"])
+    for column, guests in alike.items():
+        head = "; ".join(dict.fromkeys(map(release, guests)))
+        works["; ".join(map(short, guests)) if head in works else head] = list(column)
+    body = [[*hook, *(column[i] for column in works.values())] for i, hook in enumerate(hooks)]
+    return rows(["hooks", *works], grouped(body)) + "\n" + "".join(sorted(refused))
 
 
 def _known(results: dict[str, Table], key: str) -> list[tuple[Guest, Table]]:
@@ -192,10 +202,9 @@ def _known(results: dict[str, Table], key: str) -> list[tuple[Guest, Table]]:
 def _guests(results: dict[str, Table]) -> str:
     body = [
         [
-            f"{RELEASES[guest.kernel]}: {table['kernel']}",
-            table["machine"],
+            table["kernel"],
             guest.cpus.replace("maxcpus=", "") if guest.connections else guest.cpus,
-            f"{RELEASES[guest.system]}: {table['bcc']}",
+            table["bcc"],
             table["llvm"],
             str(table["tests"]),
             str(table.get("fields", "")),
@@ -203,19 +212,15 @@ def _guests(results: dict[str, Table]) -> str:
         ]
         for guest, table in _known(results, "kernel")
     ]
-    return rows(["kernel", "machine", "CPUs", "BCC", "LLVM", "tests", "fields", "in CI"], body)
-
-
-def _use(results: dict[str, Table]) -> str:
-    tables = [table for _, table in _known(results, "ladder")]
-    hooks = list(dict.fromkeys((row[0], row[1]) for table in tables for row in table["ladder"]))
-    columns = {}
-    for table in tables:
-        best = {(row[0], row[1]): row[2].split(", ")[0] for row in table["ladder"]}
-        columns[short(table)] = [best.get(hook, "-") for hook in hooks]
-    columns = merged(columns)
-    body = [[*hook, *(column[i] for column in columns.values())] for i, hook in enumerate(hooks)]
-    return rows(["probe", "hook", *columns], body)
+    guests = [guest for guest, _ in _known(results, "kernel")]
+    of = {RELEASES[guest.kernel]: row[0].partition("-")[0] for guest, row in zip(guests, body, strict=True)}
+    by = {RELEASES[guest.system]: row[2] for guest, row in zip(guests, body, strict=True)}
+    names = [
+        f"{what}: {', '.join(f'{version} of {release}' for release, version in found.items())}."
+        for what, found in (("Kernels", of), ("BCC", by))
+    ]
+    table = rows(["kernel", "CPUs", "BCC", "LLVM", "tests", "fields", "in CI"], body)
+    return "\n".join([table, *names, ""])
 
 
 def _cpus(results: dict[str, Table]) -> str:

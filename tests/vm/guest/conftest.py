@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "live")]
 
 import ladder  # noqa: E402  (the path above makes these importable)
-import observed  # noqa: E402
+import observe  # noqa: E402
 import timing  # noqa: E402
 from lab import Lab, Link, Nettop  # noqa: E402
 
@@ -21,7 +21,7 @@ TIME_LIMIT_S = ladder.TIME_LIMIT_S
 # An emulated CPU is over any budget, and nettop would follow fewer packets; what is counted is the claim here.
 assert Nettop.__init__.__kwdefaults__
 Nettop.__init__.__kwdefaults__["defaults"] = ("-b", "--format", "ndjson", "--budget", "0")
-observed.FIRST_FRAME_S = TIME_LIMIT_S
+observe.FIRST_FRAME_S = TIME_LIMIT_S
 for method in (Nettop.wait_frames, Nettop.more_frames, Nettop.stop):
     assert method.__kwdefaults__  # the lab's limits are those of a real machine
     method.__kwdefaults__["timeout"] = 200.0

@@ -7,13 +7,13 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nettop.bpf.protocol import Plan
 from nettop.loader import attach
-from nettop.loader.__main__ import cache_directory
+from nettop.loader.cache import cache_directory
 from nettop.loader.clsact import Clsact
 from nettop.loader.compile import compile_probe
-from nettop.loader.hooks import Place
+from nettop.loader.mechanisms import Target
 from nettop.probes.base import Candidate, all_probes
-from nettop.protocol import Plan
 
 INTERFACE = "lo"
 TIME_LIMIT_S = float(
@@ -39,10 +39,10 @@ def version() -> tuple[int, int]:
 def climb() -> dict[tuple[str, str], list[Way]]:
     """Attach each candidate by itself, to a loopback that carries nothing, and let it go again."""
     found: dict[tuple[str, str], list[Way]] = {}
-    place = Place(INTERFACE, 1, Clsact())
+    target = Target(INTERFACE, 1, Clsact())
     cache, _ = cache_directory()  # nettop's own: later runs find everything compiled
     for name in all_probes():
-        plan = Plan(INTERFACE, (name,), max_flows=1024)
+        plan = Plan(INTERFACE, (name,), (("flows.flows", 1024),))
         probe = attach.Attached(name, compile_probe(name, cache))
         attach.make_maps(probe, plan)
         for hook in probe.object.hooks:
@@ -51,11 +51,11 @@ def climb() -> dict[tuple[str, str], list[Way]]:
                 refused = ""
                 try:
                     _has_programs(probe, candidate)
-                    attach._try(probe, hook, candidate, place)
+                    attach._try(probe, hook, candidate, target)
                 except Exception as error:  # whatever it is, it is the kernel's answer
                     refused = str(getattr(error, "strerror", None) or error)
                 finally:
-                    place.clsact.detach()
+                    target.clsact.detach()
                     attach.handed_over(probe)
                 targets = tuple(a.target for a in candidate.attachments)
                 ways.append(Way(candidate.via, targets, refused))
@@ -103,5 +103,5 @@ def table(ways: dict[tuple[str, str], list[Way]]) -> dict[str, object]:
         "hooks": [
             {"probe": probe, "hook": hook, "ways": [asdict(way) for way in found]}
             for (probe, hook), found in ways.items()
-        ],
+        ]
     }

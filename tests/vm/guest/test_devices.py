@@ -38,8 +38,7 @@ def test_wireguard_counts_its_messages_and_the_pane_says_so() -> None:
 def test_what_a_tunnels_own_gro_merges_is_said() -> None:
     """Over a veth of this host, which has not merged it: a note has the share."""
     (row,) = devices.rows(
-        devices.ELSEWHERE["gre"],
-        {"tunnel segmentation off": devices.SETTINGS["tunnel segmentation off"]},
+        devices.ELSEWHERE["gre"], {"tunnel segmentation off": devices.SETTINGS["tunnel segmentation off"]}
     )
     assert row.counted["rx packets"] < row.own["rx packets"]
     assert "% of the packets received are not seen, or are merged or cut up" in row.differs
@@ -69,7 +68,7 @@ def test_stages_of_a_device_above_another(kind: str) -> None:
     # A veth is below, which has no completion.
     assert not sum(row["matched"] for f in seen.frames for row in f["stages"]["tx"] if row["stage"] == "done")
     frame = seen.frames[-1]
-    assert frame["health"]["untracked_packets"] == 0
+    assert frame["health"]["untracked_packets"] is None  # the flows do not run
 
 
 def test_what_a_queue_cuts_up_counts_as_the_device_counts_it() -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import Lab, Link, Nettop, bpf, shell, witness
+from lab import Lab, Link, Nettop, bpf, oracle, shell
 from lab.namespace import Endpoint
 from lab.program import interpreter
 from lab.shell import eventually
 from lab.traffic import answering, ask, ping
-from observed import Watch
+from observe import Watch
 from stagelab import stages
 
 CPU = Path("/sys/devices/system/cpu/cpu1/online")
@@ -129,19 +129,19 @@ def test_maps_that_find_no_room(veth: Link) -> None:
 def loader_of(pid: int) -> int:
     """The process of a nettop that holds the privileges."""
     for child in bpf.family(pid)[1:]:
-        if b"nettop.loader" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if b"loader" in Path(f"/proc/{child}/cmdline").read_bytes():
             return child
     raise AssertionError("no loader")
 
 
 def programs(end: Endpoint) -> list[str]:
     """The names of the BPF filters on clsact's hooks; tc has a line without options before each."""
-    return [f["options"]["bpf_name"] for f in witness.filters(end) if "options" in f]
+    return [f["options"]["bpf_name"] for f in oracle.filters(end) if "options" in f]
 
 
 def test_what_a_killed_loader_left_goes_with_the_next_start(lab: Lab, veth: Link) -> None:
     """Nothing takes clsact's filters away when the loader is killed: the next nettop knows them for its own kind's."""
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     env = {"NETTOP_VIA": "clsact"}
     with Nettop(lab, veth.a, "-d", "0.5", "-p", "throughput,flows", env=env) as nettop:
         nettop.wait_frames(1)
@@ -159,5 +159,5 @@ def test_what_a_killed_loader_left_goes_with_the_next_start(lab: Lab, veth: Link
             ping(veth.a, veth.b, 31, interval_s=0.02)
         seen.agrees(tolerance=0)
         nettop.stop()
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
     assert not bpf.remaining(during, timeout=30)

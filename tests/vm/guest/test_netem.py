@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import ladder
 import pytest
-from lab import Lab, witness
+from lab import Lab, oracle
 from lab.traffic import answering, ask, ping, transfer
-from observed import Station, endpoint, watching
+from observe import Station, endpoint, watching
 from rtts import MS, histogram_sum, median, middle_bucket
 
 VIAS = ["tcx", "clsact"] if ladder.version() >= (6, 6) else ["clsact"]
@@ -67,12 +67,12 @@ def test_rtt_is_what_netem_makes_it(station: Station, fault: Fault, request: pyt
         pings = ping(near, far, PINGS, interval_s=0.02, args=("-e", str(identity)))
     with station.watch.observing() as questions, answering(far) as server:
         asked = ask(near, server, count=QUESTIONS)
-    before = witness.netstat(near.ns)
+    before = oracle.netstat(near.ns)
     with station.watch.observing() as sent, transfer(near, far) as connection:
         connection.send_slowly_read(PAYLOAD, pause_s=0)
         remote = connection.remote
-    again = witness.difference(witness.netstat(near.ns), before)["TcpRetransSegs"]
-    lost = sum(q["drops"] for q in witness.qdiscs(near) if q["kind"] == "netem")
+    again = oracle.difference(oracle.netstat(near.ns), before)["TcpRetransSegs"]
+    lost = sum(q["drops"] for q in oracle.qdiscs(near) if q["kind"] == "netem")
 
     frames = [*echoes.frames, *questions.frames, *sent.frames]
     for hook in frames[-1]["probes"]["flows"]["hooks"]:

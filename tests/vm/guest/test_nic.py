@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, Nettop, shell, witness
+from lab import Lab, Nettop, oracle, shell
 from lab.namespace import Endpoint
 from lab.program import Frame
 from lab.traffic import iperf3, ping
@@ -57,7 +57,7 @@ def lines_of(device: str) -> dict[int, int]:
     """Interrupts so far by number, of the virtio device behind an interface: `virtio2-input.0` and its like."""
     return {
         int(number): sum(line.counts)
-        for number, line in witness.interrupts().items()
+        for number, line in oracle.interrupts().items()
         if number.isdigit() and line.name.split()[-1].startswith(f"{device}-")
     }
 
@@ -116,16 +116,16 @@ def test_a_shared_line_has_the_handlers_that_had_work(
 ) -> None:
     """Each interrupt asks both devices' handlers: the one that says "not mine" (IRQ_NONE) is counted apart."""
     near, far, idle = shared
-    lines = witness.interrupts()
+    lines = oracle.interrupts()
     both = {near.name, idle.name}
     ours = [int(n) for n, line in lines.items() if both <= set(line.name.replace(",", " ").split())]
     assert len(ours) == 1, {n: line.name for n, line in lines.items()}
     (irq,) = ours
     with Nettop(lab, near, "-p", "irq", "-d", "0.5") as nettop:
         first = len(nettop.wait_frames(1))
-        before = sum(witness.interrupts()[str(irq)].counts)
+        before = sum(oracle.interrupts()[str(irq)].counts)
         assert ping(near, far, PINGS, interval_s=0.02).received == PINGS
-        after = sum(witness.interrupts()[str(irq)].counts)
+        after = sum(oracle.interrupts()[str(irq)].counts)
         frames = watched(nettop, first)
     rows = hard(frames, irq)
     handled, unhandled = sum(r["latency"]["count"] for r in rows), sum(r["unhandled"] for r in rows)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from lab import Lab, Link, witness
+from lab import Lab, Link, oracle
 from lab.program import Frame
 from lab.traffic import Transfer, transfer
 from stagelab import MS, stages, watching
@@ -45,7 +45,7 @@ def test_what_fq_holds_until_its_time_is_pacing(lab: Lab, veth: Link) -> None:
     with root_qdisc(veth, "fq"), watching(lab, veth.a) as frames, transfer(veth.a, veth.b) as pair:
         pair.sender.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, RATE)
         seconds = sent(pair)
-        (fq,) = (q for q in witness.qdiscs(veth.a) if q["kind"] == "fq")
+        (fq,) = (q for q in oracle.qdiscs(veth.a) if q["kind"] == "fq")
     queue = stages(frames)["tx", "qdisc"]
     print(
         f"{seconds:.3f} s, {fq}, {queue.count} packets, {queue.sum_ns} ns, of these paced {paced_ns(frames)}"

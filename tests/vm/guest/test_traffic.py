@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import ladder
 import pytest
-from lab import Lab, Link, Nettop, bpf, witness
+from lab import Lab, Link, Nettop, bpf, oracle
 from lab.program import interpreter
 from lab.shell import eventually
 from lab.traffic import iperf3
-from observed import endpoint, observing
+from observe import endpoint, observing
 
 TCX = ladder.version() >= (6, 6)
 TCP_HEADERS = 66  # Ethernet, IPv4, TCP with time stamps
@@ -18,10 +18,10 @@ TCP_HEADERS = 66  # Ethernet, IPv4, TCP with time stamps
 
 @pytest.mark.parametrize("via", ["tcx", "clsact"] if TCX else ["clsact"])
 def test_bytes_and_packets_beside_iperf3(lab: Lab, veth: Link, via: str) -> None:
-    before = witness.netstat(veth.a.ns)
+    before = oracle.netstat(veth.a.ns)
     with observing(lab, veth.a, env={"NETTOP_VIA": via}) as seen:
         result = iperf3(veth.a, veth.b, payload_bytes=20_000_003)
-    sent = witness.difference(witness.netstat(veth.a.ns), before)
+    sent = oracle.difference(oracle.netstat(veth.a.ns), before)
     seen.agrees()
     for probe in ("throughput", "flows"):
         hooks = {h["hook"]: h["via"] for h in seen.frames[-1]["probes"][probe]["hooks"]}
@@ -49,26 +49,26 @@ def leave_clsact(end_run: Callable[..., object], name: str) -> None:
 def test_nothing_is_left(lab: Lab, veth: Link, via: str, foreign: bool) -> None:
     if foreign:
         leave_clsact(veth.a.ns.run, veth.a.name)
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with Nettop(lab, veth.a, "-d", "0.5", env={"NETTOP_VIA": via}) as nettop:
         nettop.wait_frames(1)
         during = bpf.held(nettop.pid)
         assert during.programs
-        assert witness.attached(veth.a) != before
+        assert oracle.attached(veth.a) != before
         outcome = nettop.stop()
     assert (outcome.code, outcome.stderr) == (130, "")
     assert not bpf.remaining(during, timeout=30)
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before
 
 
 def test_nothing_is_left_of_one_that_is_killed(lab: Lab, veth: Link) -> None:
     """The screen's process by SIGKILL: links go with it, and the loader takes its clsact away."""
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with Nettop(lab, veth.a, "-d", "0.5", env={"NETTOP_VIA": "clsact"}) as nettop:
         nettop.wait_frames(1)
         during = bpf.held(nettop.pid)
         nettop.process.popen.kill()
-        assert eventually(lambda: witness.attached(veth.a) == before, timeout=30)
+        assert eventually(lambda: oracle.attached(veth.a) == before, timeout=30)
     assert not bpf.remaining(during, timeout=30)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import ladder
 import pytest
-from lab import Lab, Link, Nettop, witness
+from lab import Lab, Link, Nettop, oracle
 from lab.traffic import answering, ask, churn
-from observed import Watch
+from observe import Watch
 from stagelab import softirqs, stages
 from test_ladder import Ways
 
@@ -50,9 +50,9 @@ def test_each_way_counts_the_same(lab: Lab, veth: Link, ways: Ways, via: str) ->
     with everything(lab, veth, via) as watch:
         with answering(veth.b) as server:
             with watch.observing() as asked:
-                before = witness.softirqs()
+                before = oracle.softirqs()
                 assert ask(veth.a, server, count=TRANSACTIONS).transactions == TRANSACTIONS
-                after = witness.softirqs()
+                after = oracle.softirqs()
             with watch.observing() as churned:
                 churn(veth.a, server, CONNECTIONS, at_once=8)
         last = watch.nettop.frames[-1]

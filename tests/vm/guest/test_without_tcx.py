@@ -2,16 +2,16 @@
 
 import signal
 
-from lab import Lab, Link, Nettop, witness
+from lab import Lab, Link, Nettop, oracle
 from lab.traffic import ping
-from observed import Watch
+from observe import Watch
 from test_lifecycle import noted, nothing_left
 
 ARGS = ("-d", "1", "-p", "throughput")
 
 
 def test_filters_that_somebody_deletes_are_put_back(lab: Lab, veth: Link) -> None:
-    before = witness.attached(veth.a)
+    before = oracle.attached(veth.a)
     with Nettop(lab, veth.a, *ARGS, env={"NETTOP_VIA": "clsact"}) as nettop:
         nettop.wait_frames(1)
         veth.a.ns.run("tc", "qdisc", "del", "dev", veth.a.name, "clsact")
@@ -21,4 +21,4 @@ def test_filters_that_somebody_deletes_are_put_back(lab: Lab, veth: Link) -> Non
         seen.agrees(tolerance=0)
         with nothing_left(nettop):
             nettop.stop(signal.SIGTERM)
-    assert witness.attached(veth.a) == before
+    assert oracle.attached(veth.a) == before

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import ladder
 import pytest
-from lab import Lab, Link, Nettop, bpf, witness
+from lab import Lab, Link, Nettop, bpf, oracle
 from lab.namespace import Endpoint
 from lab.traffic import iperf3, ping
 from many_connections import account, claim, silence
-from observed import Watch
+from observe import Watch
 from test_nic import cable, device_of  # noqa: F401
 
 CONNECTIONS = int(os.environ.get("NETTOP_VM_CONNECTIONS", "2003"))
@@ -49,9 +49,9 @@ def watched(lab: Lab, near: Endpoint, far: Endpoint, way: str) -> None:
     """Opened once, closed once, and all packets in a flow; those that came in did so on the receiving CPUs."""
     with Nettop(lab, near, *FLOWS) as nettop:
         nettop.wait_frames(1, timeout=ladder.TIME_LIMIT_S)
-        before = witness.softirqs()["NET_RX"]
+        before = oracle.softirqs()["NET_RX"]
         found = account(nettop, near, far, CONNECTIONS, PAIRS)
-        received = received_on(before, witness.softirqs()["NET_RX"])
+        received = received_on(before, oracle.softirqs()["NET_RX"])
     print(f"NET_RX {received}, {CONNECTIONS / found.seconds:.0f} connections a second")
     # Four packets of each connection at the least come in, and not on the CPUs that send them.
     assert sum(received[cpu] for cpu in RECEIVING) > CONNECTIONS
@@ -76,14 +76,14 @@ def test_both_directions_on_two_cpus_by_interrupts(
     """Two multi-queue NICs, whose interrupts go to the receiving CPUs alone."""
     near, far = cable
     device = device_of(near)
-    lines = [n for n, line in witness.interrupts().items() if f" {device}-input." in f" {line.name}"]
+    lines = [n for n, line in oracle.interrupts().items() if f" {device}-input." in f" {line.name}"]
     assert len(lines) == ONLINE, lines
     for place, number in enumerate(lines):
         Path("/proc/irq", number, "smp_affinity").write_text(f"{1 << RECEIVING[place % len(RECEIVING)]:x}")
     silence(near, far)
-    before = witness.interrupts()
+    before = oracle.interrupts()
     watched(lab, near, far, "interrupts")
-    after = witness.interrupts()
+    after = oracle.interrupts()
     grown = [sum(after[n].counts[cpu] - before[n].counts[cpu] for n in lines) for cpu in range(ONLINE)]
     print(f"interrupts of {device}: {grown}")
     # A line moves when its next interrupt comes: that one is still the old CPU's.
@@ -140,11 +140,6 @@ def test_reading_is_right_and_what_it_costs(lab: Lab, veth: Link) -> None:
     assert {probe["state"] for probe in last["probes"].values()} == {"live"}
     assert took < 4
     seen.agrees(tolerance=0)
-    cost = {
-        "online": ONLINE,
-        "possible": possible(),
-        "ms": spent * 1000,
-        "megabytes": memory / 1e6,
-    }
+    cost = {"online": ONLINE, "possible": possible(), "ms": spent * 1000, "megabytes": memory / 1e6}
     print(cost)
     ladder.tell("reading", {"reading": cost})

@@ -1,0 +1,1 @@
+"""Across probes: the verdict, the page of one flow, baselines."""

@@ -1,0 +1,1 @@
+"""What keeps one flow from being faster, by evidence."""

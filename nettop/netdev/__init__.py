@@ -1,0 +1,1 @@
+"""Asking the system about devices, queues and interrupts; no privilege, no numpy."""

@@ -1,0 +1,1 @@
+"""Flows: every connection, its RTT and its owner."""

@@ -1,0 +1,1 @@
+"""irq: from the interrupt to the poll."""

@@ -1,0 +1,1 @@
+"""Stages: the delay of each stage of the stack."""

@@ -1,0 +1,42 @@
+"""Throughput of the interface: rates, bursts, packet sizes, protocols, drops.
+
+The C side counts per CPU and direction (bpf_src/throughput.c); this folds two readings into one interval.
+"""
+
+from __future__ import annotations
+
+from nettop.bpf.layout import Map
+from nettop.probes.base import Fold, Hook, Probe, Setup, one
+from nettop.probes.throughput import pane as view
+from nettop.probes.throughput.fold import ThroughputFold
+from nettop.probes.throughput.section import Throughput
+
+
+def _fold(setup: Setup) -> Fold:
+    return ThroughputFold(setup)
+
+
+PROBE = Probe(
+    name="throughput",
+    summary="bytes, packets, sizes, protocols, bursts and drops of the interface",
+    hooks=(
+        Hook(
+            "tc_ingress",
+            (one("tcx", "throughput_ingress", "ingress"), one("clsact", "throughput_ingress", "ingress")),
+            required=True,
+        ),
+        Hook(
+            "tc_egress",
+            (one("tcx", "throughput_egress", "egress"), one("clsact", "throughput_egress", "egress")),
+            required=True,
+        ),
+    ),
+    maps=(
+        Map("traffic", "percpu", "bytes packets segments fragments sizes protocols"),
+        Map("bursts", "percpu", "bins.number bins.bytes", every_ns=400_000_000),
+    ),
+    fold=_fold,
+    section=Throughput,
+    panes=view.PANES,
+    system=("interface", "qdisc"),
+)

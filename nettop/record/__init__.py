@@ -1,0 +1,1 @@
+"""Frames as files: schema, recordings, replay, redaction."""

@@ -1,0 +1,1 @@
+"""Pure drawing: spans, text, graphs, heat maps, the order of rows."""

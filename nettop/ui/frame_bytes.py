@@ -1,0 +1,44 @@
+"""What a frame costs on the line to the terminal, measured without one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from nettop.core.frame import Frame
+from nettop.probes.base import all_probes
+from nettop.ui.app import NettopApp
+from nettop.ui.textual_private import NoTerminal
+
+
+async def bytes_a_frame(frames: Sequence[Frame], size: tuple[int, int]) -> float:
+    """What the screen would write to a terminal for each of these frames but the first, which paints everything."""
+    drawn, go_on = asyncio.Event(), asyncio.Event()
+
+    async def source() -> AsyncIterator[Frame]:
+        for frame in frames:
+            yield frame
+            drawn.set()
+            await go_on.wait()
+            go_on.clear()
+
+    app = NettopApp(source(), tuple(all_probes().values()), driver_class=NoTerminal)
+    task = asyncio.create_task(app.run_async(size=size, mouse=False))
+    first = 0
+    try:
+        for number in range(len(frames)):
+            await asyncio.wait_for(drawn.wait(), 10)
+            drawn.clear()
+            # Until no more comes: on a busy machine painting takes longer than two of Textual's ticks.
+            before = -1
+            while before != app.written.total:
+                before = app.written.total
+                await asyncio.sleep(0.05)
+            if number == 0:
+                first = before
+            go_on.set()
+        whole = app.written.total
+    finally:
+        app.exit()
+        await task
+    return (whole - first) / max(len(frames) - 1, 1)
