@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import get_args
 
 from nettop.bpf.hooks import Candidate, Hook, Via, one
+from nettop.bpf.protocol import NAME
 from nettop.core import paths, units
 from nettop.core.errors import NettopError
 
 # Programs of these types see what the kernel does and change nothing of it; best first.
 READ_ONLY: tuple[Via, ...] = ("tp_btf", "raw_tracepoint", "fentry", "kprobe")
-NAME = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")  # as protocol.py has it
 _PROGRAM = re.compile(rf"(?P<hook>\w+?)__(?P<via>{'|'.join(get_args(Via))})(?:__(?P<target>\w+))?\Z")
 _FUNCTION = re.compile(r"^int (\w+)\(", re.MULTILINE)
 Lstat = Callable[[Path], os.stat_result]

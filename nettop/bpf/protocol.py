@@ -21,7 +21,7 @@ MAX_BYTES = 1 << 18
 MOST_ENTRIES = 1 << 20  # of a map
 MAX_FDS = 200
 _INTERFACE = re.compile(r"^[^\s/\x00-\x1f\x7f\ud800-\udfff]{1,15}\Z")  # the kernel allows more
-_NAME = re.compile(r"^[a-z][a-z0-9_]{0,31}\Z")
+NAME = re.compile(r"^[a-z][a-z0-9_]{0,31}\Z")  # of probes and hooks
 
 
 class ProtocolError(Exception):
@@ -131,7 +131,7 @@ def _check_interface(name: str) -> None:
 
 
 def _check_names(names: tuple[str, ...], what: str) -> None:
-    if not all(_NAME.match(name) for name in names) or len(names) > 32:
+    if not all(NAME.match(name) for name in names) or len(names) > 32:
         raise ProtocolError(f"not a list of {what}")
 
 
@@ -255,6 +255,9 @@ def _decode(data: bytes, fds: tuple[int, ...]) -> Message:
     return message
 
 
+_PAIRS = {"tuple[tuple[str, int], ...]": int, "tuple[tuple[str, str], ...]": str}
+
+
 def _strict(kind: type[Any], body: Mapping[str, Any]) -> Any:
     """A flat dataclass from JSON, every value of the declared type, no field unknown."""
     declared = {f.name: str(f.type) for f in fields(kind)}
@@ -275,14 +278,10 @@ def _strict(kind: type[Any], body: Mapping[str, Any]) -> Any:
         elif expected == "tuple[int, ...]":
             good = isinstance(value, list) and all(type(v) is int for v in value)
             value = tuple(value) if good else value
-        elif expected == "tuple[tuple[str, int], ...]":
+        elif expected in _PAIRS:
+            kinds = [str, _PAIRS[expected]]
             good = isinstance(value, list) and all(
-                isinstance(v, list) and len(v) == 2 and type(v[0]) is str and type(v[1]) is int for v in value
-            )
-            value = tuple((v[0], v[1]) for v in value) if good else value
-        elif expected == "tuple[tuple[str, str], ...]":
-            good = isinstance(value, list) and all(
-                isinstance(v, list) and len(v) == 2 and all(isinstance(s, str) for s in v) for v in value
+                isinstance(v, list) and [type(each) for each in v] == kinds for v in value
             )
             value = tuple((v[0], v[1]) for v in value) if good else value
         else:

@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from nettop.core.frame import FRAMES, SECONDS
-from nettop.probes.base import Probe
+from nettop.probes.base import Probe, sheddings
 
-# One second in so many: once few packets are followed, being called costs more than what is done.
-SECONDS_STEPS = (4, 8)
-FRAMES_STEPS = (2, 4)  # frames so many times as far apart
 _CALLED = 0.15  # what being called costs of a duty-cycled probe, by the measure of Shedding.weight
 SETTLE_S = 1.2  # after a change, until the run statistics, taken once a second, speak of the new state
 WINDOW_S = 2.0  # a decision is made on the mean of so long
@@ -27,23 +24,16 @@ _KERNEL, _USER = 0, 1
 
 
 class Ladder:
-    """The steps in their order: each a ``health.shed``; of probes that do not run there is nothing to shed.
-
-    What the probes can do less of, then the share of seconds in which they are attached at all, then what is dear to
-    miss and saves little, then frames.
-    """
+    """The steps in their order: each a ``health.shed``; of probes that do not run there is nothing to shed."""
 
     def __init__(self, probes: Iterable[Probe]) -> None:
         probes = tuple(probes)
         self._cycled = [p for p in probes if p.duty_cycled]
         self._others = [s for p in probes if not p.duty_cycled for s in p.sheds]
-        sheds = [s for p in probes for s in p.sheds]
-        parts = [(s.name, s.steps) for s in sheds if not s.last]
-        parts += [(SECONDS, SECONDS_STEPS)] if self._cycled else []
-        parts += [(s.name, s.steps) for s in sheds if s.last] + [(FRAMES, FRAMES_STEPS)]
-        steps = [dict.fromkeys((name for name, _ in parts), 1)]
-        for name, counts in parts:
-            steps += [{**steps[-1], name: count} for count in counts]
+        order = sheddings(probes)
+        steps = [dict.fromkeys((s.name for s in order), 1)]
+        for shedding in order:
+            steps += [{**steps[-1], shedding.name: count} for count in shedding.steps]
         self.steps: tuple[Mapping[str, int], ...] = tuple(steps)
 
     def left(self, step: int) -> _Cost:

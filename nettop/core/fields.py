@@ -155,15 +155,28 @@ def read_fields(kind: Any, data: Any) -> dict[str, Any]:
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{f.name}: {error}") from None
         values[f.attribute] = value if f.way < 0 else (*values.get(f.attribute, ()), value)
-    for each in dataclasses.fields(kind):
-        pair = each.metadata.get("spec") and each.metadata["spec"].ways
-        if pair and len(values.get(each.name, ())) == 1:
-            del values[each.name]  # one direction alone
-        if each.name not in values and each.default is each.default_factory:  # both are missing
-            if NoneType not in get_args(_hints(kind)[each.name]):
-                raise ValueError(f"{each.name} is missing")
-            values[each.name] = None
+    for name, pair, needed, nullable in _made_of(kind):
+        if pair and len(values.get(name, ())) == 1:
+            del values[name]  # one direction alone
+        if needed and name not in values:
+            if not nullable:
+                raise ValueError(f"{name} is missing")
+            values[name] = None
     return values
+
+
+@cache
+def _made_of(kind: Any) -> tuple[tuple[str, bool, bool, bool], ...]:
+    """Each argument of a part: its name, whether it is a pair, whether it is needed, and whether it may be None."""
+    return tuple(
+        (
+            each.name,
+            bool(each.metadata.get("spec") and each.metadata["spec"].ways),
+            each.default is each.default_factory,  # both are missing
+            NoneType in get_args(_hints(kind)[each.name]),
+        )
+        for each in dataclasses.fields(kind)
+    )
 
 
 def _others(kind: Any, data: Mapping[str, Json]) -> dict[str, int]:

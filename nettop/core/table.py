@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nettop.core import units
-from nettop.core.fields import COUNT, Json, Privacy, Schema
+from nettop.core.fields import COUNT, Codec, Json, Privacy, Schema
 from nettop.core.row_order import Sorting, first
 
 Array = NDArray[Any]
@@ -237,6 +237,22 @@ def _fill(columns: Sequence[Column], rows: Array, listed: Sequence[Mapping[str, 
                 c.kind.read(rows, c.name, values)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{c.key}: {error}") from None
+
+
+def codec_of(columns: Sequence[Column]) -> Codec:
+    """How a table is written: a list of rows."""
+
+    def read(value: Json) -> Array:
+        if not isinstance(value, list):
+            raise ValueError("not a list")
+        return rows_of(columns, value)
+
+    return Codec(
+        partial(rows_json, columns),
+        read,
+        lambda: {"type": "array", "items": table_schema(columns)},
+        tuple(columns),
+    )
 
 
 def table_schema(columns: Sequence[Column]) -> Schema:

@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from nettop.bpf import own
@@ -274,7 +275,12 @@ def named_types() -> Mapping[int, tuple[str, ...]]:
 
     What these contain by value is dumped with them; what the kernel does not have is left out.
     """
-    text = "\n".join(_COMMENT.sub("", path.read_text(errors="replace")) for path in _sources())
+    return _named(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in _sources()))
+
+
+@lru_cache(maxsize=1)  # each probe's compilation asks, and reading takes 15 ms
+def _named(sources: tuple[tuple[Path, int, int], ...]) -> Mapping[int, tuple[str, ...]]:
+    text = "\n".join(_COMMENT.sub("", path.read_text(errors="replace")) for path, *_ in sources)
     result = {}
     text += "".join(f"struct {name};" for name in _IN_FIELD.findall(text))
     for kind, word in ((_STRUCT, "struct"), (_ENUM, "enum")):

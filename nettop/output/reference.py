@@ -18,15 +18,14 @@ from nettop.core.fields import (
     COUNT,
     Described,
     Schema,
-    elsewhere,
     field_schema,
     is_list,
     part_schema,
     parts_of,
 )
-from nettop.core.frame import FRAMES, SCHEMA, SECONDS, Frame, Health, ProbeStatus, Section
+from nettop.core.frame import SCHEMA, Frame, Health, ProbeStatus, Section
 from nettop.core.table import Column
-from nettop.probes.base import Probe, all_probes, built_in
+from nettop.probes.base import Probe, all_probes, built_in, missed, sheddings
 from nettop.record.recording import Header
 
 _SCHEMA_FILE, _PAGE = "frame.schema.json", "frame.md"
@@ -50,10 +49,10 @@ def frame_schema(probes: Mapping[str, Probe] | None = None) -> Schema:
     properties: dict[str, Any] = {"schema": version, **whole["properties"]}
     health = properties["health"]["properties"]
     health["shed"]["properties"] = {
-        name: COUNT.schema() | {"description": text} for name, text in _sheds(probes)
+        s.name: COUNT.schema() | {"description": s.text} for s in sheddings(probes.values())
     }
     properties["health"]["properties"] = {
-        f.name: field_schema(f) | {"type": ["integer", "null"]} for f in _missed(probes)
+        f.name: field_schema(f) | {"type": ["integer", "null"]} for f in missed(probes.values())
     } | health
     for probe in probes.values():
         section = part_schema(probe.section)
@@ -76,21 +75,6 @@ def frame_schema(probes: Mapping[str, Probe] | None = None) -> Schema:
         "required": ["schema", *whole["required"], "host", "interface", "filter", "probes", "health"],
         "$defs": {"histogram": _HISTOGRAM},
     }
-
-
-def _missed(probes: Mapping[str, Probe]) -> Iterator[Described]:
-    """What the sections have in the frame's health."""
-    for probe in probes.values():
-        kind: Any = probe.section
-        yield from elsewhere(kind, "health")
-
-
-def _sheds(probes: Mapping[str, Probe]) -> Iterator[tuple[str, str]]:
-    """Names of ``health.shed``, and what is one in so many."""
-    cycled = " and ".join(p.name for p in probes.values() if p.duty_cycled)
-    yield from ((s.name, s.text) for p in probes.values() for s in p.sheds)
-    yield SECONDS, f"seconds in which {cycled} are attached at all"
-    yield FRAMES, "frames, which are so many times as far apart as asked for"
 
 
 def _edge(text: str) -> Schema:
@@ -134,8 +118,10 @@ def page(text: str) -> str:
 def tables(name: str) -> str:
     """The tables of a part of the frame: its own fields, then those of the parts in it."""
     if name == "health":
-        own = [_row(f) for f in _missed(built_in())] + list(_rows(Health))
-        return _HEAD + _lines([*own, *((f"shed.{shed}", "", text) for shed, text in _sheds(built_in()))])
+        own = [_row(f) for f in missed(built_in().values())] + list(_rows(Health))
+        return _HEAD + _lines(
+            [*own, *((f"shed.{s.name}", "", s.text) for s in sheddings(built_in().values()))]
+        )
     kinds: Mapping[str, tuple[Any, str]] = {
         "frame": (Frame, ""),
         "probes": (ProbeStatus, "probes.NAME"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 
 from nettop.bpf.hooks import Attachment, Candidate, Hook, Via, one
 from nettop.bpf.layout import Map
+from nettop.core.fields import Described, elsewhere
 from nettop.core.frame import FRAMES, SECONDS, Section
 from nettop.core.paths import PACKAGE
 from nettop.render.canvas import Pane
 
 Array = NDArray[Any]
+# One second in so many: once few packets are followed, being called costs more than what is done.
+SECONDS_STEPS = (4, 8)
+FRAMES_STEPS = (2, 4)  # frames so many times as far apart
 __all__ = [
     "Array",
     "Attachment",
@@ -88,7 +92,8 @@ class Shedding:
     """What a probe can do less of to cost less: one in so many.  ``steps`` are for collect/budget.py.
 
     ``name`` and ``text``: of the frame's ``health.shed``; ``label``: on the screen.  ``knob`` is the field of struct
-    config that is given log2 of it, and ``suspended`` while the probe is detached for the budget's sake, if not None.
+    config that is given log2 of it ("": none), and ``suspended`` while the probe is detached for the budget's sake, if
+    not None.
     ``weight``: what all of it costs, roughly, in the kernel: 1 is the stages' following of every packet.  ``last``:
     after the duty cycle in the order of what is shed.
     """
@@ -155,11 +160,40 @@ def all_probes() -> Mapping[str, Probe]:
     return {**built_in(), **own_probes()}
 
 
+def sheddings(probes: Iterable[Probe]) -> tuple[Shedding, ...]:
+    """All that is shed of these probes, in the budget's order: with the share of seconds in which they are attached.
+
+    What probes can do less of, then those seconds, then what is dear to miss and saves little, then frames.
+    """
+    probes = tuple(probes)
+    cycled = " and ".join(p.name for p in probes if p.duty_cycled)
+    seconds = Shedding(
+        SECONDS,
+        f"seconds in which {cycled} are attached at all",
+        f"{cycled} 1 s in {{}}",
+        SECONDS_STEPS,
+        knob="",
+    )
+    frames = Shedding(
+        FRAMES,
+        "frames, which are so many times as far apart as asked for",
+        "frames 1:{}",
+        FRAMES_STEPS,
+        knob="",
+    )
+    declared = [s for p in probes for s in p.sheds]
+    early, late = ([s for s in declared if s.last is last] for last in (False, True))
+    return (*early, *([seconds] if cycled else ()), *late, frames)
+
+
 def shed_words(shed: Mapping[str, int]) -> tuple[str, ...]:
     """What ``health.shed`` leaves out, each in a few words: ``stages 1:16``."""
-    probes = all_probes().values()
-    cycled = " and ".join(p.name for p in probes if p.duty_cycled)
-    early, late = ([s for p in probes for s in p.sheds if s.last is last] for last in (False, True))
-    labels = {s.name: s.label for s in early}
-    labels |= {SECONDS: f"{cycled} 1 s in {{}}", **{s.name: s.label for s in late}, FRAMES: "frames 1:{}"}
-    return tuple(text.format(shed[name]) for name, text in labels.items() if shed.get(name, 1) > 1)
+    order = sheddings(all_probes().values())
+    return tuple(s.label.format(shed[s.name]) for s in order if shed.get(s.name, 1) > 1)
+
+
+def missed(probes: Iterable[Probe]) -> Iterator[Described]:
+    """What the sections of these probes have in the frame's ``health``."""
+    for probe in probes:
+        kind: Any = probe.section
+        yield from elsewhere(kind, "health")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from nettop.bpf import own
+from nettop.bpf.protocol import NAME
 from nettop.core import paths
 from nettop.core.errors import ExitCode, NettopError
 
@@ -27,7 +27,7 @@ def write(name: str, where: Path) -> str:
 
     Raises NettopError (2) where that cannot be.
     """
-    if not own.NAME.match(name):
+    if not NAME.match(name):
         raise NettopError(
             f"{name!r} is no name for a probe",
             "small letters, figures and _, a letter first; 32 at most",

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from nettop.bpf import own
+from nettop.bpf.protocol import NAME
 from nettop.core import paths, units
 from nettop.core.errors import NettopError
 from nettop.core.fields import described, part_schema
@@ -31,7 +32,7 @@ def own_probes() -> Mapping[str, Probe]:
     for name, result in _found():
         if isinstance(result, Probe):
             found[name] = result
-        elif own.NAME.match(name) and name not in built_in():
+        elif NAME.match(name) and name not in built_in():
             found[name] = _broken(name, result)
     number = max((pane.number for probe in built_in().values() for pane in probe.panes), default=0)
     for name, probe in found.items():

@@ -18,7 +18,7 @@ import numpy as np
 
 from nettop.bpf.layout import Map
 from nettop.core import table, units
-from nettop.core.fields import Codec, Json, Privacy, Schema, field
+from nettop.core.fields import Json, Privacy, Schema, field
 from nettop.core.frame import Frame, Section
 from nettop.core.table import TEXT, Kind, Rows
 from nettop.probes.base import Array, Fold, Folded, Probe, Reads, Setup
@@ -144,19 +144,10 @@ def _named(part: Iterable[Column]) -> list[str]:
 
 
 def _section(name: str, key: str, rows: Rows) -> type[Section]:
-    def read(value: Json) -> Array:
-        if not isinstance(value, list):
-            raise ValueError("not a list")
-        return table.rows_of(rows.columns, value)
-
-    codec = Codec(
-        lambda values: table.rows_json(rows.columns, values),
-        read,
-        lambda: {"type": "array", "items": table.table_schema(rows.columns)},
-        rows.columns,
-    )
     empty = partial(np.zeros, 0, table.layout(rows.columns))
-    declared = field("one for each entry of the map", name=key, codec=codec, factory=empty)
+    declared = field(
+        "one for each entry of the map", name=key, codec=table.codec_of(rows.columns), factory=empty
+    )
     namespace = {"PLACE": name, "TABLE": rows, "__doc__": f"The section ``{name}`` of the frame."}
     made: type[Section] = dataclasses.make_dataclass(
         name.title(), [("rows", Array, declared)], bases=(Section,), namespace=namespace, frozen=True

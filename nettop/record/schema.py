@@ -6,18 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from nettop.core import units
-from nettop.core.fields import elsewhere
 from nettop.core.frame import SCHEMA, Frame, Section
-from nettop.probes.base import all_probes
+from nettop.probes.base import all_probes, missed
 
 VERSION = 1
-_LARGEST = 1 << 63
 _LONGEST_TEXT = 4096
 # What a probe's loader may raise over data that has the wrong form.
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
@@ -30,17 +27,11 @@ class SchemaError(Exception):
 def frame_to_json(frame: Frame, top: int, sort: str) -> dict[str, Any]:
     """The frame as the JSON of docs/frame.md; at most ``top`` rows of a long table, by column ``sort``."""
     data: dict[str, Any] = {"schema": SCHEMA, **frame.to_json()}
-    data["health"] = {**dict.fromkeys(missed_names()), **data["health"]}  # null: its probe does not run
+    names = (f.name for f in missed(all_probes().values()))
+    data["health"] = {**dict.fromkeys(names), **data["health"]}  # null: its probe does not run
     for section in frame.sections.values():
         data.update(section.in_frame(top, sort))
     return data
-
-
-@cache
-def missed_names() -> tuple[str, ...]:
-    """What the probes count in ``health``, whether or not they run."""
-    kinds: list[Any] = [probe.section for probe in all_probes().values()]
-    return tuple(f.name for kind in kinds for f in elsewhere(kind, "health"))
 
 
 def dumps(data: Any) -> str:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nettop.collect.budget import FRAMES_STEPS, SECONDS_STEPS, WINDOW_S, Budget, Ladder
+from nettop.collect.budget import WINDOW_S, Budget, Ladder
 from nettop.core.frame import FRAMES, SECONDS, Frame, Health
 from nettop.output.base import Style
 from nettop.output.text import TextWriter
-from nettop.probes.base import all_probes, shed_words
+from nettop.probes.base import FRAMES_STEPS, SECONDS_STEPS, all_probes, shed_words
 
 Load = Callable[[float], float]
 PROBES = tuple(all_probes().values())

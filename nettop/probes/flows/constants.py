@@ -11,7 +11,6 @@ LEG_EXTERNAL, LEG_INTERNAL = 0, 1  # of a path: beyond the interface, and from i
 STATES = ("", "syn", "open", "closing", "closed", "reset", "unreplied")
 STATE_NONE, STATE_SYN, STATE_OPEN, STATE_CLOSING, STATE_CLOSED, STATE_RESET, STATE_UNREPLIED = range(7)
 METHODS = ("", "timestamp", "sequence", "handshake", "echo", "dns", "spin")
-METHOD_SPIN = METHODS.index("spin")
 SPIN_PACKETS = 64  # so many without a sign of spinning, and it does not spin
 FLAG_FIN_RECEIVED, FLAG_FIN_SENT = 1, 2
 FLAG_OPENED_BY_REMOTE, FLAG_OPENED_BY_LOCAL, FLAG_MIDWAY = 4, 8, 16

@@ -8,31 +8,27 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from nettop.core.fields import Codec, Json, Part, field
+from nettop.core.fields import Json, Part, field
 from nettop.core.frame import Frame, Section
 from nettop.core.histogram import Histogram
-from nettop.core.table import Array, rows_json, rows_of, table_schema
+from nettop.core.table import Array, codec_of
 from nettop.probes.flows.focus import Focused
 from nettop.probes.flows.rows import COLUMNS, ROW, TABLE
 
 OTHERS = "others"  # the row of all subnets beyond the table
 
 
+_TABLE = codec_of(COLUMNS)
+
+
 def _read_rows(value: Json) -> Array:
-    if not isinstance(value, list):
-        raise ValueError("not a list")
-    rows = rows_of(COLUMNS, value)
+    rows: Array = _TABLE.read(value)
     nameless = rows["id"] == 0  # of the first recordings
     rows["id"][nameless] = np.flatnonzero(nameless) + 1
     return rows
 
 
-ROWS = Codec(
-    lambda rows: rows_json(COLUMNS, rows),
-    _read_rows,
-    lambda: {"type": "array", "items": table_schema(COLUMNS)},
-    COLUMNS,
-)
+ROWS = replace(_TABLE, read=_read_rows)
 
 
 @dataclass(frozen=True, slots=True)
