@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import common  # noqa: F401  (the path)
 from lab import Endpoint
 
 from nettop.bpf import syscall
+from nettop.bpf.config import Config
 from nettop.bpf.hooks import Hook, one
 from nettop.bpf.protocol import Plan
 from nettop.loader import attach
@@ -20,11 +21,16 @@ from nettop.loader.mechanisms import Target
 from nettop.netdev import link
 
 HERE = Path(__file__).parent
+Change = Callable[[Config], Config]  # makes the config what it should be
 CACHE = Path(tempfile.gettempdir()) / "nettop-bench"
 EMPTY_HOOKS = (
     Hook("tc_ingress", (one("tcx", "empty_ingress", "ingress"),), True),
     Hook("tc_egress", (one("tcx", "empty_egress", "egress"),), True),
 )
+
+
+def unchanged(config: Config) -> Config:
+    return config
 
 
 def empty() -> Object:
@@ -33,23 +39,23 @@ def empty() -> Object:
     return Object(made.maps, made.programs, EMPTY_HOOKS)
 
 
-def probe(name: str, *defines: str) -> Callable[[], Object]:
-    return lambda: compile_probe(name, CACHE, defines)
+def probe(name: str) -> Object:
+    return compile_probe(name, CACHE)
 
 
 @contextmanager
 def attached(
-    end: Endpoint, objects: dict[str, Callable[[], Object]], incomplete: bool = False
+    end: Endpoint, objects: Mapping[str, Object], incomplete: bool = False, change: Change = unchanged
 ) -> Iterator[dict[str, attach.Attached]]:
     """Each object's hooks attached at the end's interface while the block lasts."""
     result: dict[str, attach.Attached] = {}
 
     def inside() -> None:
         plan = Plan(end.name, (), (("flows.flows", 65_536),))
-        config = link.describe(plan)
+        config = change(link.describe(plan))
         target = Target(end.name, config.ifindex)
         for name, made in objects.items():
-            it = attach.Attached(name, made())
+            it = attach.Attached(name, made)
             result[name] = it
             attach.make_maps(it, plan)
             attach.attach(it, target)

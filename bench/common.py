@@ -14,8 +14,10 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -51,9 +53,7 @@ class Table:
     rows: list[Sequence[str]] = field(default_factory=list)
     words: str = ""
     apart: Sequence[int] = ()  # columns of the terminal's table that the page leaves out
-    facts: dict[str, float] = field(
-        default_factory=dict
-    )  # single figures that the report holds against its aims
+    facts: dict[str, float] = field(default_factory=dict)  # what the report holds against its aims
 
     def markdown(self) -> str:
         lines = [f"### {self.title}", "", f"    {self.command}", ""]
@@ -66,13 +66,10 @@ class Table:
 
     def text(self) -> str:
         """The same for a terminal."""
-        widths = [max(len(row[i]) for row in [self.columns, *self.rows]) for i in range(len(self.columns))]
-        lines = [self.title]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [self.columns, *self.rows]
-        ]
-        return "\n".join(lines) + "\n"
+        rows = [self.columns, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([self.title, *lines]) + "\n"
 
 
 Measure = Callable[[Options], Iterable[Table]]
@@ -128,7 +125,9 @@ class Terminal:
                 fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
                 for fd in (0, 1, 2):
                     os.dup2(theirs, fd)
-                os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", PYTHONPATH=str(ROOT))
+                os.environ.update(
+                    TERM="xterm-256color", COLORTERM="truecolor", LC_ALL="C.UTF-8", PYTHONPATH=str(ROOT)
+                )
                 os.environ.pop("NO_COLOR", None)
                 os.execvp(argv[0], [*argv])
             finally:
@@ -138,34 +137,36 @@ class Terminal:
         threading.Thread(target=self._drain, daemon=True).start()
 
     def _drain(self) -> None:
-        while True:
-            try:
-                data = os.read(self._ours, 65536)
-            except OSError:
-                return
-            if not data:
-                return
-            self.written += len(data)
-            if len(self.head) < 1 << 20:
-                self.head += data
+        with suppress(OSError):  # the program has ended
+            while data := os.read(self._ours, 65536):
+                self.written += len(data)
+                if len(self.head) < 1 << 20:
+                    self.head += data
 
-    def stop(self) -> None:
-        """End it as a closed terminal's hang-up does not: by SIGTERM, and SIGKILL after five seconds."""
-        os.kill(self.pid, signal.SIGTERM)
-        for _ in range(50):
-            if os.waitpid(self.pid, os.WNOHANG)[0]:
-                break
+    def press(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def ended(self, seconds: float) -> bool:
+        """Wait for its end, at most this long."""
+        until = time.monotonic() + seconds
+        while self.pid and not os.waitpid(self.pid, os.WNOHANG)[0]:
+            if time.monotonic() > until:
+                return False
             time.sleep(0.1)
-        else:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self._ours)
+        self.pid = 0
+        return True
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        """End it by SIGTERM, and by SIGKILL after five seconds."""
+        if not self.ended(0):
+            os.kill(self.pid, signal.SIGTERM)
+        if not self.ended(5):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._ours)
 
 
 def nettop(*arguments: str) -> list[str]:

@@ -23,7 +23,7 @@ PROGRAMS = ("throughput", "flows")
 
 def measure(options: Options) -> Iterable[Table]:
     """A table of what is net of the empty program, by workload."""
-    objects = {"empty": empty, **{name: probe(name) for name in PROGRAMS}}
+    objects = {"empty": empty(), **{name: probe(name) for name in PROGRAMS}}
     found: dict[tuple[str, str, str], list[float]] = {}
     for _ in range(options.times(5)):
         for name, workload in WORKLOADS.items():

@@ -14,32 +14,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import gzip
-import os
-import pty
 import shutil
-import signal
-import struct
-import subprocess
 import sys
 import tempfile
-import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from lab import Direction, Endpoint, Lab, LabError, build, dns, sweep  # noqa: E402
-from lab.core import route_by  # noqa: E402
-from lab.program import interpreter  # noqa: E402
-from lab.shell import eventually  # noqa: E402
-from lab.traffic import fresh_port, listening_ports, transfer, wait_listening  # noqa: E402
+from common import ROOT, Terminal, nettop
+from lab import Direction, Endpoint, Lab, LabError, build, dns, sweep
+from lab.core import route_by
+from lab.shell import eventually
+from lab.traffic import fresh_port, transfer, wait_listening
 
 NAME = "uplink0"  # of the interface, instead of the lab's own
 HOST = "demo"
@@ -74,19 +63,6 @@ def main() -> int:
     return int(len(packed) > LIMIT)
 
 
-class Programs:
-    """The lab's programs under names of their own, which is what the screen shows of a process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def named(self, name: str, program: str) -> str:
-        path = self._folder / name
-        if not path.exists():
-            shutil.copy(program, path)
-        return str(path)
-
-
 @dataclass(frozen=True)
 class Network:
     """The watched host's end of its uplink, and servers: near, 20 ms away, and behind a path that loses packets."""
@@ -95,7 +71,14 @@ class Network:
     near: Endpoint
     far: Endpoint
     lossy: Endpoint
-    programs: Programs
+    folder: Path
+
+    def named(self, name: str, program: str) -> str:
+        """One of the lab's programs under a name of its own, which is what the screen shows of a process."""
+        path = self.folder / name
+        if not path.exists():
+            shutil.copy(program, path)
+        return str(path)
 
 
 def network(lab: Lab, folder: Path) -> Network:
@@ -109,7 +92,7 @@ def network(lab: Lab, folder: Path) -> Network:
     for link in (near, far, lossy):
         route_by(link.a, link.b)
     rename(uplink.a, uplink.b)
-    net = Network(uplink.a, near.b, far.b, lossy.b, Programs(folder))
+    net = Network(uplink.a, near.b, far.b, lossy.b, folder)
     ask(lab, net, "web", far.b, "tcp", 4, 0.05)
     ask(lab, net, "shop", near.b, "tcp", 4, 0.05, ipv6=True)
     ask(lab, net, "cron", near.b, "churn", 1, 0.5)
@@ -134,7 +117,7 @@ def ask(
     wait_listening(server.ns, port)
     lab.spawn(
         net.host.ns,
-        *(net.programs.named(name, build.program("client")), kind, server.address(ipv6), str(port), "1"),
+        *(net.named(name, build.program("client")), kind, server.address(ipv6), str(port), "1"),
         *(str(flows), "200", "1000", str(round(interval_s * 1e9)), "0", "3600"),
     )
 
@@ -152,16 +135,15 @@ def events(lab: Lab, net: Network, stop: threading.Event) -> list[threading.Thre
     ]
 
 
-def ports(server: Endpoint) -> list[int]:
-    """Where a server listens."""
-    return sorted(listening_ports(server.ns))
-
-
 def record(lab: Lab, folder: Path, to: Path, seconds: float) -> None:
     """Start the screen, and let things happen."""
     net = network(lab, folder)
     stop = threading.Event()
-    with screen(net.host, to) as press:
+    argv = (
+        *("unshare", "--uts", "sh", "-c", f'hostname {HOST} && exec "$@"', "sh"),
+        *nettop(NAME, "-d", str(INTERVAL), "--top", str(TOP), "--record", str(to)),
+    )
+    with Terminal(net.host.ns.argv(argv), 160, 48) as screen:
         if not eventually(
             lambda: to.exists() and to.read_bytes().count(b"\n") >= 3, timeout=90, interval=0.1
         ):
@@ -169,11 +151,13 @@ def record(lab: Lab, folder: Path, to: Path, seconds: float) -> None:
         for thread in events(lab, net, stop):
             thread.start()
         time.sleep(ENTER_FLOW)
-        press("\r")
+        screen.press("\r")
         time.sleep(max(min(LEAVE_FLOW, seconds) - ENTER_FLOW, 0))
-        press("\x1b")
+        screen.press("\x1b")
         time.sleep(max(seconds - LEAVE_FLOW, 0))
         stop.set()
+        screen.press("q")
+        screen.ended(10)
 
 
 def rename(host: Endpoint, gateway: Endpoint) -> None:
@@ -202,17 +186,17 @@ def iperf(lab: Lab, net: Network, name: str, server: Endpoint, when: tuple[int, 
     port = fresh_port()
     lab.spawn(server.ns, "iperf3", "-s", "-1", "-p", str(port))
     wait_listening(server.ns, port)
-    program = net.programs.named(name, shutil.which("iperf3") or "iperf3")
+    program = net.named(name, shutil.which("iperf3") or "iperf3")
     seconds = str(when[1] - when[0])
     lab.spawn(net.host.ns, program, "-c", server.v4, "-p", str(port), "-i", "0", "-t", seconds, *args)
 
 
-def fill_queue(lab: Lab, net: Network, seconds: int = QUEUE[1] - QUEUE[0]) -> None:
+def fill_queue(lab: Lab, net: Network) -> None:
     """A slow uplink with a long queue, and an upload that fills it: 300 kB at 16 Mb/s are 150 ms."""
     tbf = ("root", "tbf", "rate", "16mbit", "burst", "16kb", "limit", "300kb")
     net.host.ns.run("tc", "qdisc", "add", "dev", NAME, *tbf)
-    iperf(lab, net, "upload", net.near, (0, seconds))
-    time.sleep(seconds)
+    iperf(lab, net, "upload", net.near, QUEUE)
+    time.sleep(QUEUE[1] - QUEUE[0])
     net.host.ns.run("tc", "qdisc", "del", "dev", NAME, "root")
 
 
@@ -227,47 +211,6 @@ def look_up(host: Endpoint, server: Endpoint, stop: threading.Event) -> None:
     with dns.dnsmasq(server):
         while not stop.is_set():
             dns.resolve(host, server, 5, interval_s=0.4, timeout_s=1.0)
-
-
-@contextmanager
-def screen(host: Endpoint, to: Path) -> Iterator[Callable[[str], None]]:
-    """nettop's screen over the interface, recording; gives a function that presses keys."""
-    command = [
-        *("unshare", "--uts", "sh", "-c", f'hostname {HOST} && exec "$@"', "sh"),
-        *(interpreter(), "-m", "nettop", NAME, "-d", str(INTERVAL), "--top", str(TOP), "--record", str(to)),
-    ]
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 48, 160, 0, 0))
-    process = subprocess.Popen(
-        host.ns.argv(command),
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        cwd=ROOT,
-        env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8"},
-        start_new_session=True,
-    )
-    os.close(follower)
-
-    def swallow() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(leader, 65536):
-                pass
-
-    threading.Thread(target=swallow, daemon=True).start()
-    try:
-        yield lambda keys: void(os.write(leader, keys.encode()))
-        os.write(leader, b"q")
-        process.wait(10)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(10)
-        os.close(leader)
-
-
-def void(_: object) -> None:
-    """What is returned does not matter."""
 
 
 if __name__ == "__main__":

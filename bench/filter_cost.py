@@ -41,10 +41,9 @@ OTHERS = {
     "IPv6": frame(0x86DD, v6("fd77::1", "fd77::2", 6, tcp(40000, 80, 0x10, b"x" * 100, STAMP))),
     "ARP": frame(0x0806, b"\0" * 28),
 }
+EACH = ("tcp port 443", "tcp port 443 and net 10.0.0.0/8", "host 10.0.0.1 and tcp dst port 443")
 FILTERS = {
-    "tcp port 443": "tcp port 443",
-    "tcp port 443 and net 10.0.0.0/8": "tcp port 443 and net 10.0.0.0/8",
-    "host 10.0.0.1 and tcp dst port 443": "host 10.0.0.1 and tcp dst port 443",
+    **dict(zip(EACH, EACH, strict=True)),
     "20 ports": "tcp dst port 443 or " + " or ".join(f"tcp dst port {n}" for n in range(8000, 8019)),
 }
 EMPTY = struct.pack("<BBhi", 0xB7, 0, 0, -1) + struct.pack("<BBhi", 0x95, 0, 0, 0)
@@ -112,13 +111,9 @@ def main() -> int:
         for row in rows:
             print(json.dumps(row))
         return 0
-    columns = {
-        "probe": 10,
-        "filter": 34,
-        **dict.fromkeys(("no_filter_ns", "matching_ns", *OTHERS, "worst_share"), 13),
-    }
-    print("".join(f"{column:>{width}}" for column, width in columns.items()))
-    for row in rows:
+    figures = ("no_filter_ns", "matching_ns", *OTHERS, "worst_share")
+    columns = {"probe": 10, "filter": 34, **dict.fromkeys(figures, 13)}
+    for row in [dict(zip(columns, columns, strict=True)), *rows]:
         print("".join(f"{row[column]!s:>{width}}" for column, width in columns.items()))
     print(f"less the {rows[0]['empty_ns']:g} ns of an empty program")
     return 0

@@ -10,10 +10,8 @@ and the screen take is missing from the traffic.  Runs are interleaved, and each
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import stages_cost
 from attached import attached, empty, probe
@@ -39,16 +37,14 @@ def watching(*arguments: str) -> Watch:
 
 def published(lab: Lab, link: Link) -> AbstractContextManager[object]:
     """The published way of timing stages, and flow accounting beside it."""
-    with tempfile.TemporaryDirectory() as cache:
-        objects = dict(stages_cost.sets(Path(cache))["published"])
-    made = {name: (lambda made=made: made) for name, made in objects.items()}  # type: ignore[misc]
-    return attached(link.a, {**made, "flows": probe("flows")}, incomplete=True)
+    objects, _ = stages_cost.sets()["published"]
+    return attached(link.a, {**objects, "flows": probe("flows")}, incomplete=True)
 
 
 CONFIGURATIONS: Mapping[str, Watch] = {
     "nothing": lambda lab, link: nullcontext(),
     "the same again": lambda lab, link: nullcontext(),
-    "empty TC program": lambda lab, link: attached(link.a, {"empty": empty}),
+    "empty TC program": lambda lab, link: attached(link.a, {"empty": empty()}),
     "throughput, flows": watching("-p", "throughput,flows", "--budget", "0"),
     "everything": watching("--budget", f"{Settings.budget:g}"),
     "everything, no budget": watching("--budget", "0"),
@@ -64,17 +60,9 @@ def answered(link: Link, seconds: float, settle: float) -> Answers:
         return ask(link.a, server, flows=64, seconds=seconds)
 
 
-def bulk(link: Link, seconds: float, settle: float) -> float:
-    if settle:
-        iperf3(client=link.a, server=link.b, seconds=settle)
-    return iperf3(client=link.a, server=link.b, seconds=seconds).bits_per_s
-
-
 def measure(options: Options) -> Iterable[Table]:
     """Ratios to nothing in the same round."""
-    transactions: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
-    p99: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
-    bits: dict[str, list[float]] = {name: [] for name in CONFIGURATIONS}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CONFIGURATIONS}
     seconds = options.seconds(2.0, 1.0)
     rounds = options.times(9, 2)
     for number in range(rounds):
@@ -84,10 +72,9 @@ def measure(options: Options) -> Iterable[Table]:
             with Lab() as lab:
                 link = lab.veth()
                 with watch(lab, link):
-                    found = answered(link, seconds, settle)
-                    transactions[name].append(found.per_second)
-                    p99[name].append(found.p99_ns)
-                    bits[name].append(bulk(link, seconds, 0.0))
+                    answers = answered(link, seconds, settle)
+                    bits = iperf3(client=link.a, server=link.b, seconds=seconds).bits_per_s
+                found[name].append((answers.per_second, answers.p99_ns, bits))
     table = Table(
         "What it takes from the traffic",
         "sudo .venv/bin/python bench/impact.py",
@@ -99,15 +86,16 @@ def measure(options: Options) -> Iterable[Table]:
 """,
         apart=(1,),
     )
-    for name in CONFIGURATIONS:
-        cells = [
-            spread([a / b for a, b in zip(values[name], values["nothing"], strict=True)], ".3f")
-            for values in (transactions, p99, bits)
+    for name, values in found.items():
+        ratios = [
+            [mine / base for mine, base in zip(*pair, strict=True)]
+            for pair in zip(zip(*values, strict=True), zip(*found["nothing"], strict=True), strict=True)
         ]
-        table.rows.append([name, spread(transactions[name]), *cells])
-        for what, values in (("transactions", transactions), ("bulk", bits)):
-            ratios = [a / b for a, b in zip(values[name], values["nothing"], strict=True)]
-            table.facts[f"{what}, {name}"] = statistics.median(ratios)
+        table.rows.append(
+            [name, spread([each[0] for each in values]), *(spread(ratio, ".3f") for ratio in ratios)]
+        )
+        table.facts[f"transactions, {name}"] = statistics.median(ratios[0])
+        table.facts[f"bulk, {name}"] = statistics.median(ratios[2])
     yield table
 
 

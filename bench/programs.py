@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 
 from common import Options, Table, Terminal, cpu_of, memory_of, nettop, run, say, spread
@@ -65,10 +66,10 @@ def in_kernel(lab: Lab, link: Link, budget: str, seconds: float) -> float:
 def measure(options: Options) -> Iterable[Table]:
     """CPU by program and load; memory and bytes to the terminal."""
     settle, seconds = options.seconds(2.5, 2.0), options.seconds(4.0, 2.0)
-    percent: dict[tuple[str, str], list[float]] = {}
-    memory: dict[str, list[list[int]]] = {}
-    written: dict[tuple[str, str], list[float]] = {}
-    kernel: dict[str, list[float]] = {}
+    percent: dict[tuple[str, str], list[float]] = defaultdict(list)
+    memory: dict[str, list[list[int]]] = defaultdict(list)
+    written: dict[tuple[str, str], list[float]] = defaultdict(list)
+    kernel: dict[str, list[float]] = defaultdict(list)
     missing: set[str] = set()
     rounds = options.times(3)
     for number in range(rounds):
@@ -85,11 +86,11 @@ def measure(options: Options) -> Iterable[Table]:
                         if found is None:
                             missing.add(program)
                             continue
-                        percent.setdefault((program, load), []).append(found[0])
-                        written.setdefault((program, load), []).append(found[2])
+                        percent[program, load].append(found[0])
+                        written[program, load].append(found[2])
                         if load == "idle":
-                            memory.setdefault(program, []).append(found[1])
-                    kernel.setdefault(load, []).append(in_kernel(lab, link, "0", seconds))
+                            memory[program].append(found[1])
+                    kernel[load].append(in_kernel(lab, link, "0", seconds))
     names = list(dict.fromkeys(p for p, _ in percent))
     cpu = Table(
         "CPU of the whole program, percent of a core",
@@ -102,10 +103,9 @@ flows: 20 000 datagrams a second.
 """,
     )
     for program in names:
-        cpu.rows.append([program, *(spread(percent.get((program, load), ()), ".1f") for load in LOADS)])
+        cpu.rows.append([program, *(spread(percent[program, load], ".1f") for load in LOADS)])
     cpu.rows.append(["nettop, in the kernel", *(spread(kernel[load], ".1f") for load in LOADS)])
-    for (program, load), values in percent.items():
-        cpu.facts[f"{program}, {load}"] = statistics.median(values)
+    cpu.facts = {f"{program}, {load}": statistics.median(found) for (program, load), found in percent.items()}
     yield cpu
     size = Table(
         "Memory, and bytes to the terminal",
@@ -114,20 +114,12 @@ flows: 20 000 datagrams a second.
         words="Resident after the start, of each process; shared pages count in each.",
     )
     for program in names:
-        parts = list(zip(*memory.get(program, []), strict=False))
-        each = " + ".join(f"{statistics.median(part) / 1e6:.1f}" for part in parts)
+        sizes = [statistics.median(part) / 1e6 for part in zip(*memory[program], strict=False)]
+        rates = (spread([v / 1e3 for v in written[program, load]], ".1f") for load in LOADS)
         size.rows.append(
-            [
-                program,
-                each,
-                *(
-                    spread([v / 1e3 for v in written.get((program, load), ())], ".1f").partition(" ")[0]
-                    for load in LOADS
-                ),
-            ]
+            [program, " + ".join(f"{mb:.1f}" for mb in sizes), *(rate.partition(" ")[0] for rate in rates)]
         )
-        for number, part in enumerate(parts):
-            size.facts[f"memory, {program}, {number}"] = statistics.median(part) / 1e6
+        size.facts |= {f"memory, {program}, {number}": mb for number, mb in enumerate(sizes)}
     for program in sorted(missing):
         size.rows.append([program, "does not run on this kernel", *("-" for _ in LOADS)])
     yield size

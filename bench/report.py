@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -59,19 +60,14 @@ def aims(facts: dict[str, float]) -> Table:
 
 def machine() -> str:
     """One sentence about where this runs."""
-    model, cores = "an unknown processor", os.cpu_count()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    cpuinfo, release = Path("/proc/cpuinfo").read_text(), platform.release().split("-")[0]
+    model = re.search(r"^model name\s*: (.*)", cpuinfo, re.MULTILINE)
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1e6
-    hypervisor = "a virtual machine" if "hypervisor" in Path("/proc/cpuinfo").read_text() else "hardware"
-    release = platform.release().split("-")[0]
-    system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    load = os.getloadavg()[0]
     return (
-        f"{hypervisor.capitalize()} with {cores} cores ({model}), {memory:.0f} GB, Linux {release}, {system}, "
-        f"Python {platform.python_version()}; load before it began {load:.1f}."
+        f"{'A virtual machine' if 'hypervisor' in cpuinfo else 'Hardware'} with {os.cpu_count()} cores "
+        f"({model[1] if model else 'an unknown processor'}), {memory:.0f} GB, Linux {release}, "
+        f"{platform.freedesktop_os_release().get('PRETTY_NAME', '')}, Python {platform.python_version()}; "
+        f"load before it began {os.getloadavg()[0]:.1f}."
     )
 
 
@@ -104,8 +100,7 @@ def main() -> int:
     for name in ROWS:
         if given.only not in name:
             continue
-        module = importlib.import_module(name)
-        measure: Measure = getattr(module, "report", None) or module.measure
+        measure: Measure = importlib.import_module(name).measure
         try:
             for table in measure(options):
                 print(table.text(), flush=True)

@@ -3,7 +3,7 @@
     sudo .venv/bin/python bench/scan.py [--quick]
 
 The flows are live: datagrams of all of them in turn, 50 000 a second, from a raw socket at the other end
-(tests/lab/manyflows.c).  nettop runs as for a user who pipes it, `-p flows --max-flows 1048576 --top 50`: the table is
+(tests/lab/flood.c).  nettop runs as for a user who pipes it, `-p flows --max-flows 1048576 --top 50`: the table is
 read, joined with the reading before, and the top 50 written.
 """
 

@@ -1,7 +1,6 @@
 """What the screen costs: CPU a frame, and bytes written to the terminal, by number of flows.
 
-Runs the real application on a pseudo-terminal of 120x40 (or as asked), fed with made-up frames as fast as it takes them
-one at a time.  Figures: CPU time of the process a frame in ms, of which the table's ordering; bytes a frame.
+Runs the real application on a pseudo-terminal of 120x40, fed with made-up frames as fast as it takes them.
 
     python bench/screen.py [--repeats N] [--quick]
 """
@@ -9,22 +8,16 @@ one at a time.  Figures: CPU time of the process a frame in ms, of which the tab
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
-import pty
-import struct
-import subprocess
 import sys
-import termios
-import threading
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
-from common import ROOT, Options, Table, run, say, spread
+from common import ROOT, Options, Table, Terminal, run, say, spread
 
-sys.path.insert(0, str(ROOT / "tests" / "ui"))
+sys.path[:0] = [str(ROOT / "tests" / place) for place in ("ui", "unit")]
 
 
 def child(rows: int, count: int, idle: float, result: str) -> None:
@@ -38,15 +31,14 @@ def child(rows: int, count: int, idle: float, result: str) -> None:
     told: dict[str, float] = {}
 
     async def source() -> AsyncIterator[Frame]:
-        start = 0.0
+        start, written = 0.0, 0
         for step, frame in enumerate(made):
             if step == 5:
-                start = time.process_time()
-                os.write(1, b"\x1b[0m<START>")
+                start, written = time.process_time(), app.written.total
             yield frame
             await asyncio.sleep(0.03)
         told["ms_a_frame"] = (time.process_time() - start) / count * 1000
-        os.write(1, b"\x1b[0m<END>")
+        told["bytes_a_frame"] = (app.written.total - written) / count
         start = time.process_time()
         await asyncio.sleep(idle)
         told["idle_percent"] = (time.process_time() - start) / idle * 100
@@ -57,57 +49,27 @@ def child(rows: int, count: int, idle: float, result: str) -> None:
     Path(result).write_text(json.dumps(told), encoding="utf-8")
 
 
-def measure(rows: int, count: int, idle: float, size: tuple[int, int]) -> dict[str, float]:
+def figures(rows: int, count: int, idle: float) -> dict[str, float]:
     """One run; its figures."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
-    result = Path(f"/tmp/nettop-screen-{os.getpid()}.json")
-    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8"}
-    environment.pop("NO_COLOR", None)
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--child", str(rows), str(count), str(idle), str(result)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    written = bytearray()
-
-    def drain() -> None:
-        while True:
-            try:
-                data = os.read(ours, 65536)
-            except OSError:
-                return
-            if not data:
-                return
-            written.extend(data)
-
-    reader = threading.Thread(target=drain)
-    reader.start()
-    process.wait(180)
-    reader.join(5)
-    begin, end = written.find(b"<START>"), written.find(b"<END>")
-    told: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
-    result.unlink()
-    told["bytes_a_frame"] = (end - begin) / count
-    return told
+    with tempfile.NamedTemporaryFile() as result:
+        argv = [sys.executable, __file__, "--child", str(rows), str(count), str(idle), result.name]
+        with Terminal(argv) as terminal:
+            if not terminal.ended(180):
+                raise TimeoutError(terminal.head[-300:])
+        return dict(json.load(result))
 
 
-def report(options: Options) -> Iterable[Table]:
+def measure(options: Options) -> Iterable[Table]:
     """A row for each number of flows."""
-    size = (120, 40)
     table = Table(
         "Drawing",
         "sudo .venv/bin/python bench/screen.py",
         ("flows", "CPU a frame, ms", "to the terminal a frame, kB", "between frames, percent of a core"),
-        words=f"The real screen on a pseudo-terminal of {size[0]}x{size[1]}, with made-up frames.",
+        words="The real screen on a pseudo-terminal of 120x40, with made-up frames.",
     )
     for rows in (33, 1000, 10_000, 20_000):
         say(f"drawing {rows} flows")
-        runs = [measure(rows, 40, 3.0, size) for _ in range(options.times(3))]
+        runs = [figures(rows, 40, 3.0) for _ in range(options.times(3))]
         table.rows.append(
             [
                 str(rows),
@@ -124,4 +86,4 @@ if __name__ == "__main__":
         rows, count, idle, result = sys.argv[2:]
         child(int(rows), int(count), float(idle), result)
     else:
-        run(__doc__, report)
+        run(__doc__, measure)

@@ -16,13 +16,14 @@ depends on how full the flow table just is), descriptors and BPF objects do not 
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,8 @@ from lab import Lab, Link, Nettop, bpf, faults, oracle, packets  # noqa: E402
 from lab.shell import eventually  # noqa: E402
 from lab.traffic import answering, ask, iperf3  # noqa: E402
 from terminal import Terminal  # noqa: E402
+
+from nettop.netdev.counters import resident_bytes  # noqa: E402
 
 MIB = 1 << 20
 TOLERANCE = 0.05
@@ -60,17 +63,13 @@ class Process:
 
 
 def size(pid: int) -> tuple[int, int]:
-    """Resident bytes, from /proc/PID/statm, and open descriptors."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * resource.getpagesize(), len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    """Resident bytes and open descriptors."""
+    return resident_bytes(pid), len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def loads(lab: Lab, link: Link, seconds: float) -> dict[str, Callable[[], object]]:
     """The phases of a round by name; each ends by itself and leaves no traffic behind."""
     nobody = replace(link.a, v4="10.99.99.99")  # no answer: a hundred thousand RSTs would go on for a while
-
-    def idle() -> None:
-        time.sleep(seconds)
 
     def requests() -> None:
         with answering(link.b) as server:
@@ -93,33 +92,30 @@ def loads(lab: Lab, link: Link, seconds: float) -> dict[str, Callable[[], object
         faults.configure(link.a, link.b)
 
     return {
-        "idle": idle, "requests": requests, "bulk": bulk, "churn": churn, "many": many, "down": down
-    }  # fmt: skip
+        "idle": lambda: time.sleep(seconds),
+        **{load.__name__: load for load in (requests, bulk, churn, many, down)},
+    }
 
 
-class Hands:
-    """They press one key after another, and can be told to rest; what the screen draws is read all the while."""
+class Typist:
+    """Presses one key after another, except while it rests; what the screen draws is read all the while."""
 
     def __init__(self, screen: Terminal, pause: float) -> None:
         self._screen = screen
         self._pause = pause
         self._done = threading.Event()
         self._may = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._press)]
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._may.set()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def work(self) -> None:
-        """Go on."""
         self._may.set()
 
     def rest(self) -> None:
@@ -127,17 +123,14 @@ class Hands:
         self._may.clear()
         time.sleep(4)
 
-    def _read(self) -> None:
+    def _run(self) -> None:
+        keys = cycle(KEYS)
         while not self._done.is_set() and self._screen.running():
-            self._screen.skip(0.2)
-
-    def _press(self) -> None:
-        number = 0
-        while not self._done.wait(self._pause) and self._screen.running():
-            self._may.wait()
-            if not self._done.is_set():
-                self._screen.type(KEYS[number % len(KEYS)])
-                number += 1
+            until = time.monotonic() + self._pause
+            while time.monotonic() < until:
+                self._screen.skip(0.1)
+            if self._may.is_set():
+                self._screen.type(next(keys))
 
 
 def soak(minutes: float, folder: Path) -> list[str]:
@@ -154,7 +147,7 @@ def soak(minutes: float, folder: Path) -> list[str]:
         with (
             Nettop(lab, link.a, "--top", "100") as batch,
             Terminal(lab, link.a, "-c", str(config), "--record", str(recording)) as screen,
-            Hands(screen, 0.5) as hands,
+            Typist(screen, 0.5) as typist,
         ):
             batch.wait_frames(2, timeout=60)
             if not eventually(lambda: bool(bpf.held(screen.pid).programs), timeout=60):
@@ -174,7 +167,7 @@ def soak(minutes: float, folder: Path) -> list[str]:
             number = 0
             while time.monotonic() < end or number < 2:
                 number += 1
-                hands.work()
+                typist.work()
                 for name, load in loads(lab, link, seconds).items():
                     load()
                     for _ in range(10):  # on a busy machine a frame may be late; what is lost stays lost
@@ -187,7 +180,7 @@ def soak(minutes: float, folder: Path) -> list[str]:
                     if drift:
                         print(f"  {name}: counted {counted}, /sys/class/net {[kernel[k] for k in counted]}")
                     drifts.append(drift)
-                hands.rest()
+                typist.rest()
                 counts: list[int] = []
                 sizes: dict[int, list[tuple[int, int]]] = {one.pid: [] for one in processes}
                 for _ in range(7):
@@ -239,13 +232,12 @@ def describe(number: int, processes: list[Process], objects: int, batch: Nettop,
 
 
 def thirds(rounds: list[int]) -> tuple[float, float]:
-    """The medians of the first third and of the last."""
+    """The medians of the first third and of the last: one round may fall into the moment of a change."""
     part = max(len(rounds) // 3, 1)
     return statistics.median(rounds[:part]), statistics.median(rounds[-part:])
 
 
 def grown(rounds: list[int]) -> bool:
-    """Whether there are more in the end; one round may fall into the moment of a change."""
     first, last = thirds(rounds)
     return last > first
 

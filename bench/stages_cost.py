@@ -12,26 +12,24 @@ empty program are taken off.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from common import ROOT, Options, Table, run, say
+from attached import CACHE, HERE, Change, attached, probe, unchanged
+from attached import statistics as bpf_statistics
+from common import Options, Table, run, say
+from lab import Endpoint, Lab
+from lab.namespace import Namespace
+from lab.traffic import answering, asking
 
 from nettop.bpf import syscall
-from nettop.bpf.config import Config
 from nettop.bpf.hooks import Attachment, Candidate, Hook
-from nettop.bpf.protocol import Plan
 from nettop.loader import attach
-from nettop.loader.compile import Object, compile_probe, compile_source
-from nettop.loader.mechanisms import Target
-from nettop.netdev import link
+from nettop.loader.compile import Object, compile_source
 
 # Our hook -> the published method's program for it.
 PUBLISHED = {
@@ -56,6 +54,10 @@ PUBLISHED = {
 }
 
 
+Counts = dict[str, tuple[int, int]]  # runs and ns by hook
+Set = tuple[Mapping[str, Object], Change]  # each C file's object
+
+
 def translated(hook: Hook, program: str, netfilter: str) -> Hook:
     """The same places with another program in each."""
     candidates = []
@@ -67,90 +69,71 @@ def translated(hook: Hook, program: str, netfilter: str) -> Hook:
     return Hook(hook.name, tuple(candidates))
 
 
-def sets(cache: Path) -> dict[str, list[tuple[str, Object]]]:
-    """The programs that take turns: by name, each C file's object with its hooks."""
-    ours = {name: compile_probe(name, cache) for name in ("stages", "irq")}
-    other = compile_source(ROOT / "bench/published.c", cache)
-    hooks = [hook for o in ours.values() for hook in o.hooks]
-    published = tuple(
-        translated(h, f"published_{PUBLISHED[h.name]}", f"published_{PUBLISHED[h.name]}")
-        for h in hooks
-        if h.name in PUBLISHED
-    )
-    empty = tuple(translated(h, "empty", "empty_netfilter") for h in hooks if h.name in PUBLISHED)
+def stand_ins(hooks: Iterable[Hook]) -> dict[str, Object]:
+    """Other programs on the same hooks: the published method's, and empty ones."""
+    made = compile_source(HERE / "published.c", CACHE)
+    shared = [h for h in hooks if h.name in PUBLISHED]
+    names = [f"published_{PUBLISHED[h.name]}" for h in shared]
     return {
-        "ours": list(ours.items()),
-        "published": [("published", Object(other.maps, other.programs, published))],
-        "empty": [("empty", Object(other.maps, other.programs, empty))],
+        "published": Object(made.maps, made.programs, tuple(map(translated, shared, names, names))),
+        "empty": Object(
+            made.maps, made.programs, tuple(translated(h, "empty", "empty_netfilter") for h in shared)
+        ),
     }
 
 
-def turn(
-    objects: list[tuple[str, Object]],
-    plan: Plan,
-    seconds: float,
-    change: Callable[[Config], Config] = lambda c: c,
-) -> dict[str, tuple[int, int]]:
-    """Attach, count for a while, detach: runs and ns by hook.  ``change`` makes the config what it should be."""
-    config = change(link.describe(plan))
-    probes = [attach.Attached(name, object_) for name, object_ in objects]
-    target = Target(plan.interface, config.ifindex)
-    found: dict[str, tuple[int, int]] = {}
-    try:
-        for probe in probes:
-            attach.make_maps(probe, plan)
-            attach.write_config(probe, config)
-            attach.attach(probe, target)
+def sets() -> dict[str, Set]:
+    """The programs that take turns."""
+    ours = {name: probe(name) for name in ("stages", "irq")}
+    others = stand_ins([hook for o in ours.values() for hook in o.hooks])
+    return {"ours": (ours, unchanged), **{name: ({name: o}, unchanged) for name, o in others.items()}}
+
+
+def turn(objects: Mapping[str, Object], change: Change, seconds: float) -> Counts:
+    """Attach to this namespace's loopback, count for a while, detach: runs and ns by hook."""
+
+    def read() -> Counts:
+        result = {}
+        for it in probes.values():
+            for hook, candidate in it.via.items():
+                fds = {attach.load(it, candidate.via, a) for a in candidate.attachments}
+                infos = [syscall.program_info(fd) for fd in fds]
+                result[hook] = sum(i.runs for i in infos), sum(i.run_ns for i in infos)
+        return result
+
+    here = Endpoint(Namespace(None), "lo", "", "127.0.0.1", "::1")
+    with attached(here, objects, incomplete=True, change=change) as probes:
         time.sleep(0.2)
-
-        def read() -> dict[str, tuple[int, int]]:
-            result = {}
-            for probe in probes:
-                for hook, candidate in probe.via.items():
-                    fds = {attach._load(probe, candidate, i) for i in range(len(candidate.attachments))}
-                    infos = [syscall.program_info(fd) for fd in fds]
-                    result[hook] = sum(i.runs for i in infos), sum(i.run_ns for i in infos)
-            return result
-
-        switch = syscall.enable_stats()
-        before = read()
-        time.sleep(seconds)
-        after = read()
-        os.close(switch)
-        for hook, (runs, ns) in after.items():
-            found[hook] = runs - before[hook][0], ns - before[hook][1]
-    finally:
-        for probe in probes:
-            probe.close()
-    return found
+        with bpf_statistics():
+            before = read()
+            time.sleep(seconds)
+            after = read()
+    return {hook: (runs - before[hook][0], ns - before[hook][1]) for hook, (runs, ns) in after.items()}
 
 
-def inside(turns: int, seconds: float) -> None:
-    """In the namespace: measure, and print JSON."""
-    plan = Plan("lo", ("stages", "irq"))
-    with tempfile.TemporaryDirectory() as cache:
-        programs = sets(Path(cache))
-        results: dict[str, list[dict[str, tuple[int, int]]]] = {name: [] for name in programs}
-        for _ in range(turns):
-            for name, objects in programs.items():
-                results[name].append(turn(objects, plan, seconds))
+def inside(sets: Mapping[str, Set]) -> None:
+    """In the namespace, as `--inside TURNS SECONDS`: the sets take turns; prints JSON."""
+    results: dict[str, list[Counts]] = {name: [] for name in sets}
+    for _ in range(int(sys.argv[2])):
+        for name, (objects, change) in sets.items():
+            results[name].append(turn(objects, change, float(sys.argv[3])))
     print(json.dumps(results))
 
 
-def per_run(turns: list[dict[str, Any]], hook: str) -> float | None:
+def per_run(turns: list[Counts], hook: str) -> float | None:
     values = [t[hook][1] / t[hook][0] for t in turns if hook in t and t[hook][0] > 100]
     # The least of the turns: an interrupt in the middle of a program counts as its time, and only adds.
     return min(values) if values else None
 
 
-def per_packet(turns: list[dict[str, Any]], hooks: set[str]) -> float:
+def per_packet(turns: list[Counts], hooks: set[str]) -> float:
     """All hooks' ns for one packet through the stack."""
     return statistics.median(
         sum(ns for hook, (_, ns) in t.items() if hook in hooks) / t["netif_receive_skb"][0] for t in turns
     )
 
 
-def called_per_packet(turns: list[dict[str, Any]], empty: list[dict[str, Any]], hooks: set[str]) -> float:
+def called_per_packet(turns: list[Counts], empty: list[Counts], hooks: set[str]) -> float:
     """What just being called costs: an empty program's ns on each hook, as often as it ran."""
     result = []
     for t in turns:
@@ -161,9 +144,6 @@ def called_per_packet(turns: list[dict[str, Any]], empty: list[dict[str, Any]], 
 
 def on_loopback(script: str, turns: int, seconds: float, flows: int, lasts: float) -> Any:
     """What `script --inside TURNS SECONDS` prints in a namespace with request and response on its loopback."""
-    from lab import Endpoint, Lab
-    from lab.traffic import answering, asking
-
     with Lab() as lab:
         ns = lab.namespace()
         at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
@@ -185,6 +165,7 @@ def measure(options: Options) -> Iterable[Table]:
     """A row a hook, and the sums."""
     turns, seconds, flows = options.times(5, 2), 0.7, 16
     say("stages and irq beside the published method")
+    sets()  # compiled before the traffic begins
     lasts = turns * 3 * (seconds + 2.0) + 20
     results = on_loopback(__file__, turns, seconds, flows, lasts)
     ours, published, empty = results["ours"], results["published"], results["empty"]
@@ -219,6 +200,6 @@ hook, the median for the sum. **Ours costs {a / b:.2f} of it, {net_a / net_b:.2f
 
 if __name__ == "__main__":
     if "--inside" in sys.argv:
-        inside(int(sys.argv[2]), float(sys.argv[3]))
+        inside(sets())
     else:
         run(__doc__, measure)

@@ -9,73 +9,39 @@ do nothing on the same hooks.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from common import ROOT, Options, Table, run, say
-from stages_cost import PUBLISHED, on_loopback, per_run, translated, turn
+from attached import CACHE, Change, unchanged
+from common import Options, Table, run, say
+from stages_cost import PUBLISHED, Counts, Set, inside, on_loopback, per_run, stand_ins
 
-from nettop.bpf.config import Config
 from nettop.bpf.filter import compile_expression
-from nettop.bpf.protocol import Plan
-from nettop.loader.compile import TYPED_ONLY, Object, compile_probe, compile_source
+from nettop.loader.compile import TYPED_ONLY, Object, compile_probe
 
 
-def filtered(text: str, cache: Path) -> Object:
-    return compile_probe("stages", cache, TYPED_ONLY, compile_expression(text).instructions)
+def sets() -> dict[str, Set]:
+    """The programs that take turns, each with what it is told."""
+    ours = compile_probe("stages", CACHE, TYPED_ONLY)
+    accepting, refusing = (
+        compile_probe("stages", CACHE, TYPED_ONLY, compile_expression(text).instructions)
+        for text in ("tcp", "udp port 9")
+    )
+    made: dict[str, tuple[Object, Change]] = {
+        "empty": (stand_ins(ours.hooks)["empty"], unchanged),
+        "every packet": (ours, unchanged),
+        "a flow in focus, another's packets": (ours, lambda c: replace(c, focus=1)),
+        "one packet in 16": (ours, lambda c: replace(c, sample_shift=4)),
+        "packets that are not sampled": (ours, lambda c: replace(c, sample_shift=20)),
+        "packets that the filter accepts (tcp)": (accepting, lambda c: c.filtered(0, True)),
+        "packets that it refuses (udp port 9)": (refusing, lambda c: c.filtered(0, True)),
+    }
+    return {name: ({"stages": each}, change) for name, (each, change) in made.items()}
 
 
-def plain(config: Config) -> Config:
-    return config
-
-
-def sampled(config: Config) -> Config:
-    return replace(config, sample_shift=4)
-
-
-def barely(config: Config) -> Config:
-    return replace(config, sample_shift=20)
-
-
-def with_filter(config: Config) -> Config:
-    return config.filtered(0, True)
-
-
-def focused(config: Config) -> Config:
-    return replace(config, focus=1)
-
-
-def inside(turns: int, seconds: float) -> None:
-    """In the namespace: measure, and print JSON."""
-    plan = Plan("lo", ("stages",))
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder)
-        ours = compile_probe("stages", cache, TYPED_ONLY)
-        other = compile_source(ROOT / "bench/published.c", cache)
-        empty = tuple(translated(h, "empty", "empty_netfilter") for h in ours.hooks if h.name in PUBLISHED)
-        sets = {
-            "empty": (Object(other.maps, other.programs, empty), plain),
-            "every packet": (ours, plain),
-            "a flow in focus, another's packets": (ours, focused),
-            "one packet in 16": (ours, sampled),
-            "packets that are not sampled": (ours, barely),
-            "packets that the filter accepts (tcp)": (filtered("tcp", cache), with_filter),
-            "packets that it refuses (udp port 9)": (filtered("udp port 9", cache), with_filter),
-        }
-        results: dict[str, list[dict[str, tuple[int, int]]]] = {name: [] for name in sets}
-        for _ in range(turns):
-            for name, (made, change) in sets.items():
-                results[name].append(turn([("stages", made)], plan, seconds, change))
-    print(json.dumps(results))
-
-
-def net_per_packet(turns: list[dict[str, Any]], empty: list[dict[str, Any]]) -> float:
+def net_per_packet(turns: list[Counts], empty: list[Counts]) -> float:
     """All hooks' ns for one packet through the stack, less what programs take that do nothing."""
     total = 0.0
     for hook in PUBLISHED:
@@ -90,6 +56,7 @@ def measure(options: Options) -> Iterable[Table]:
     """A row a way of leaving packets out."""
     turns, seconds, flows = options.times(6, 3), 0.25, 16
     say("packets that stages leave out")
+    sets()  # compiled before the traffic begins
     results = on_loopback(__file__, turns, seconds, flows, lasts=turns * 7 * (seconds + 3.0) + 60)
     empty = results.pop("empty")
     table = Table(
@@ -111,6 +78,6 @@ request-response flows; the sets take turns, {turns} times, and the least of the
 
 if __name__ == "__main__":
     if "--inside" in sys.argv:
-        inside(int(sys.argv[2]), float(sys.argv[3]))
+        inside(sets())
     else:
         run(__doc__, measure)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import common  # noqa: F401  (the path)
-from lab import Link, build
+from lab import Link
+from lab.packets import datagram_flood
 from lab.shell import Process
 from lab.traffic import answering, ask, asking, churn, iperf3, listen_iperf3
 
@@ -52,9 +53,9 @@ def idle(link: Link) -> Iterator[None]:
 
 
 @contextmanager
-def asking_64(link: Link) -> Iterator[None]:
+def questions(link: Link, flows: int = 64, interval_s: float = 0.0, seconds: float = 120.0) -> Iterator[None]:
     with answering(link.b) as server:
-        client = asking(link.a, server, flows=64, seconds=120)
+        client = asking(link.a, server, flows=flows, interval_s=interval_s, seconds=seconds)
         try:
             yield
         finally:
@@ -74,9 +75,8 @@ def bulk_running(link: Link) -> Iterator[None]:
 
 
 def flood(link: Link, flows: int, per_second: int, seconds: float) -> Process:
-    """Datagrams of so many flows into `a` from a raw socket at `b` (tests/lab/manyflows.c)."""
-    argv = (link.b.name, link.b.mac, "02:00:00:00:00:99", str(flows), str(per_second), str(seconds))
-    return link.b.ns.spawn(build.program("manyflows"), *argv)
+    """Datagrams of so many flows into `a` from a raw socket at `b` (tests/lab/flood.c)."""
+    return datagram_flood(link, flows, per_second, seconds)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def ten_thousand(link: Link) -> Iterator[None]:
 
 LOADS = {
     "idle": idle,
-    "64 request-response": asking_64,
+    "64 request-response": questions,
     "bulk": bulk_running,
     "10 000 active flows": ten_thousand,
 }

@@ -2,9 +2,9 @@
 /*
  * The interrupt path: how long handlers run, how long softirqs wait and run, how long a device waits for its poll.
  *
- * What is under way is kept per CPU: an interrupt, a softirq and a poll begin and end on one, and idle tasks, which
- * all have the pid 0, are not confused.  A softirq that is raised again before it runs has waited since the first
- * time.  Handlers of one line never run on two CPUs at once, so their rows are shared by all CPUs and stay few.
+ * State is per CPU: an interrupt, a softirq and a poll begin and end on one, and idle tasks all have the pid 0. A
+ * softirq raised again before it runs has waited since the first time. Handlers of one line never run on two CPUs at
+ * once, so their rows are shared by all CPUs and stay few.
  */
 #include "nettop.h"
 #include "hist.h"
@@ -152,11 +152,11 @@ static __always_inline struct wait *wait_for(u32 irq)
 }
 
 /*
- * The handler that ends has scheduled its NAPI: from its beginning to the poll is what the device waits.
+ * The handler that ends has scheduled its NAPI: the device waits from the handler's entry to the poll.
  *
- * It raises NET_RX_SOFTIRQ for that, but since 6.4 not while net_rx_action runs, nor while a run with work left is to
- * come (net/core/dev.c, in_net_rx_action).  There a line that has raised before is taken to ask again; if its NAPI was
- * scheduled already, the poll that comes is the one that it waits for all the same.
+ * It raises NET_RX_SOFTIRQ for that, but since 6.4 not while net_rx_action runs or a run with work left is to come
+ * (net/core/dev.c, in_net_rx_action). There a line that has raised before is taken to ask again; if its NAPI was
+ * scheduled already, the next poll is still the one that it waits for.
  */
 static __always_inline void pending_add(struct cpu_state *cpu, u32 irq)
 {
@@ -243,8 +243,8 @@ static __always_inline int softirq_entry(u32 vector)
 }
 
 /*
- * NET_RX_SOFTIRQ has ended and is not raised again: no NAPI of this CPU is scheduled (net_rx_action raises it for what
- * it leaves).  What still waits was polled by another (a thread, a busy poll, another device's), or never asked.
+ * NET_RX_SOFTIRQ has ended and is not raised again: no NAPI of this CPU is scheduled (net_rx_action raises it for
+ * what it leaves). What still waits was polled elsewhere (a thread, a busy poll, another device's), or never asked.
  */
 static __always_inline void pending_missed(struct cpu_state *cpu)
 {
@@ -268,8 +268,8 @@ static __always_inline void pending_missed(struct cpu_state *cpu)
 }
 
 /*
- * A poll of the watched device that began then has answered the interrupts that asked this NAPI for it.  Which one a
- * line asks is learned where it is the only one that it can be; up to then the poll is that of who waits longest.
+ * A poll of the watched device has answered the interrupts that asked this NAPI for it before it began. Which NAPI a
+ * line asks is learned where only one is possible; until then the poll counts for the line that waits longest.
  */
 static __always_inline void pending_polled(struct cpu_state *cpu, u32 napi, u64 began)
 {
@@ -365,51 +365,16 @@ static __always_inline int napi_polled(const void *napi, int work, int budget, i
 	return 0;
 }
 
-/* ---- the programs: typed raw tracepoints, and plain ones ------------------------------------------------------ */
+/* ---- the programs: typed raw tracepoints, and plain ones; nettop/probes/irq/probe.py lists the hooks ----------- */
 
-int irq_handler_entry(struct bpf_raw_tracepoint_args *ctx)
-{
-	return irq_entry((u32)ctx->args[0]);
-}
+#include "hook.h"
 
-/* irq_handler_exit: (number, action, what the handler returned). */
-int irq_handler_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-	void *action;
-
-	ARGUMENT(action, ctx, 1);
-	return irq_exit((u32)ctx->args[0], action, (int)ctx->args[2], TYPED);
-}
-
-int irq_handler_exit_raw(struct bpf_raw_tracepoint_args *ctx)
-{
-	return irq_exit((u32)ctx->args[0], (void *)ctx->args[1], (int)ctx->args[2], UNTYPED);
-}
-
-int irq_softirq_raise(struct bpf_raw_tracepoint_args *ctx)
-{
-	return softirq_raise((u32)ctx->args[0]);
-}
-
-int irq_softirq_entry(struct bpf_raw_tracepoint_args *ctx)
-{
-	return softirq_entry((u32)ctx->args[0]);
-}
-
-int irq_softirq_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-	return softirq_exit((u32)ctx->args[0]);
-}
-
-int irq_napi_poll(struct bpf_raw_tracepoint_args *ctx)
-{
-	void *napi;
-
-	ARGUMENT(napi, ctx, 0);
-	return napi_polled(napi, (int)ctx->args[1], (int)ctx->args[2], TYPED);
-}
-
-int irq_napi_poll_raw(struct bpf_raw_tracepoint_args *ctx)
-{
-	return napi_polled((void *)ctx->args[0], (int)ctx->args[1], (int)ctx->args[2], UNTYPED);
-}
+ANY_PROGRAM(irq_handler_entry, irq_entry((u32)ctx->args[0]))
+/* (number, action, what the handler returned) */
+TRACEPOINT(irq_handler_exit, 0, irq_handler_exit, irq_exit(INT(0), POINTER(1), INT(2), typed),
+	   "irq_handler_exit")
+ANY_PROGRAM(irq_softirq_raise, softirq_raise((u32)ctx->args[0]))
+ANY_PROGRAM(irq_softirq_entry, softirq_entry((u32)ctx->args[0]))
+ANY_PROGRAM(irq_softirq_exit, softirq_exit((u32)ctx->args[0]))
+/* (napi, work, budget) */
+TRACEPOINT(napi_poll, 0, irq_napi_poll, napi_polled(POINTER(0), INT(1), INT(2), typed), "napi_poll")

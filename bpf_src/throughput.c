@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * What crosses the interface: bytes, packets, sizes, protocols, and the bytes of
- * each millisecond, which show the bursts that a second's average hides.
- *
- * Per CPU, so nothing is atomic: TC runs with bottom halves disabled, and each
- * direction has an element of its own.
+ * What crosses the interface: bytes, packets, sizes, protocols, and the bytes of each millisecond, for bursts. Per
+ * CPU and direction, so nothing is atomic: TC runs with bottom halves disabled.
  */
 #include "nettop.h"
 #include "parse.h"
@@ -52,8 +49,8 @@ static __always_inline u32 size_class(u32 bytes)
 }
 
 /*
- * The number of the bin for these bytes. Reading the clock costs as much as all else here, so small packets do
- * without: those that come within a tick of the last reading, and make up less than UNTIMED bytes since.
+ * The bin of these bytes. Reading the clock costs as much as all else here, so small packets do without: those within
+ * a tick of the last reading that make up less than UNTIMED bytes since.
  */
 static __always_inline u32 bin_number(struct bursts *b, u32 bytes)
 {

@@ -9,32 +9,18 @@ import queue
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 from nettop.core.errors import ExitCode, NettopError
 from nettop.core.frame import Frame
 from nettop.record.files import Sink
+from nettop.record.recording import Recorder
 
 if TYPE_CHECKING:
     from nettop.output import Writer
 
 _PATIENCE = 2.0  # seconds that the outputs have to end their files
-
-
-class Output(Protocol):
-    """Where frames go."""
-
-    def write(self, frame: Frame) -> None:
-        """Write one frame; NettopError or OSError where that is not possible."""
-
-    def reopen(self) -> None:
-        """The file was moved away: go on in a new one of its name.  NettopError where that cannot be."""
-
-    def unmet(self) -> NettopError | None:
-        """What was asked for and never came, when there are no more frames."""
-
-    def close(self) -> None:
-        """Nothing more comes."""
 
 
 def to_stdout(text: str) -> None:
@@ -44,7 +30,7 @@ def to_stdout(text: str) -> None:
         view = view[os.write(1, view) :]
 
 
-class Formatted:
+class Output:
     """Frames through a writer (nettop.output) to standard output or a file."""
 
     def __init__(self, writer: Writer, sink: Sink | None = None) -> None:
@@ -52,7 +38,6 @@ class Formatted:
         self._sink = sink
 
     def write(self, frame: Frame) -> None:
-        """Format and write one frame."""
         try:
             if self._sink and self._sink.fresh():
                 self._writer.begin()
@@ -65,33 +50,25 @@ class Formatted:
             ) from None
 
     def reopen(self) -> None:
-        """Go on in a new file of the same name, if it is a file."""
         if self._sink:
             self._sink.reopen()
 
     def unmet(self) -> NettopError | None:
-        """What the writer missed."""
         return self._writer.unmet()
 
     def close(self) -> None:
-        """End the file, if it is one."""
         if self._sink:
             self._sink.close()
 
 
-class _Hand:
-    """A thread that writes.
-
-    Whoever reads our output may keep a write waiting for ever, and we must still be able to stop: so it is a
-    daemon thread that is not joined.
-    """
+class _WriterThread:
+    """A daemon thread that writes and is not joined: a reader of the output may block a write for ever."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], None], asyncio.Future[None]]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="nettop-write", daemon=True).start()
 
-    async def do(self, job: Callable[[], None]) -> None:
-        """Run the job there."""
+    async def run(self, job: Callable[[], None]) -> None:
         future = asyncio.get_running_loop().create_future()
         self._jobs.put((job, future))
         await future
@@ -99,68 +76,65 @@ class _Hand:
     def _work(self) -> None:
         while True:
             job, future = self._jobs.get()
-            failure: BaseException | None = None
+            settle: Callable[[], None] = partial(future.set_result, None)
             try:
                 job()
             except BaseException as error:  # it is raised again where the job came from
-                failure = error
+                settle = partial(future.set_exception, error)
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the waiter
-                future.get_loop().call_soon_threadsafe(_settle, future, failure)
+                future.get_loop().call_soon_threadsafe(_unless_done, future, settle)
 
 
-def _settle(future: asyncio.Future[None], failure: BaseException | None) -> None:
-    if future.done():
-        return
-    if failure is None:
-        future.set_result(None)
-    else:
-        future.set_exception(failure)
+def _unless_done(future: asyncio.Future[None], settle: Callable[[], None]) -> None:
+    if not future.done():
+        settle()
 
 
 async def run(
     frames: AsyncIterator[Frame],
-    outputs: Sequence[Output],
-    count: int | None = None,
-    recorder: Output | None = None,
-    complain: Callable[[str], None] = lambda text: None,
+    output: Output,
+    count: int | None,
+    recorder: Recorder | None,
+    print_error: Callable[[str], None],
     hangup: asyncio.Event | None = None,
     live: bool = False,
 ) -> ExitCode:
-    """Pass ``count`` frames (None: all) on to the outputs.
+    """Write ``count`` frames (None: all) to the output.
 
-    A ``recorder`` that fails is given up, with a complaint, and the rest goes on; the exit code tells it.  It tells as
-    well where no probe works at the end of a ``live`` run.  At each ``hangup`` files are opened anew.
+    A ``recorder`` that fails is dropped with an error message; the output continues, and the exit code is the error's.
+    A ``live`` run also fails where no probe works at its end.  Files are reopened at each ``hangup``.
     """
-    hand = _Hand()
+    thread = _WriterThread()
     code = ExitCode.OK
-    left = count
     last: Frame | None = None
-    files = [*outputs, *([recorder] if recorder else [])]
-    rotating = asyncio.create_task(_rotate(hangup, hand, files, complain)) if hangup else None
+    files: list[Output | Recorder] = [output, recorder] if recorder else [output]
+    rotating = asyncio.create_task(_rotate(hangup, thread, files, print_error)) if hangup else None
     try:
         async for frame in frames:
             last = frame
-            for output in outputs:
-                await hand.do(lambda output=output, frame=frame: output.write(frame))  # type: ignore[misc]
-            if recorder:
+            await thread.run(partial(output.write, frame))
+            if recorder and recorder in files:
                 try:
-                    await hand.do(lambda recorder=recorder, frame=frame: recorder.write(frame))  # type: ignore[misc]
+                    await thread.run(partial(recorder.record, frame))
                 except NettopError as error:
-                    complain(error.lines())
-                    recorder, code = None, error.code
-            if left is not None:
-                left -= 1
-                if left <= 0:
+                    print_error(error.lines())
+                    files.remove(recorder)
+                    code = error.code
+            if count is not None:
+                count -= 1
+                if count <= 0:
                     break
     finally:
         if rotating:
             rotating.cancel()
-        await _end(frames, hand, [*outputs, *([recorder] if recorder else [])])
-    if live and last is not None:
-        missing = [nothing_works(last), *(output.unmet() for output in outputs)]
-        if found := next((m for m in missing if m), None):
-            complain(found.lines())
-            code = code or found.code
+        if close := getattr(frames, "aclose", None):
+            await close()
+        for file in files:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(thread.run(file.close), _PATIENCE)
+    if live and last is not None and (missing := nothing_works(last) or output.unmet()):
+        print_error(missing.lines())
+        code = code or missing.code
     return code
 
 
@@ -181,25 +155,19 @@ def nothing_works(frame: Frame) -> NettopError | None:
 
 
 async def _rotate(
-    hangup: asyncio.Event, hand: _Hand, files: Sequence[Output], complain: Callable[[str], None]
+    hangup: asyncio.Event,
+    thread: _WriterThread,
+    files: Sequence[Output | Recorder],
+    print_error: Callable[[str], None],
 ) -> None:
     while True:
         await hangup.wait()
         hangup.clear()
         for file in files:
             try:
-                await hand.do(file.reopen)
+                await thread.run(file.reopen)
             except NettopError as error:
-                complain(error.lines())
-
-
-async def _end(frames: AsyncIterator[Frame], hand: _Hand, outputs: Sequence[Output]) -> None:
-    close = getattr(frames, "aclose", None)
-    if close:
-        await close()
-    for output in outputs:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(hand.do(output.close), _PATIENCE)
+                print_error(error.lines())
 
 
 def until_signal(work: Coroutine[None, None, ExitCode], hangup: asyncio.Event | None = None) -> ExitCode:
@@ -234,12 +202,10 @@ def until_signal(work: Coroutine[None, None, ExitCode], hangup: asyncio.Event | 
         try:
             return await work
         except asyncio.CancelledError:
-            return _ENDED_BY.get(received[0] if received else 0, ExitCode.OK)
+            codes = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGHUP: ExitCode.HANGUP}
+            return codes.get(signal.Signals(received[0]), ExitCode.OK) if received else ExitCode.OK
 
     return asyncio.run(main())
-
-
-_ENDED_BY = {int(signal.SIGINT): ExitCode.INTERRUPTED, int(signal.SIGHUP): ExitCode.HANGUP}
 
 
 def _has_terminal() -> bool:

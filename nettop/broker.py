@@ -104,8 +104,7 @@ def serve(sock: socket.socket, named: frozenset[str]) -> None:
             fd = files.open_here(how, path)
         except (OSError, ValueError, TypeError, RecursionError) as error:
             code = getattr(error, "errno", None) or errno.EINVAL
-            answer = [code, getattr(error, "strerror", None) or os.strerror(code)]
-            sock.send(json.dumps(answer).encode())
+            sock.send(json.dumps([code, getattr(error, "strerror", None) or os.strerror(code)]).encode())
             continue
         made.add(path)
         socket.send_fds(sock, [b"opened"], [fd])

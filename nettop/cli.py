@@ -8,7 +8,6 @@ itself to be (broker.py).  Heavy imports wait for their need.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import platform
@@ -16,6 +15,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,16 @@ from nettop import privilege, settings
 from nettop.core import units
 from nettop.core.charset import draws_unicode
 from nettop.core.errors import ExitCode, NettopError
-from nettop.core.paths import OWN_PROBES, PACKAGE
-from nettop.core.version import version
+from nettop.core.paths import OWN_PROBES, PACKAGE, version
 from nettop.netdev import names
 from nettop.record import files
-from nettop.settings import Arguments, Control, Settings
+from nettop.settings import Arguments, Control, Settings, one_line, usage_error
 
 if TYPE_CHECKING:
     from nettop.core.frame import Frame
     from nettop.output import Writer
-    from nettop.record.recording import Recorder
-    from nettop.record.sources import Replay, Source
+    from nettop.record.recording import Replay
+    from nettop.record.redact import Redactor
 
 DEMO = PACKAGE / "demo.ndjson.gz"
 _log = logging.getLogger("nettop")
@@ -50,19 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(error.lines())
         return error.code
     except BrokenPipeError:  # `nettop -b | head`: the reader has closed the pipe
-        _silence_stdout()
+        _silence(1)
         return ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:
         _log.info("unexpected", exc_info=True)  # a file has it; standard error has the two lines
         _print_error(
-            f"nettop: {type(error).__name__}: {_one_line(str(error))}\n"
+            f"nettop: {type(error).__name__}: {one_line(str(error))[:500]}\n"
             "hint: this is a bug; --log FILE keeps the details of it for a report"
         )
         return ExitCode.FAILURE
     finally:
-        _release_stderr()
+        try:
+            sys.stderr.flush()
+        except OSError:  # its terminal was closed
+            _silence(2)
 
 
 def _occupy_standard_streams() -> None:
@@ -79,12 +81,8 @@ def _occupy_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]
-
-
 def _print_error(text: str) -> None:
-    """Lines for the user's terminal.  Names of files, interfaces and hosts in them are somebody else's words."""
+    """Write lines to standard error, without control characters: names of files and hosts in them are untrusted."""
     sys.stderr.write("\n".join(units.clean(line, 4096) for line in text.splitlines()) + "\n")
 
 
@@ -93,21 +91,11 @@ def _print_line(text: str) -> None:
     sys.stdout.flush()
 
 
-def _silence_stdout() -> None:
-    """Nothing is left that the interpreter could try to write when it ends."""
+def _silence(fd: int) -> None:
+    """Nothing is left that the interpreter could try, and fail, to write when it ends: its exit code would be 120."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, fd)
     os.close(null)
-
-
-def _release_stderr() -> None:
-    """A terminal that was closed would make Python end with 120 when it flushes."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
-        os.close(null)
 
 
 def _run(arguments: Arguments) -> int:
@@ -116,9 +104,7 @@ def _run(arguments: Arguments) -> int:
     if arguments.list_probes:
         return _list_probes()
     if arguments.print_config:
-        home = _become_user(arguments)
-        sys.stdout.write(settings.to_toml(_settings(arguments, home)))
-        sys.stdout.flush()
+        _print_line(settings.to_toml(_settings(arguments, _become_user(arguments))).removesuffix("\n"))
         return ExitCode.OK
     if arguments.replay is not None or arguments.demo:
         return _replay(arguments)
@@ -130,20 +116,16 @@ def _become_user(arguments: Arguments) -> Path:
     home = _call_broker(arguments)
     if os.geteuid() == 0 or privilege.effective():
         privilege.drop(os.environ)
-    return home or _home()
-
-
-def _home() -> Path:
-    return Path(privilege.home(os.environ))
+    return home or privilege.home(os.environ)
 
 
 def _call_broker(arguments: Arguments) -> Path | None:
-    """Where root itself calls, this process becomes nobody: another one opens root's files.  Then root's home."""
+    """Where root calls, this process will be nobody: fork the broker that opens root's files.  Root's home then."""
     if os.geteuid() != 0 or privilege.invoking_user(os.environ):
         return None
     from nettop import broker
 
-    a, home = arguments, _home()
+    a, home = arguments, privilege.home(os.environ)
     config = Path(a.config) if a.config else settings.default_path(home)
     files.open_by(broker.start(filter(None, (str(config), a.log, a.output, a.record, a.snapshot, a.replay))))
     return home
@@ -159,10 +141,10 @@ def _start_log(arguments: Arguments) -> None:
     handler: logging.Handler
     if arguments.log is not None:
         try:
-            fd = files.logging_to(arguments.log)
+            fd = files.opened("log", arguments.log)
         except OSError as error:
-            raise NettopError(
-                f"{arguments.log}: {error.strerror}", "name a file where you may write", ExitCode.USAGE
+            raise usage_error(
+                f"{arguments.log}: {error.strerror}", "name a file where you may write"
             ) from None
         handler = logging.StreamHandler(os.fdopen(fd, "w", encoding="utf-8"))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -178,7 +160,13 @@ def _start_log(arguments: Arguments) -> None:
 def checked(chosen: Settings) -> Settings:
     """With the names of probes and columns, which settings can't know.  Raises NettopError (2)."""
     if chosen.focus:
-        _check_end(chosen.focus)
+        from nettop.analysis.verdict.flow import check_end
+
+        try:
+            check_end(chosen.focus)
+        except ValueError as error:
+            hint = "as 10.0.0.2:443, :443, [2001:db8::1]:443, or LOCAL-REMOTE of both"
+            raise usage_error(f"--focus {chosen.focus}: {error}", hint) from None
     if not (chosen.probes or chosen.sort or chosen.trace):
         return chosen
     from nettop.probes.base import all_probes
@@ -189,7 +177,7 @@ def checked(chosen: Settings) -> Settings:
     tracing = [name for name, probe in probes.items() if probe.traces]
     if chosen.trace and chosen.probes and not set(chosen.probes) & set(tracing):
         needed = f"--trace needs the probe {' or '.join(tracing)}"
-        raise NettopError(needed, "name it among --probes as well", ExitCode.USAGE)
+        raise usage_error(needed, "name it among --probes as well")
     if not chosen.sort:
         return chosen
     tables = [pane.table for p in probes.values() for pane in p.panes if pane.table]
@@ -210,24 +198,10 @@ def focuses(chosen: Settings) -> bool:
     return any(p.focuses for name, p in all_probes().items() if not chosen.probes or name in chosen.probes)
 
 
-def _check_end(text: str) -> None:
-    from nettop.analysis.verdict.explain import check_end
-
-    try:
-        check_end(text)
-    except ValueError as error:
-        hint = "as 10.0.0.2:443, :443, [2001:db8::1]:443, or LOCAL-REMOTE of both"
-        raise NettopError(f"--focus {text}: {error}", hint, ExitCode.USAGE) from None
-
-
 def _known(kind: str, name: str, said: Mapping[str, str], close: Mapping[str, str] | None = None) -> str:
-    """The name, if it is one; ``said``: how each is named in the error, ``close`` those that may be meant."""
+    """The name, if it is one; ``said`` and ``close`` as for settings.meant."""
     if name not in said:
-        close = close or said
-        near = dict.fromkeys(close[word] for word in difflib.get_close_matches(name, close, n=3))
-        everything = ", ".join(dict.fromkeys(said.values()))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {everything}"
-        raise NettopError(f"unknown {kind}: {name}", hint, ExitCode.USAGE)
+        raise usage_error(f"unknown {kind}: {name}", settings.meant(name, said, close))
     return name
 
 
@@ -268,15 +242,12 @@ def _replay(arguments: Arguments) -> int:
     path = arguments.replay
     if path is None:
         if not DEMO.exists():
-            raise NettopError(
-                "this installation has no demo recording", "--replay FILE plays your own", ExitCode.USAGE
-            )
+            raise usage_error("this installation has no demo recording", "--replay FILE plays your own")
         path = str(DEMO)
     _need_terminal(arguments)
     chosen = _settings(arguments, _become_user(arguments))
-    from nettop.record.recording import Recording
+    from nettop.record.recording import Recording, Replay
     from nettop.record.redact import this_run
-    from nettop.record.sources import Replay
 
     with Recording(path, hide=this_run() if chosen.redact else None) as recording:
         if chosen.batch:
@@ -284,7 +255,7 @@ def _replay(arguments: Arguments) -> int:
         replay = Replay(recording, hold=True)
         if recording.header.kind == "snapshot":  # what was seen, and not how it came to be
             replay.step(len(recording))
-        return _screen(replay, chosen, problem=recording.problem, replay=replay)
+        return _screen(replay.frames(), chosen, problem=recording.problem, replay=replay)
 
 
 # --- the running kernel -------------------------------------------------------------------------------------
@@ -302,47 +273,36 @@ def _live(arguments: Arguments) -> int:
     home = _call_broker(arguments)
     handle = start_loader()  # from here on this process has no privileges
     try:
-        chosen = _split_word(_settings(arguments, home or _home(), interface, filter_text))
+        chosen = _split_word(_settings(arguments, home or privilege.home(os.environ), interface, filter_text))
         if arguments.check:
             return _check(live.check(handle, chosen))
         control = Control.of(chosen, focuses(chosen))
+        frames = live.frames(handle, chosen, control)
         if chosen.batch:
-            frames = live.frames(handle, chosen, control)
             if chosen.focus or control.trace == "focus":
                 from nettop.analysis.focus import focusing
 
                 frames = focusing(frames, control, chosen.focus)
             if chosen.redact:
-                frames, chosen = _hidden(frames), _hidden_settings(chosen)
+                from nettop.record.redact import this_run
+
+                hide = this_run()
+                hidden = "-".join(hide.endpoint(end) for end in chosen.focus.split("-"))
+                chosen = replace(chosen, filter=hide.filter(chosen.filter), focus=hidden)
+                frames = _hidden(frames, hide)
             return _batch(frames, chosen, arguments, live=True)
-        return _screen(_Live(lambda: live.frames(handle, chosen, control)), chosen, control)
+        return _screen(frames, chosen, control)
     finally:
         handle.close()
 
 
-async def _hidden(frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
+async def _hidden(frames: AsyncIterator[Frame], hide: Redactor) -> AsyncIterator[Frame]:
     """The same frames with pseudonyms in them."""
     import asyncio
 
-    from nettop.record.redact import this_run
-
-    try:
+    async with contextlib.aclosing(frames):  # type: ignore[type-var]
         async for frame in frames:
-            yield await asyncio.to_thread(this_run().frame, frame)
-    finally:
-        await frames.aclose()  # type: ignore[attr-defined]
-
-
-def _hidden_settings(chosen: Settings) -> Settings:
-    """What of the settings gets into files and outputs, with pseudonyms."""
-    from nettop.record.redact import this_run
-
-    hide = this_run()
-    return replace(
-        chosen,
-        filter=hide.filter(chosen.filter),
-        focus="-".join(hide.endpoint(end) for end in chosen.focus.split("-")),
-    )
+            yield await asyncio.to_thread(hide.frame, frame)
 
 
 def _need_capabilities(arguments: Arguments) -> None:
@@ -392,40 +352,25 @@ def _split_word(chosen: Settings) -> Settings:
     return chosen
 
 
-class _Live:
-    """The running kernel as a Source."""
-
-    def __init__(self, start: Callable[[], AsyncIterator[Frame]]) -> None:
-        self._start = start
-
-    def frames(self) -> AsyncIterator[Frame]:
-        """Frames, each when its interval is over."""
-        return self._start()
-
-
 def _need_terminal(arguments: Arguments) -> None:
     if arguments.batch or arguments.check or arguments.snapshot is not None:
         return
     if not sys.stdout.isatty():
-        raise NettopError(
+        raise usage_error(
             "standard output is no terminal, and the screen needs one",
             "nettop -b writes frames to it; --format ndjson for programs",
-            ExitCode.USAGE,
         )
     if not (sys.stdin and sys.stdin.isatty()):
-        raise NettopError(
+        raise usage_error(
             "standard input is no terminal, and keys come from it",
             "leave standard input alone, or use -b without a screen",
-            ExitCode.USAGE,
         )
     name = os.environ.get("TERM", "")
     if name in ("", "dumb", "unknown"):
-        raise NettopError(
-            f"a terminal of the kind {name} cannot be drawn on"
-            if name
-            else "TERM does not say what terminal this is",
+        kind = f"a terminal of the kind {name} cannot be drawn on"
+        raise usage_error(
+            kind if name else "TERM does not say what terminal this is",
             "nettop -b writes frames as text; or set TERM to what it is, as TERM=xterm",
-            ExitCode.USAGE,
         )
 
 
@@ -436,7 +381,7 @@ def _check(found: Any) -> int:
     _print_line(f"Linux {platform.release()}, Python {platform.python_version()}, nettop {version()}")
     for probe, hook, text, holds in (*rows, *_weighed()):
         mark = "yes" if holds else "no "
-        _print_line(f"{probe:{widths[0]}}  {hook:{widths[1]}}  {mark}  {_one_line(text)}")
+        _print_line(f"{probe:{widths[0]}}  {hook:{widths[1]}}  {mark}  {one_line(text)[:500]}")
     return ExitCode.OK if any(row[3] for row in rows) else ExitCode.UNSUPPORTED
 
 
@@ -446,60 +391,62 @@ def _weighed() -> list[tuple[str, str, str, bool]]:
         return []
     import asyncio
 
-    from nettop.core.units import size
     from nettop.record.recording import Recording
 
+    shape = "-"
     try:
-        from nettop.ui import frame_bytes, terminal  # brings Textual in
-    except ImportError as error:
-        return [("screen", "-", f"{type(error).__name__}: {error}", False)]
-    columns, rows = shape = terminal.terminal_size()
-    try:
+        from nettop.ui import frame_bytes  # brings Textual in
+
+        size = frame_bytes.terminal_size()
+        shape = f"{size[0]}x{size[1]}"
         with Recording(str(DEMO)) as recording:
             busy = [recording.frame(i) for i in range(min(10, len(recording)))]
-        text = f"{size(round(asyncio.run(frame_bytes.bytes_a_frame(busy, shape))))} a frame to the terminal"
+        text = (
+            f"{units.size(round(asyncio.run(frame_bytes.bytes_a_frame(busy, size))))} a frame to the terminal"
+        )
     except Exception as error:
         _log.info("the screen", exc_info=True)
-        return [("screen", f"{columns}x{rows}", f"{type(error).__name__}: {error}", False)]
-    return [("screen", f"{columns}x{rows}", text, True)]
+        return [("screen", shape, f"{type(error).__name__}: {error}", False)]
+    return [("screen", shape, text, True)]
 
 
 # --- where frames go ----------------------------------------------------------------------------------------
-
-
-def _recorder(chosen: Settings) -> Recorder:
-    from nettop.record.recording import View, start_recorder
-
-    view = View(sort=chosen.sort, filter=chosen.filter)
-    return start_recorder(chosen.record or "", chosen.interface, view, chosen.top, chosen.redact)
 
 
 def _batch(frames: AsyncIterator[Frame], chosen: Settings, arguments: Arguments, live: bool = False) -> int:
     import asyncio
 
     from nettop import batch
-    from nettop.record.files import Sink
+    from nettop.output import SnapshotWriter, Style
+    from nettop.record.recording import View, start_recorder
 
     # A snapshot is for --replay, unless a format is asked for.
     snapshot = arguments.snapshot is not None and "format" not in arguments.given
     named = arguments.snapshot or (chosen.output if snapshot else None)
-    if named:
-        _refuse_existing(named)
+    if named and files.exists(
+        named
+    ):  # now, not after the first interval; it is made with O_EXCL all the same
+        raise usage_error(f"{named} is there already", "name a file that is not there")
     if snapshot or arguments.snapshot:
-        outputs: list[batch.Output] = [_Snapshot(named or "", chosen)]
+        style = Style(top=chosen.top, sort=chosen.sort, filter=chosen.filter)
+        emit = partial(files.write_new, named) if named else batch.to_stdout
+        output = batch.Output(SnapshotWriter(emit, style))
     elif chosen.output:
-        sink = Sink(chosen.output)
-        outputs = [batch.Formatted(_writer(chosen, sink.write, None), sink)]
+        sink = files.Sink(chosen.output)
+        output = batch.Output(_writer(chosen, sink.write, None), sink)
     else:
-        outputs = [batch.Formatted(_writer(chosen, batch.to_stdout, sys.stdout))]
-    recorder = _recorder(chosen) if chosen.record else None
+        output = batch.Output(_writer(chosen, batch.to_stdout, sys.stdout))
+    recorder = None
+    if chosen.record:
+        view = View(sort=chosen.sort, filter=chosen.filter)
+        recorder = start_recorder(chosen.record, chosen.interface, view, chosen.top, chosen.redact)
     hangup = asyncio.Event() if chosen.output or recorder else None
-    work = batch.run(frames, outputs, chosen.count, recorder, _print_error, hangup, live)
+    work = batch.run(frames, output, chosen.count, recorder, _print_error, hangup, live)
     return batch.until_signal(work, hangup)
 
 
 def _writer(chosen: Settings, emit: Callable[[str], None], stream: Any) -> Writer:
-    from nettop.output import WRITERS, Style
+    from nettop.output import WRITERS, Style, TraceWriter
 
     terminal = stream is not None and stream.isatty()
     style = Style(
@@ -512,51 +459,12 @@ def _writer(chosen: Settings, emit: Callable[[str], None], stream: Any) -> Write
         focus=chosen.focus,
         trace=chosen.trace,
     )
-    if chosen.trace and chosen.format == "text":
-        from nettop.output.trace import TraceWriter
-
-        return TraceWriter(emit, style)
-    return WRITERS[chosen.format](emit, style)
-
-
-def _refuse_existing(path: str) -> None:
-    """Say so now, not after the first interval; the file is made with O_EXCL all the same."""
-    if files.exists(path):
-        raise NettopError(f"{path} is there already", "name a file that is not there", ExitCode.USAGE)
-
-
-class _Snapshot:
-    """One frame into a file of its own, or to standard output."""
-
-    def __init__(self, path: str, chosen: Settings) -> None:
-        self._path = path
-        self._chosen = chosen
-
-    def write(self, frame: Frame) -> None:
-        """Write the file."""
-        from nettop.batch import to_stdout
-        from nettop.record.recording import View, header_of, snapshot_text, write_snapshot
-
-        chosen = self._chosen
-        header = header_of(frame, "snapshot", View(sort=chosen.sort, filter=chosen.filter))
-        if self._path:
-            write_snapshot(self._path, [frame], header, chosen.top, chosen.sort)
-            return
-        for text in snapshot_text([frame], header, chosen.top, chosen.sort):
-            to_stdout(text)
-
-    def reopen(self) -> None:
-        """Nothing is open."""
-
-    def unmet(self) -> NettopError | None:
-        """A frame is all that was asked for."""
-
-    def close(self) -> None:
-        """Nothing is open."""
+    writer = TraceWriter if chosen.trace and chosen.format == "text" else WRITERS[chosen.format]
+    return writer(emit, style)
 
 
 def _screen(
-    source: Source,
+    frames: AsyncIterator[Frame],
     chosen: Settings,
     control: Control | None = None,
     problem: NettopError | None = None,
@@ -570,6 +478,6 @@ def _screen(
     if chosen.record:
         session.start_recording(chosen.record)
     try:
-        return app.run(session.watched(source), tuple(all_probes().values()), session.options(), session)
+        return app.run(session.watched(frames), tuple(all_probes().values()), session.settings, session)
     finally:
         session.close()

@@ -1,4 +1,4 @@
-"""Giving privileges up, for good: the process that draws, parses files and talks to the terminal has none."""
+"""Dropping privileges for good: the process that draws, parses files and talks to the terminal has none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nettop.core.errors import NettopError
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
@@ -47,20 +48,20 @@ def mask(*capabilities: int) -> int:
 def drop(environment: Mapping[str, str]) -> None:
     """Become the invoking user (SUDO_UID), or nobody, with no capability and no way to get any.
 
-    Where the project is closed to that user, see `_whom`.  Whoever is no root already stays who he is.  Must be called
-    before the first thread is started: capabilities belong to threads, and it is refused where there are others.
-    Raises NettopError if anything is left.
+    Where the project is closed to that user, see `_target_user`.  A process that is not root keeps its user.  Must be
+    called before the first thread is started: capabilities belong to threads.  NettopError where there are other
+    threads, and where any capability is left.
     """
     _alone()
-    user, reading = _whom(environment) if os.geteuid() == 0 else (None, 0)
-    libc = _limit()
+    user, reading = _target_user(environment) if os.geteuid() == 0 else (None, 0)
+    _limit()
     if user is not None:
         _become(user)
-    _set(libc, reading, 0)
+    _set(reading, 0)
     _check(reading, 0)
 
 
-def _whom(environment: Mapping[str, str]) -> tuple[tuple[int, int] | None, int]:
+def _target_user(environment: Mapping[str, str]) -> tuple[tuple[int, int] | None, int]:
     """uid and gid to become, and a capability that is kept: the invoking user, or nobody; never root.
 
     What is imported later must be found.  So where the project lies in a directory that is closed to the user
@@ -78,7 +79,7 @@ def _whom(environment: Mapping[str, str]) -> tuple[tuple[int, int] | None, int]:
             found = _STUCK
             try:
                 _become(user)
-                _set(ctypes.CDLL(None, use_errno=True), 0, 0)
+                _set(0, 0)
                 found = _CLOSED
                 os.close(os.open(__file__, os.O_RDONLY | os.O_CLOEXEC))
                 found = _READABLE
@@ -119,14 +120,13 @@ def confine(keep: int, inherited: int = 0) -> None:
     uid 0.  Must be called before the first thread is started.  Raises NettopError if anything else is left.
     """
     _alone()
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _set(libc, permitted(), inherited)
+    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _set(permitted(), inherited)
     for number in range(_LAST_CAPABILITY + 1):
         if inherited >> number & 1:
-            libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0)
+            _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0)
     _limit(_NO_AMBIENT_RAISE, clear=False)
-    _set(libc, keep, inherited)
+    _set(keep, inherited)
     _check(keep, inherited)
 
 
@@ -135,7 +135,7 @@ def seclude() -> None:
 
     The screen decides when to stop; it closes their socket then.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -146,45 +146,42 @@ def _alone() -> None:
         raise NettopError(f"cannot give privileges up: {others} more threads would keep them")
 
 
-def _limit(securebits: int = 0, clear: bool = True) -> ctypes.CDLL:
+def _limit(securebits: int = 0, clear: bool = True) -> None:
     """No capability from being uid 0, from a file or from the bounding set.
 
     Without CAP_SETPCAP, when started by a user with a few capabilities, the kernel refuses all but the last two, which
     are enough: no_new_privs takes the other ways away.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS | securebits, 0, 0, 0)
+    _libc.prctl(_PR_SET_SECUREBITS, _SECUREBITS | securebits, 0, 0, 0)
     for capability in range(_LAST_CAPABILITY + 1):  # beyond the kernel's last: EINVAL, and nothing to drop
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     if clear:
-        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    return libc
+        _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def readable_without_override(paths: Iterable[Path]) -> bool:
     """Whether these files can be read by what their modes say, and not only because root may read everything."""
-    libc = ctypes.CDLL(None, use_errno=True)
     held = permitted()
-    _set(libc, held, 0, effective=0)
+    _set(held, 0, effective=0)
     try:
         for path in paths:
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         return False
     finally:
-        _set(libc, held, 0)
+        _set(held, 0)
     return True
 
 
-def _set(libc: ctypes.CDLL, keep: int, inheritable: int, effective: int = -1) -> None:
+def _set(keep: int, inheritable: int, effective: int = -1) -> None:
     """This thread's permitted capabilities, which of them are effective, and what may be inherited (capset(2), v3)."""
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
     kept = permitted() & keep  # one more that is asked for, and the kernel refuses it all
     words = [
         m >> shift & 0xFFFFFFFF for shift in (0, 32) for m in (kept & effective, kept, kept & inheritable)
     ]
-    libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(struct.pack("=6I", *words)))
+    _libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(struct.pack("=6I", *words)))
 
 
 def _check(keep: int, inherited: int) -> None:
@@ -202,12 +199,12 @@ def _status() -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
 
 
-def home(environment: Mapping[str, str]) -> str:
+def home(environment: Mapping[str, str]) -> Path:
     """The home directory of the user that this process now is: sudo may have left root's in HOME."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_dir
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
-        return environment.get("HOME", "/")
+        return Path(environment.get("HOME", "/"))
 
 
 def effective() -> int:
@@ -220,13 +217,8 @@ def permitted() -> int:
     return int(_status().get("CapPrm", "0"), 16)
 
 
-def may_load(capabilities: int) -> bool:
-    """Whether these capabilities load programs and attach them to an interface."""
-    return not missing(capabilities)
-
-
 def missing(capabilities: int) -> tuple[str, ...]:
-    """The names of the capabilities that these lack for that.
+    """The names of the capabilities that these lack for loading programs and attaching them to an interface.
 
     CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON (bpf_capable() in include/linux/capability.h).
     """

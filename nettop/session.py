@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from nettop.analysis.baseline import Baseline
@@ -15,35 +16,26 @@ from nettop.core.errors import NettopError
 from nettop.core.frame import Frame
 from nettop.netdev.link import link_header
 from nettop.record import files
-from nettop.record.recording import (
-    Recorder,
-    Recording,
-    View,
-    file_name,
-    header_of,
-    start_recorder,
-    write_snapshot,
-)
+from nettop.record.recording import Recorder, Replay, View, file_name, start_recorder, write_snapshot
 from nettop.record.redact import this_run
-from nettop.record.sources import Replay, Source
 from nettop.settings import Control, Settings
-from nettop.ui.commands import Commands, Filtered, Options
+from nettop.ui.commands import Commands, Filtered
 from nettop.ui.reverse_dns import ReverseDns
 
 
-def _looked_at(options: Options, recording: Recording) -> Options:
-    """The options that show a recording as its file's header says; the settings' order wins over that."""
+def _looked_at(settings: Settings, replay: Replay) -> tuple[Settings, View]:
+    """What shows a recording as its file's header says; the settings' order wins over that."""
+    recording = replay.recording
     view, last = recording.header.view, len(recording) - 1
-    frames_filter = recording.frame(last).filter
     return replace(
-        options,
-        interval=max(round(recording.interval_ns(last) / 50e6), 2) / 20,  # 0.98 s is meant as 1
-        sort=options.sort or view.sort,
-        reverse=view.reverse and options.sort in ("", view.sort),
-        pane=view.pane,
-        focus=int(view.focus) if re.fullmatch(r"\d{1,20}", view.focus) else 0,
-        zoomed=view.zoomed,
-        word=view.filter if view.filter != frames_filter else "",
+        settings,
+        delay=max(round(recording.interval_ns(last) / 50e6), 2) / 20,  # 0.98 s is meant as 1
+        sort=settings.sort or view.sort,
+        word=view.filter if view.filter != recording.frame(last).filter else "",
+    ), replace(
+        view,
+        reverse=view.reverse and settings.sort in ("", view.sort),
+        focus=view.focus if re.fullmatch(r"\d{1,20}", view.focus) else "",
     )
 
 
@@ -69,8 +61,10 @@ class Session(Commands):
             | ({"replay"} if replay else set())
         )
         self.replay = replay
-        self._names = ReverseDns()
-        self._settings = settings
+        self.names = ReverseDns()
+        self._settings = self.settings = settings
+        if replay is not None:
+            self.settings, self.look = _looked_at(settings, replay)
         self._hide = this_run() if settings.redact and replay is None else None  # a replay hides by itself
         self._control = control
         self._problem = problem
@@ -82,18 +76,11 @@ class Session(Commands):
 
     @property
     def recording(self) -> str:
-        """Where frames are being recorded to; empty: nowhere."""
         return self._recorder.path if self._recorder else ""
 
-    def options(self) -> Options:
-        """What the screen takes from the settings, and a replay from the view that its file kept."""
-        options = Options.of(self._settings)
-        return options if self.replay is None else _looked_at(options, self.replay.recording)
-
-    async def watched(self, source: Source) -> AsyncIterator[Frame]:
-        """The source's frames, recorded on their way when asked for."""
+    async def watched(self, frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
         try:
-            async for frame in source.frames():
+            async for frame in frames:
                 self._newest = frame
                 if self._recorder:
                     await asyncio.to_thread(self._record, self._hidden(frame))
@@ -112,25 +99,22 @@ class Session(Commands):
     def _record(self, frame: Frame) -> None:
         assert self._recorder
         try:
-            self._recorder.write(frame)
+            self._recorder.record(frame)
         except NettopError as error:
             self._recorder = None
             self._trouble = f"recording has stopped: {error.message}"
 
     def start_recording(self, path: str) -> None:
-        """Record every frame from now on.  NettopError if there is such a file already."""
         chosen = self._settings
         view = View(sort=chosen.sort, filter=chosen.filter)
         self._recorder = start_recorder(path, chosen.interface, view, chosen.top, chosen.redact)
 
     def close(self) -> None:
-        """End the recording, if there is one."""
         recorder, self._recorder = self._recorder, None
         if recorder:
             recorder.close()
 
     def set_interval(self, seconds: float) -> None:
-        """Frames every so many seconds from now on."""
         if self._control:
             self._control.delay = seconds
 
@@ -145,9 +129,8 @@ class Session(Commands):
             if " " in text.strip():
                 return Filtered(error="what was recorded is filtered already; a plain word searches the rows")
             return Filtered(word=text)
-        name = (
-            self._newest.interface if self._newest else self._settings.interface
-        )  # it may have been renamed
+        # It may have been renamed.
+        name = self._newest.interface if self._newest else self._settings.interface
         shown = ""
         if self._hide:  # what is typed may be what the screen shows: the real addresses are filtered by
             text = self._hide.real(text)
@@ -172,30 +155,18 @@ class Session(Commands):
         """What the kernel is to apply; what it was before again, where that could not be."""
         return self._control.filter if self._control else None
 
-    def name_of(self, address: bytes) -> str:
-        """The host name, once the resolver has said it."""
-        return self._names.of(address)
-
-    @property
-    def names_changed(self) -> int:
-        """How many answers there were."""
-        return self._names.changed
-
     async def snapshot(self, frames: list[Frame]) -> str:
         """Write the frames into a new file in the current directory; its name."""
         if not frames:
             raise NettopError("there is no frame yet", "wait for the first interval to end")
         path = self._new(file_name(frames[-1], "snapshot"))
-        look = self.look
-        focus = str(look.focus) if look.focus else ""
-        filter_text = self._hide.filter(self._hide.real(look.filter)) if self._hide else look.filter
-        view = View(look.sort, look.reverse, filter_text, focus, look.pane, look.zoomed)
-        header = header_of(frames[-1], "snapshot", view)
-        await asyncio.to_thread(write_snapshot, path, frames, header, self._settings.top, look.sort)
+        view = self.look
+        if self._hide:
+            view = replace(view, filter=self._hide.filter(self._hide.real(view.filter)))
+        await asyncio.to_thread(write_snapshot, path, frames, view, self._settings.top)
         return path
 
     async def record(self, on: bool) -> str:
-        """Start a recording in the current directory, or stop it; its name."""
         if not on:
             path = self.recording
             await asyncio.to_thread(self.close)
@@ -209,9 +180,6 @@ class Session(Commands):
     def _new(self, name: str) -> str:
         """The name, or with a number where there is such a file."""
         stem, dot, suffix = name.partition(".snapshot" if ".snapshot" in name else ".ndjson")
-        number = 1
-        path = str(self._folder / name)
-        while files.exists(path):
-            number += 1
-            path = str(self._folder / f"{stem}-{number}{dot}{suffix}")
-        return path
+        others = (f"{stem}-{number}{dot}{suffix}" for number in count(2))
+        paths = (str(self._folder / each) for each in chain([name], others))
+        return next(path for path in paths if not files.exists(path))

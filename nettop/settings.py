@@ -15,12 +15,13 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from nettop.core.charset import CHARSETS
 from nettop.core.errors import ExitCode, NettopError
-from nettop.core.version import version
+from nettop.core.paths import version
 from nettop.record import files
 
 if TYPE_CHECKING:  # it brings numpy, whose threads would keep privileges
@@ -28,8 +29,6 @@ if TYPE_CHECKING:  # it brings numpy, whose threads would keep privileges
 
 FORMATS = ("text", "ndjson", "csv")
 UNITS = ("bits", "bytes")
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_/.]*")
 _T = TypeVar("_T", int, float)
 
 
@@ -68,7 +67,6 @@ class Settings:
 
     @property
     def bits(self) -> bool:
-        """Whether rates are shown in bits."""
         return self.units == "bits"
 
 
@@ -79,9 +77,7 @@ class Control:
     delay: float = 1.0
     filter: str = ""
     focus: Focus | None = None  # the flow in focus
-    trace: str = (
-        ""  # packets one by one: "focus", that flow's; "all", whatever the filter accepts; fixed at the start
-    )
+    trace: str = ""  # packets one by one: "focus": that flow's; "all": those that the filter accepts; fixed
     paused: bool = False  # what is shown stands still; collection goes on
 
     @classmethod
@@ -118,41 +114,26 @@ class Arguments:
 # --- values: each reader takes a text of the command line or a value of the file, or raises ValueError ----
 
 
-def _seconds(low: float, high: float, zero: bool = False) -> Callable[[object], float]:
-    def read(value: object) -> float:
-        number = _number(value, float)
+def _number(
+    kind: type[_T], low: float, high: float, unit: str = "", zero: bool = False
+) -> Callable[[object], _T]:
+    """From ``low`` to ``high``, or 0 where ``zero``."""
+    wanted = "must be a whole number" if kind is int else "must be a number"
+
+    def read(value: object) -> _T:
+        if isinstance(value, str) and unit == "percent":
+            value = value.removesuffix("%")
+        if isinstance(value, bool) or not isinstance(value, str | int | kind):
+            raise ValueError(wanted)
+        try:
+            number = kind(value)
+        except ValueError:
+            raise ValueError(wanted) from None
         if not (low <= number <= high or (zero and number == 0)):
-            raise ValueError(f"must be from {low:g} to {high:g} seconds")
+            raise ValueError(f"must be from {low} to {high} {unit}".rstrip())
         return number
 
     return read
-
-
-def _percent(value: object) -> float:
-    number = _number(value.removesuffix("%") if isinstance(value, str) else value, float)
-    if not (0 <= number <= 10_000):
-        raise ValueError("must be from 0 to 10000 percent")
-    return number
-
-
-def _whole(low: int, high: int) -> Callable[[object], int]:
-    def read(value: object) -> int:
-        number = _number(value, int)
-        if not low <= number <= high:
-            raise ValueError(f"must be from {low} to {high}")
-        return number
-
-    return read
-
-
-def _number(value: object, kind: type[_T]) -> _T:
-    wanted = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool) or not isinstance(value, str | int | kind):
-        raise ValueError(f"must be {wanted}")
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"must be {wanted}") from None
 
 
 def _choice(*words: str) -> Callable[[object], str]:
@@ -176,18 +157,21 @@ def _text(value: object) -> str:
     return value
 
 
-def _name(value: object) -> str:
-    if not isinstance(value, str) or (value and not _NAME.fullmatch(value)):
-        raise ValueError("must be a name of small letters, figures and _")
-    return value
+def _matching(pattern: str, what: str) -> Callable[[object], str]:
+    """What the pattern matches, or nothing."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or (value and not re.fullmatch(pattern, value)):
+            raise ValueError(f"must be {what}")
+        return value
+
+    return read
 
 
-def _column(value: object) -> str:
-    if not isinstance(value, str) or (value and not _COLUMN.fullmatch(value)):
-        raise ValueError(
-            "must be a column's name, its title or a field's name, such as rx, rx/s or rtt.min_ns"
-        )
-    return value
+_name = _matching(r"[a-z][a-z0-9_]*", "a name of small letters, figures and _")
+_column = _matching(
+    r"[A-Za-z][A-Za-z0-9_/.]*", "a column's name, its title or a field's name, such as rx, rx/s or rtt.min_ns"
+)
 
 
 def _items(value: object) -> list[object]:
@@ -209,7 +193,7 @@ def _subnets(value: object) -> tuple[int, int]:
     items = _items(value)
     if len(items) != 2:
         raise ValueError("must be two prefix lengths, for IPv4 and IPv6")
-    return _whole(0, 32)(items[0]), _whole(0, 128)(items[1])
+    return _number(int, 0, 32)(items[0]), _number(int, 0, 128)(items[1])
 
 
 def _keys(value: object) -> Mapping[str, str]:
@@ -225,50 +209,51 @@ def _keys(value: object) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Option:
-    """A key of the file, and how its value is read; ``help`` is its comment there and its text in --help."""
+    """A key of the file, and how its value is read; ``help`` is its comment there and its text in --help.
+
+    With a ``metavar`` the command line has it as well: ``--KEY``, and ``short``.
+    """
 
     key: str
     read: Callable[[object], Any]
     help: str
-    flags: tuple[str, ...] = ()
     metavar: str = ""
+    short: str = ""
 
 
 OPTIONS: tuple[Option, ...] = (
-    Option("delay", _seconds(0.1, 60), "seconds between frames, 0.1 to 60", ("-d", "--delay"), "SEC"),
-    Option("probes", _probes, "the probes to run; none named: all of them", ("-p", "--probes"), "LIST"),
-    Option("max_flows", _whole(64, 1 << 20), "size of the flow table, up to 1048576", ("--max-flows",), "N"),
+    Option("delay", _number(float, 0.1, 60, "seconds"), "seconds between frames, 0.1 to 60", "SEC", "-d"),
+    Option("probes", _probes, "the probes to run; none named: all of them", "LIST", "-p"),
+    Option("max_flows", _number(int, 64, 1 << 20), "size of the flow table, up to 1048576", "N"),
     Option(
         "scan_interval",
-        _seconds(0.1, 600, zero=True),
+        _number(float, 0.1, 600, "seconds", zero=True),
         "seconds between readings of the flow table; 0: the delay",
-        ("--scan-interval",),
         "SEC",
     ),
     Option(
         "budget",
-        _percent,
+        _number(float, 0, 10_000, "percent"),
         "percent of one core that watching may cost, beyond which less is sampled; 0: no limit",
-        ("--budget",),
         "PERCENT",
     ),
-    Option("subnets", _subnets, "prefix lengths for RTT by subnet, IPv4 and IPv6", ("--subnets",), "V4,V6"),
-    Option("top", _whole(1, 1_000_000), "rows of a table in text, CSV and JSON output", ("--top",), "N"),
+    Option("subnets", _subnets, "prefix lengths for RTT by subnet, IPv4 and IPv6", "V4,V6"),
+    Option("top", _number(int, 1, 1_000_000), "rows of a table in text, CSV and JSON output", "N"),
     Option(
         "sort",
         _column,
         "what orders the rows of tables: a column by its title or name, or a field; none: by rate",
-        ("-s", "--sort"),
         "COLUMN",
+        "-s",
     ),
-    Option("format", _choice(*FORMATS), "format of --batch: text, ndjson or csv", ("--format",), "FORMAT"),
+    Option("format", _choice(*FORMATS), "format of --batch: text, ndjson or csv", "FORMAT"),
     Option("units", _choice(*UNITS), "rates in bits or bytes a second"),
     Option("names", _flag, "host names instead of addresses, by reverse DNS"),
     Option("theme", _text, "colours of the screen; none: the built-in ones"),
     Option(
         "charset", _choice(*CHARSETS), "what is drawn with: ascii, unicode, or auto, which is by the locale"
     ),
-    Option("history", _seconds(10, 86400), "seconds of history that the screen keeps"),
+    Option("history", _number(float, 10, 86400, "seconds"), "seconds of history that the screen keeps"),
     Option("keys", _keys, 'keys by action, as pause = "p" or quit = "q,x"; see docs/keys.md'),
 )
 _BY_KEY: Mapping[str, Option] = {o.key: o for o in OPTIONS}
@@ -278,35 +263,26 @@ DEFAULTS = Settings()
 # --- the command line -------------------------------------------------------------------------------------
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=100)
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _usage(message.removeprefix("argument "))
+        raise usage_error(message.removeprefix("argument "))
 
 
-def _usage(message: str, hint: str = "nettop --help shows the options") -> NettopError:
+def usage_error(message: str, hint: str = "nettop --help shows the options") -> NettopError:
+    """For what the command line or the settings file asks for and cannot have; exit code 2."""
     return NettopError(message, hint, ExitCode.USAGE)
 
 
-def _argument(option: Option) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
+def _argument(read: Callable[[object], Any]) -> Callable[[str], Any]:
+    """A reader as argparse wants it."""
+
+    def argument(text: str) -> Any:
         try:
-            return option.read(text)
+            return read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return read
-
-
-def _count(text: str) -> int:
-    try:
-        return _whole(1, 1 << 62)(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return argument
 
 
 _DESCRIPTION = "How fast this host's network is, whose it is, how late and where, and what was lost: live."
@@ -326,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
         usage="nettop [OPTIONS] [IFACE] [FILTER ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=_Help,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=100),
         allow_abbrev=False,
         add_help=False,
     )
@@ -334,7 +310,9 @@ def parser() -> argparse.ArgumentParser:
 
     run = p.add_argument_group("what to do")
     run.add_argument("-b", "--batch", action="store_true", help="no screen; frames to standard output")
-    run.add_argument("-n", "--count", type=_count, metavar="N", help="stop after N frames")
+    run.add_argument(
+        "-n", "--count", type=_argument(_number(int, 1, 1 << 62)), metavar="N", help="stop after N frames"
+    )
     run.add_argument(
         "-o", "--output", metavar="FILE", help="--batch into a new file; .gz: gzip; SIGHUP: opens it anew"
     )
@@ -355,11 +333,10 @@ def parser() -> argparse.ArgumentParser:
 
     how = p.add_argument_group("how")
     for option in OPTIONS:
-        if option.flags:
+        if option.metavar:
+            flags = [*filter(None, [option.short]), f"--{option.key.replace('_', '-')}"]
             text = option.help + _default_text(option.key)
-            how.add_argument(
-                *option.flags, dest=option.key, type=_argument(option), metavar=option.metavar, help=text
-            )
+            how.add_argument(*flags, type=_argument(option.read), metavar=option.metavar, help=text)
 
     drawn = how.add_mutually_exclusive_group()
     for name in ("ascii", "unicode"):
@@ -392,7 +369,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     try:
         values = vars(parser().parse_intermixed_args(list(argv)))
     except argparse.ArgumentError as error:  # parse_intermixed_args lets some through
-        raise _usage(str(error).removeprefix("argument ")) from None
+        raise usage_error(str(error).removeprefix("argument ")) from None
     given = {key: values.pop(key) for key in list(values) if key in _BY_KEY}
     values["words"] = tuple(values["words"])
     arguments = Arguments(given={k: v for k, v in given.items() if v is not None}, **values)
@@ -401,25 +378,26 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _refuse_contradictions(a: Arguments) -> None:
+    played = a.demo or a.replay is not None
     if a.demo and a.replay is not None:
-        raise _usage("--demo and --replay exclude each other")
-    if a.words and (a.demo or a.replay is not None):
-        raise _usage("a recording has its own interface and filter", "leave IFACE and FILTER out")
-    if a.check and (a.demo or a.replay is not None):
-        raise _usage("--check asks the running kernel, not a recording", "leave --replay out")
+        raise usage_error("--demo and --replay exclude each other")
+    if a.words and played:
+        raise usage_error("a recording has its own interface and filter", "leave IFACE and FILTER out")
+    if a.check and played:
+        raise usage_error("--check asks the running kernel, not a recording", "leave --replay out")
     if a.snapshot is not None and (a.record is not None or a.count is not None):
-        raise _usage("--snapshot is one frame", "use --batch with --record or --count")
+        raise usage_error("--snapshot is one frame", "use --batch with --record or --count")
     if a.snapshot and a.output is not None:
-        raise _usage("--snapshot FILE and --output exclude each other", "name one file")
+        raise usage_error("--snapshot FILE and --output exclude each other", "name one file")
     if a.output is not None and not (a.batch or a.snapshot is not None):
-        raise _usage("--output needs --batch", "add -b, or use --record FILE beside the screen")
+        raise usage_error("--output needs --batch", "add -b, or use --record FILE beside the screen")
     if a.focus is not None and not a.batch:
-        raise _usage("--focus needs --batch", "on the screen, enter opens a flow's page")
+        raise usage_error("--focus needs --batch", "on the screen, enter opens a flow's page")
     if a.trace and not (a.batch and a.given.get("format", "text") != "csv"):
-        raise _usage("--trace needs --batch, as text or ndjson", "add -b")
+        raise usage_error("--trace needs --batch, as text or ndjson", "add -b")
     for name in ("output", "record", "replay", "log", "config"):
         if getattr(a, name) == "":
-            raise _usage(f"--{name} needs the name of a file")
+            raise usage_error(f"--{name} needs the name of a file")
 
 
 # --- the file ---------------------------------------------------------------------------------------------
@@ -434,16 +412,18 @@ def default_path(home: Path) -> Path:
 def read_file(path: Path, required: bool) -> dict[str, Any]:
     """The values of a settings file by field of Settings; none where it is not there and not ``required``."""
     try:
-        with open(files.reading(str(path)), "rb") as stream:
+        with open(files.opened("read", str(path)), "rb") as stream:
             data = tomllib.load(stream)
     except FileNotFoundError:
         if not required:
             return {}
-        raise _config(path, "there is no such file", "nettop --print-config writes one") from None
+        raise usage_error(f"{path}: there is no such file", "nettop --print-config writes one") from None
     except OSError as error:
-        raise _config(path, error.strerror or "cannot be read", "-c FILE names another one") from None
+        raise usage_error(
+            f"{path}: {error.strerror or 'cannot be read'}", "-c FILE names another one"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _config(path, f"not TOML: {_one_line(str(error))}", "see docs/nettop.toml") from None
+        raise usage_error(f"{path}: not TOML: {one_line(str(error))}", "see docs/nettop.toml") from None
     return from_data(data, path)
 
 
@@ -453,21 +433,28 @@ def from_data(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key, value in data.items():
         option = _BY_KEY.get(key)
         if option is None:
-            near = difflib.get_close_matches(key, _BY_KEY, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(_BY_KEY)}"
-            raise _config(path, f"unknown key {key!r}", hint)
+            raise usage_error(f"{path}: unknown key {key!r}", meant(key, {k: k for k in _BY_KEY}))
         try:
             values[key] = option.read(value)
         except ValueError as error:
-            raise _config(path, f"{key} {error}", option.help) from None
+            raise usage_error(f"{path}: {key} {error}", option.help) from None
     return values
 
 
-def _config(path: Path, message: str, hint: str) -> NettopError:
-    return NettopError(f"{path}: {message}", hint, ExitCode.USAGE)
+def meant(name: str, known: Mapping[str, str], close: Mapping[str, str] | None = None) -> str:
+    """A hint for a name that is none of the ``known``: those of ``close`` (``known``) that it resembles, or all.
+
+    Both have how each name is to be shown.
+    """
+    close = close or known
+    near = dict.fromkeys(close[word] for word in difflib.get_close_matches(name, close, n=3))
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are: {', '.join(dict.fromkeys(known.values()))}"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The words of a text with single blanks between them."""
     return " ".join(text.split())
 
 

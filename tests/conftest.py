@@ -1,12 +1,10 @@
-"""What all tests share: the lab on the import path, and the rule for live tests.
+"""What all tests share: the lab on the import path, and the rules for live tests and for tests side by side.
 
-Everything in tests/live is marked `live`: it needs root, BPF and network namespaces. Where one of these is
-missing such a test is skipped and says why; with NETTOP_REQUIRE_LIVE=1, as in CI, a live test that skips has
-failed.
+Tests in tests/live are marked `live`: they need root, BPF and network namespaces, and are skipped, with the reason,
+where one of these is missing. With NETTOP_REQUIRE_LIVE=1, as in CI, a skipped live test has failed.
 
-Where tests run side by side (pytest-xdist, as in scripts/test), those that are marked `pair` or `timing` come after
-all others, two at a time, and those marked `alone` last, one after another (scheduling.py). A test runs once, and its
-failure is a failure; but those that are marked `timing` may run twice (timing.py).
+Side by side (pytest-xdist, as in scripts/test), tests marked `pair` or `timing` come after all others, two at a time,
+and those marked `alone` last, one by one (scheduling.py). A test marked `timing` may run twice (timing.py).
 """
 
 import contextlib
@@ -30,11 +28,13 @@ sys.path[:0] = [path for path in (str(TESTS), str(TESTS.parent)) if path not in 
 import timing  # noqa: E402  (the path above makes these importable)
 from lab import bpf, names  # noqa: E402
 
-# Who called sudo is no matter here: a test that wants somebody behind sudo says whom.
+from nettop import privilege  # noqa: E402
+
+# A test that wants an invoking user (sudo) sets one.
 for _name in [name for name in os.environ if name.startswith("SUDO_")]:
     del os.environ[_name]
 
-# How fast examples are made and run is the machine's load, and no fault of what is tested.
+# How fast examples are made and run depends on the machine's load.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
@@ -43,14 +43,6 @@ LIVE = TESTS / "live"
 
 # Kernel: include/uapi/linux/capability.h. A container's root often lacks these.
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
-
-
-def effective_capabilities() -> int:
-    """This process's CapEff, as a bit mask."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
 
 
 def missing_for_live() -> str:
@@ -62,7 +54,7 @@ def missing_for_live() -> str:
             return f"needs the command {command}"
     if not Path("/dev/net/tun").exists():
         return "needs /dev/net/tun"
-    missing = [name for name, bit in CAPABILITIES.items() if not effective_capabilities() >> bit & 1]
+    missing = [name for name, bit in CAPABILITIES.items() if not privilege.effective() >> bit & 1]
     if missing:
         return f"needs {', '.join(missing)}"
     reason = bpf.available()
@@ -70,8 +62,10 @@ def missing_for_live() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&` by a script
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # or all that tests start ignores it, too
+    if (
+        signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # started with `&` by a script; child processes inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "time_limit(seconds): the longest that a live test may take (120)")
     timing.register(config)
 
@@ -90,8 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
     if hasattr(config, "workerinput"):
         tests = Counter((_company(item), item.path) for item in items)
-        # A stable sort: for the rest they stay in their order.  Of those that run two at a time the files with most
-        # come first, or the last one would run by itself.
+        # Of those that run two at a time the files with most come first, or the last one would run by itself.
         items.sort(key=lambda item: (_company(item), -tests[1, item.path] if _company(item) == 1 else 0))
 
 
@@ -105,18 +98,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def _company(item: pytest.Item) -> int:
-    """How many may run beside it: 0: any number, 1: one that is such a one as well, 2: none.
+    """What may run beside it: 0: anything that is 0, 1: one other that is 1, 2: nothing.
 
-    `pair(False)` is an exception in a module that is marked as a whole.
+    `pair(False)` is an exception in a marked module.
     """
-    alone, pair = item.get_closest_marker("alone"), item.get_closest_marker("pair")
-    if alone:
+    if item.get_closest_marker("alone"):
         return 2
+    pair = item.get_closest_marker("pair")
     return int(timing.marked(item) or (pair is not None and pair.args != (False,)))
 
 
 def _take(places: Sequence[IO[str]], company: int) -> None:
-    """Wait for one's place among two: both, shared with all others, one of them, or both."""
+    """Lock both places shared (0), one of them (1), or both (2)."""
     if company != 1:
         for place in places:
             fcntl.flock(place, fcntl.LOCK_EX if company else fcntl.LOCK_SH)
@@ -131,16 +124,13 @@ def _take(places: Sequence[IO[str]], company: int) -> None:
 
 @contextlib.contextmanager
 def _turn(company: int) -> Iterator[None]:
-    """A place among the tests that run now.
+    """A place among the tests that run now, by locks on three existing files.
 
-    Whoever waits for it stands at the gate, so that those who come later cannot pass by.  What is locked is just
-    files that there are.
+    Whoever waits holds the gate, so that those who come later cannot pass.
     """
     with contextlib.ExitStack() as stack:
-        gate, *places = (
-            stack.enter_context(path.open())
-            for path in (Path(__file__), LIVE / "conftest.py", TESTS / "scheduling.py")
-        )
+        files = (Path(__file__), LIVE / "conftest.py", TESTS / "scheduling.py")
+        gate, *places = (stack.enter_context(path.open()) for path in files)
         fcntl.flock(gate, fcntl.LOCK_EX)
         _take(places, company)
         fcntl.flock(gate, fcntl.LOCK_UN)
@@ -154,9 +144,9 @@ _place: contextlib.ExitStack | None = None  # of a file's tests that run beside 
 def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
-    """Where tests run side by side (pytest-xdist), each waits for its turn.
+    """Side by side (pytest-xdist), each test waits for its turn.
 
-    Those that run beside others keep their place up to the end of their file, or they would wait before each test.
+    Those that run beside any others keep their place up to the end of their file, or they would wait before each test.
     """
     global _place
     if not hasattr(item.config, "workerinput"):

@@ -1,10 +1,9 @@
-"""For hunting: the chosen tests N times, one after another, each time in a pytest of its own; and who failed how often.
+"""For finding flaky tests: runs the chosen tests N times, each round in a pytest of its own, and counts failures.
 
-scripts/test --repeat N [--into FILE] [PYTEST ARGUMENT ...] calls it.  Nothing runs twice within a round, not even
-what measures time (NETTOP_ONCE), and nothing beside another but with --numprocesses, as in CI.  With --into FILE
-what came out is added to the file, and the table is of all that is in it: so a long hunt may run in parts.
-Interrupted, it shows what it has.
-Status: 0 all passed, 1 some failed, 2 wrong usage or nothing chosen, 3 a round had no end.
+scripts/test --repeat N [--into FILE] [PYTEST ARGUMENT ...] calls it.  Tests that measure time run once a round
+(NETTOP_ONCE), and one at a time without --numprocesses.  With --into FILE outcomes are added to the file, and the table
+is of all that is in it.  Interrupted, it shows what it has.
+Status: 0 all passed, 1 some failed, 2 wrong usage or nothing chosen, 3 a round did not end.
 """
 
 import json
@@ -13,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +29,12 @@ class Outcomes:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.failed: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.skipped: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         node = report.nodeid
-        self.seconds[node] = self.seconds.get(node, 0.0) + report.duration
+        self.seconds[node] += report.duration
         if report.skipped:
             self.skipped.add(node)  # neither passed nor failed
         if report.failed:
@@ -56,10 +56,9 @@ class Outcomes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """As a plugin (-p repeat). Of tests side by side the workers say nothing: all they saw is reported to the first."""
-    if hasattr(config, "workerinput"):
-        return
-    config.pluginmanager.register(Outcomes(Path(os.environ[FILE])))
+    """As a plugin (-p repeat). Workers of pytest-xdist report to the first process."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Outcomes(Path(os.environ[FILE])))
 
 
 @dataclass
@@ -73,21 +72,17 @@ class Row:
 
 def rows(lines: Iterable[str]) -> dict[str, Row]:
     """By test; a last line that an interruption cut is left out."""
-    found: dict[str, Row] = {}
-    for line in lines:
-        if not line.endswith("\n"):
-            continue
-        said = json.loads(line)
-        row = found.setdefault(said["test"], Row())
+    found: defaultdict[str, Row] = defaultdict(Row)
+    for said in (json.loads(line) for line in lines if line.endswith("\n")):
+        row = found[said["test"]]
         row.runs += 1
         row.longest = max(row.longest, said["seconds"])
-        if said["failed"]:
-            row.failed.append(said["failed"])
+        row.failed += [said["failed"]] * bool(said["failed"])
     return found
 
 
 def table(found: dict[str, Row]) -> str:
-    """Those that failed first, the most often failed at the top; below each what it said, once each."""
+    """The most often failed first, each with its messages, once each."""
     lines = ["failed  runs  longest  test"]
     for test, row in sorted(found.items(), key=lambda item: (-len(item[1].failed), item[0])):
         lines.append(f"{len(row.failed):6}  {row.runs:4}  {row.longest:5.1f} s  {test}")
@@ -98,7 +93,7 @@ def table(found: dict[str, Row]) -> str:
 
 
 def rounds(times: int, file: Path, arguments: Sequence[str]) -> int:
-    """The worst that happened: 0, or a status as above."""
+    """The worst status of all rounds."""
     worst = 0
     env = os.environ | {FILE: str(file), "NETTOP_ONCE": "1", "PYTHONPATH": str(Path(__file__).parent)}
     argv = [sys.executable, "-m", "pytest", "-p", "repeat", "-p", "no:cacheprovider", *arguments]
@@ -108,8 +103,8 @@ def rounds(times: int, file: Path, arguments: Sequence[str]) -> int:
         try:
             status = process.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)  # from the terminal it has that already; twice does no harm
-            process.wait()  # it takes its namespaces away first
+            process.send_signal(signal.SIGINT)  # the terminal has sent it already; twice does no harm
+            process.wait()  # it removes its namespaces first
             return 3
         if status not in (0, 1):
             return 2 if status in (4, 5) else 3

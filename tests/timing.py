@@ -1,9 +1,8 @@
 """Tests that measure wall time on a shared machine: marked `timing`, these alone may run twice.
 
-What such a test measures may have been its neighbours' load, or a moment in which the machine stood still.  So a
-failure in its call gets a second try, in the same place; every other test runs once, and so does this one where
-NETTOP_ONCE=1 (as `scripts/test --repeat` sets it).  None of it is silent: the run names all of them at its end, with
-what the first try said.  `timing` implies `pair` (conftest.py): one other of ours runs beside them at most.
+The machine's load may spoil what they measure, so a failure in the call gets a second try at once, unless NETTOP_ONCE=1
+(`scripts/test --repeat`).  The run lists all of them at its end, with the first try's message.  `timing` implies `pair`
+(conftest.py).
 """
 
 import os
@@ -24,15 +23,11 @@ def marked(item: pytest.Item) -> bool:
     return marker is not None and marker.args != (False,)
 
 
-def once() -> bool:
-    return os.environ.get("NETTOP_ONCE", "") not in ("", "0")
-
-
 class Timing:
     """Runs the tests that measure time, and keeps how each of them went."""
 
     def __init__(self) -> None:
-        self.found: dict[str, tuple[str, str]] = {}  # node -> how it went, and what the first try said
+        self.found: dict[str, tuple[str, str]] = {}  # node -> how it went, and the first try's message
 
     @pytest.hookimpl
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
@@ -41,16 +36,15 @@ class Timing:
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
         said = _of_the_call_alone(reports)
-        again = bool(said) and not once()
+        again = bool(said) and os.environ.get("NETTOP_ONCE", "") in ("", "0")
         if again:
             reports = runtestprotocol(item, log=False, nextitem=nextitem)
         failed = any(report.failed for report in reports)
         how = (TWICE if again else ONCE) if failed else (SECOND if again else AT_ONCE)
+        told = [(PROPERTY, how), (SAID, said)][: 1 + again]
         for report in reports:
             if not any(each.skipped for each in reports):
-                report.user_properties = [*report.user_properties, (PROPERTY, how)]
-                if again:
-                    report.user_properties.append((SAID, said))
+                report.user_properties = [*report.user_properties, *told]
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
@@ -75,7 +69,7 @@ class Timing:
 
 
 def _of_the_call_alone(reports: list[pytest.TestReport]) -> str:
-    """What the call said, where it alone failed: what goes wrong before or after is no matter of time."""
+    """The call's message where it alone failed: set-up and teardown do not measure time."""
     bad = [report for report in reports if report.failed]
     if [report.when for report in bad] != ["call"]:
         return ""

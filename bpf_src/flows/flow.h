@@ -16,9 +16,8 @@
 #define METHOD_SPIN 6 /* QUIC's spin bit, RFC 9000, 17.4 */
 
 /*
- * What a flow has come to. Both directions write here, on two CPUs maybe, so bits are
- * set and cleared by atomic operations alone; the state that is shown follows from
- * them (constants.py).
+ * What a flow has come to. Both directions write here, perhaps on two CPUs: bits are set and cleared atomically. The
+ * state that is shown follows from them (constants.py).
  */
 #define FLOW_FIN(direction) (1ULL << (direction)) /* bits 0 and 1 */
 #define FLOW_FINS 3ULL /* of both */
@@ -51,9 +50,9 @@ struct rtt_probe {
 #define DIR_RESENT 16 /* since the newest data, older data came that may have been sent after it */
 
 /*
- * One direction. Its own packets write it; those of the other one, on another CPU maybe, only take `rtt_probes[].time`
- * and count `dsacks`. What each packet writes comes first; what the other one's packets look at comes last, where little
- * is written.
+ * One direction. Its own packets write it; those of the other one, perhaps on another CPU, only take
+ * `rtt_probes[].time` and count `dsacks`. What each packet writes comes first; what the other direction reads comes
+ * last.
  */
 struct flow_dir {
 	u64 bytes;
@@ -127,9 +126,8 @@ struct gaps {
 };
 
 /*
- * The flow in focus, one entry. Its socket is found by a packet that it sends, and read when one comes in:
- * then TCP is at rest. The times of the kernel's own account of what kept the sender (tcp_info's busy and
- * rwnd_limited) are in jiffies.
+ * The flow in focus, one entry. Its socket is found by a packet that it sends, and read when one comes in: then TCP
+ * is at rest. The kernel's account of what limited the sender (tcp_info's busy and rwnd_limited) is in jiffies.
  */
 struct focused {
 	u64 id; /* of the flow that all this is about */

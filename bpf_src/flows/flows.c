@@ -3,8 +3,8 @@
  * Flows: one entry a connection with both directions in it, one look-up a packet for accounting, RTT and everything
  * else; and the processes that own them. Here is what happens to a packet; the steps are the parts beside.
  *
- * Two CPUs may have the same flow at the same time, one receiving, one sending: docs/flows-data.md has who writes what,
- * and what a race costs.
+ * Two CPUs may have the same flow at the same time, one receiving, one sending: docs/flows-data.md has who writes
+ * what, and what a race costs.
  */
 #include "nettop.h"
 #include "parse.h"

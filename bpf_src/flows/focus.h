@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * The flow in focus: what its local socket says and how long each end takes to answer (struct focused), and each of its
- * RTT samples (struct event).
+ * The flow in focus: what its local socket says and how long each end takes to answer (struct focused), and each of
+ * its RTT samples (struct event).
  */
 #ifndef FOCUS_H
 #define FOCUS_H

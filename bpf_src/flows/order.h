@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Data that does not come in order: was it overtaken on the way, copied by the network,
- * or sent again?  The evidence, strongest first:
+ * Data out of order: overtaken on the way, copied by the network, or sent again?  The evidence, strongest first:
  *
- * - TSval (RFC 7323). Older than that of the segment that overtook it: sent before it.
- *   Newer: sent after it, so sent again. Equal says nothing.
- * - Who sends it. A local socket's data has crossed no network that might have reordered
- *   or copied it.
- * - The IPv4 ID, where this direction's have been seen to increase: Linux counts them for
- *   each connection, with DF too, others for each host.
- * - Time. What makes a sender repeat itself is ACKs, a round trip later, or a timer, of
- *   which the shortest in use is 30 ms.
+ * - TSval (RFC 7323): older than that of the segment that overtook it, sent before it; newer, sent again; equal says
+ *   nothing.
+ * - The sender: data of a local socket has crossed no network that might have reordered or copied it.
+ * - The IPv4 ID, where this direction's increase: Linux counts them for each connection, with DF too, others for each
+ *   host.
+ * - Time: a sender repeats itself for ACKs, a round trip later, or by a timer, of which the shortest in use is 30 ms.
  *
  * What none of these can tell is counted as uncertain.
  */
@@ -154,7 +151,10 @@ static __always_inline void gap_open(struct flow *flow, struct flow_dir *dir, u3
 			w->index = i;
 		}
 	}
-	/* An ACK for what was sent after it, or a timer that ran in a pause, needs no gap to have the sender repeat it. */
+	/*
+	 * An ACK for what was sent after it, or a timer that ran in a pause, needs no gap to have the sender repeat
+	 * it.
+	 */
 	range_set(&all->gap[w->index & (GAPS - 1)], start, end, &w->s,
 		  dir->known & DIR_RESENT || data_age(dir, w->coarse) > TIMER_MIN_NS - TICK_MAX_NS);
 	all->gap_time[w->index & (GAPS - 1)] = bpf_ktime_get_ns();

@@ -10,9 +10,8 @@ BPF_TABLE("lru_hash", struct flow_key, struct owner, owners, 16384);
 BPF_ARRAY(sockets, struct socket_slot, SOCKET_SLOTS);
 
 /*
- * The process behind a socket: seen when it reads or writes, in its own context.
- * What is known of it is written when the socket or the process is new, and now
- * and then for the kernel's RTT.
+ * The process behind a socket, seen when it reads or writes, in its own context. Written when the socket or the
+ * process is new, and now and then for the kernel's RTT.
  */
 static __always_inline int owner_write(u64 sk, u32 pid)
 {
@@ -56,8 +55,8 @@ static __always_inline int owner_write(u64 sk, u32 pid)
 }
 
 /*
- * A slot for each socket keeps the usual call short. The ports tell a connection
- * from the one before it whose socket was at the same address.
+ * A slot for each socket keeps the usual call short. The ports tell a connection from an earlier one at the same
+ * address.
  */
 static __always_inline int owner_refresh(u64 sk, u32 ports)
 {

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * RTT needs no table of packets. A flow needs a few samples a round trip, so what is
- * outstanding is kept in the flow's own entry: two probes for each direction.
+ * RTT needs no table of packets: a flow needs a few samples a round trip, so its own entry has two probes a
+ * direction.
  *
- * A probe is started by the CPU that has its direction and taken by the one that has the
- * other: `time` is published last, by an exchange, and taken by one. So neither sees the
- * time of one probe beside the value of another, on any machine, and none is used twice.
+ * A probe is started on the CPU of its direction and taken on that of the other: `time` is published last, and taken,
+ * by an exchange. So no CPU pairs one probe's time with another's value, and none is used twice.
  */
 #ifndef RTT_H
 #define RTT_H
@@ -26,16 +25,14 @@ static __always_inline void rtt_probes_cancel(struct flow_dir *dir)
 }
 
 /*
- * Whether this packet answers something that the other direction has outstanding. What
- * it makes obsolete is cancelled:
+ * Whether this packet answers a probe of the other direction. Probes that it makes obsolete are cancelled:
  *
- * - a TSval when a newer one is echoed, and when all data is acknowledged. The echo of
- *   data that is acknowledged already can only come with some later packet, at any time:
- *   a receiver that delays its ACKs echoes the first of two (RFC 7323, 4.3). And when
- *   there is no echo: something on the way has taken the option out.
- * - a segment when more is acknowledged than was seen: what was missed may have caused it.
- * - a SYN-ACK when data comes: its ACK was lost, and the data waited for the sender.
- * - an echo request when a later one is answered. Else two lost ones stand in the way.
+ * - a TSval, when a newer one is echoed, when all data is acknowledged, and when there is no echo (an option stripped
+ *   on the way). The echo of acknowledged data may come with any later packet: a receiver that delays its ACKs echoes
+ *   the first of two (RFC 7323, 4.3).
+ * - a segment, when more is acknowledged than was seen: what was missed may have caused the ACK.
+ * - a SYN-ACK, when data comes: its ACK was lost, and the data waited for the sender.
+ * - an echo request, when a later one is answered, or two lost ones would stand in the way.
  */
 static __always_inline void rtt_match(struct flow_dir *other, const struct segment *s,
 				      struct rtt_sample *sample)
@@ -98,8 +95,8 @@ static __always_inline void rtt_probe_start(struct flow_dir *dir, u32 value, u32
 }
 
 /*
- * The same for a question with an id. Asked again, it is timed from the first asking,
- * since that is how long the answer took. One that has had no answer makes room for others.
+ * The same for a question with an id, timed from the first time it was asked. An unanswered one makes room for
+ * others.
  */
 static __always_inline void rtt_probe_start_id(struct flow_dir *dir, u32 id, u32 method, u64 coarse)
 {
@@ -133,14 +130,13 @@ static __always_inline bool by_chance(u32 count, u32 total)
 }
 
 /*
- * QUIC's spin bit: an edge passes once a round trip. There are no sequence numbers
- * and no echoes here, so a direction's fields hold instead: rtt_probes[0] the last edge
- * and its bit, and in `method` the last packet's bit; rtt_probes[1] counts packets and
- * edges; `seq` is the packet of the last edge, `tsval` counts runs of one packet.
+ * QUIC's spin bit: an edge passes once a round trip. Without sequence numbers and echoes the direction's fields hold:
+ * rtt_probes[0] the last edge and its bit, in `method` the last packet's bit; rtt_probes[1] counts packets and edges;
+ * `seq` is the packet of the last edge, `tsval` counts runs of one packet.
  *
- * Endpoints that do not take part send a constant, or a random bit in each packet
- * (RFC 9000, 17.4). Then half of the packets are edges, and half of the runs have
- * one packet; a bit that spins has never both. No sample while that may be so.
+ * Endpoints that do not take part send a constant, or a random bit in each packet (RFC 9000, 17.4): then half of the
+ * packets are edges, and half of the runs have one packet. A bit that spins has never both; no sample while that may
+ * be so.
  */
 static __always_inline u64 spin_edge(struct flow_dir *dir, const struct rtt *rtt, const struct segment *s)
 {

@@ -2,10 +2,9 @@
 /*
  * The table of flows: which flow a packet belongs to, new ones, and how they leave.
  *
- * An LRU map gives up first what was not looked up since it was put in. So a new flow
- * goes in when its packet is in it already, and one that is not answered yet goes in
- * anew with each packet: a flood of SYNs, answered or not, drives out itself and no
- * connection that is quiet for a moment.
+ * An LRU map evicts first what was not looked up since it was put in. So a new flow goes in with its first packet
+ * counted, and one without an answer goes in anew with each packet: a flood of SYNs evicts itself and no quiet
+ * connection.
  */
 #ifndef TABLE_H
 #define TABLE_H
@@ -139,7 +138,10 @@ static __always_inline void flow_put(struct work *w, struct counters *n)
 		n->replaced += w->marks.over;
 		return;
 	}
-	/* another CPU was first, or there is no room; or it never left: the kernel refuses to delete from a busy bucket */
+	/*
+	 * another CPU was first, or there is no room; or it never left: the kernel refuses to delete from a busy
+	 * bucket
+	 */
 	there = flows.lookup(&w->key);
 	if (!w->marks.opened && (!there || there->id != w->flow.id))
 		n->replaced++; /* taken out, and not back */
@@ -170,10 +172,9 @@ static __always_inline u32 flow_linger(u64 flags)
 BPF_ARRAY(due, struct due, 1);
 
 /*
- * Take out what user space found due, and what is due still: this is asked where it is deleted,
- * so a flow that has come back meanwhile, or another one with its ports, stays; and so does one
- * that closed after the reading, however late this is run: no frame has its last packets yet.
- * Of no packet: run by BPF_PROG_TEST_RUN, which needs no privilege but the descriptor.
+ * Take out what user space found due and is due still: a flow that has come back meanwhile, or another one with its
+ * ports, stays; so does one that closed after the reading, as no frame has its last packets yet. Run by
+ * BPF_PROG_TEST_RUN, which needs no privilege but the descriptor.
  */
 int flows_expire(struct __sk_buff *skb)
 {

@@ -246,9 +246,7 @@ static __always_inline void process_tcp(struct __sk_buff *skb, int hook, struct 
 	tcp_data(skb, hook, flow, dir, other, w);
 }
 
-/*
- * What a SYN means for the flow that its ports have: false where it begins another one, which is put in its place.
- */
+/* What a SYN means for the flow that its ports have: false where it begins another one, which is put in its place. */
 static __always_inline bool syn_belongs(struct flow *flow, struct work *w, struct counters *n)
 {
 	struct flow_dir *dir = &flow->dir[w->direction & 1], *other = &flow->dir[!w->direction];

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * From a tunnel's packet to the IP packet that it carries: IP in IP (RFC 2003, 4213, 2473), GRE (RFC 2784, 2890), VXLAN
- * (RFC 7348) and Geneve (RFC 8926), the last three with Ethernet in them, too. One tunnel deep. What is not understood
- * to the last bit, or is no IP inside, stays what it is from outside: a packet of the tunnel's own flow.
+ * From a tunnel's packet to the IP packet that it carries: IP in IP (RFC 2003, 4213, 2473), GRE (RFC 2784, 2890),
+ * VXLAN (RFC 7348) and Geneve (RFC 8926), the last three with Ethernet in them, too. One tunnel deep. What is not
+ * understood to the last bit, or is no IP inside, stays what it is from outside: a packet of the tunnel's own flow.
  */
 #ifndef TUNNEL_H
 #define TUNNEL_H

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What is known of the packet in hand. It lies in a map and not on the stack: there is
- * more of it than a stack holds, and what the verifier reads from a map is any number to
- * it, so that it need not follow every combination of what a packet may turn out to be.
- * A CPU has one packet at a time here; nothing that is called sends another.
+ * What is known of the packet in hand. In a map: it is more than a stack holds, and what the verifier reads from a
+ * map is any number to it, so it need not follow every combination. A CPU has one packet at a time here.
  */
 #ifndef WORK_H
 #define WORK_H
@@ -87,7 +85,9 @@ static __always_inline bool in_focus(const struct config *c, const struct flow *
 	return c->focus && c->focus == flow->id;
 }
 
-/* The coarse clock goes on with jiffies, which are one load where asking for it is a call: so it is kept for a tick. */
+/*
+ * The coarse clock goes on with jiffies, which are one load where asking for it is a call: so it is kept for a tick.
+ */
 static __always_inline u64 coarse_now(struct coarse_clock *clock)
 {
 	u64 jiffies = bpf_jiffies64();

@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * The packet filter: what the user wrote in pcap's language, as a C function that
- * nettop/bpf/filter.py makes of the classic BPF that libpcap makes of it.
+ * The packet filter: C text that nettop/bpf/filter.py makes of libpcap's classic BPF, asked before anything is
+ * stored.
  *
- * A program asks it before it stores anything. Which function it runs is decided when
- * it is compiled: filter_generated.h is put on the include path and FILTER defined, or
- * else everything is accepted and nothing of this is left.
- *
- * The generated function reads the packet through filter_load() and its siblings
- * below alone. They show the frame as a capture file has it: with the VLAN tag that the
- * kernel has lifted out of it put back where it was. Where the bytes come from is the
- * includer's choice: the skb at TC, or, with FILTER_SK_BUFF defined, kernel memory.
+ * It is chosen at compile time: filter_generated.h on the include path and FILTER defined; without, everything is
+ * accepted. The generated function reads through filter_load() and its siblings alone, which show the frame as a
+ * capture file has it, with a lifted VLAN tag back in place: from the skb at TC, or with FILTER_SK_BUFF from kernel
+ * memory.
  */
 #ifndef FILTER_H
 #define FILTER_H
@@ -19,10 +15,7 @@
 
 #define PACKET_OUTGOING 4 /* what a packet socket sees as the type of packets sent */
 
-/*
- * Makes a comparison a step of its own, as it is in classic BPF. clang would gather a
- * row of them, and keep all their outcomes on the stack, which has no room for that.
- */
+/* Keeps comparisons apart, as in classic BPF: clang would gather a row of them and keep all outcomes on the stack. */
 #define FILTER_STEP(a)                      \
 	({                                  \
 		asm volatile("" : "+r"(a)); \
@@ -34,10 +27,7 @@
 
 #ifndef FILTER_SK_BUFF
 
-/*
- * What a filter looks at. All of it but the pointer is constant where the filter is
- * inlined, so that no packet pays for another's tag or direction.
- */
+/* All but the pointer is constant where the filter is inlined: no packet pays for another's tag or direction. */
 struct filter_packet {
 	struct __sk_buff *skb;
 	int direction; /* IN, OUT */
@@ -52,9 +42,8 @@ static __always_inline bool filter_read(const struct filter_packet *packet, u64 
 	u32 copy;
 
 	/*
-	 * Each read asks anew where the packet is. Kept in registers from read to read,
-	 * with a range that differs by the path taken, it would make every path through a
-	 * filter one of its own for the verifier: two more loads are cheaper.
+	 * Each read loads the packet's bounds anew: kept in registers, with a range that differs by the path taken,
+	 * they would make every path through a filter one of its own for the verifier.
 	 */
 	asm volatile("" : "+r"(skb));
 	data = (void *)(long)skb->data;
@@ -105,8 +94,8 @@ static __always_inline u32 filter_ifindex(const struct filter_packet *packet)
 #define FILTER_SHIFT 2
 
 /*
- * The same for programs that have the kernel's own sk_buff: every read is a call. Only the
- * linear part can be read, which holds all headers; what lies in pages is as if cut off.
+ * The same for programs that have the kernel's own sk_buff: every read is a call. Only the linear part is read, which
+ * holds all headers; what lies in pages is as if cut off.
  */
 struct filter_packet {
 	const void *frame; /* where the link header is, or would be */

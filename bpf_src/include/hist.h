@@ -68,21 +68,16 @@ static __always_inline u64 since(u64 then, u64 now)
 	return ns & ~sign;
 }
 
-/* The same delay for several packets that went together. */
+/* A delay of several packets that went together. */
 static __always_inline void hist_add_many(struct hist *h, u64 ns, u32 count)
 {
-	u32 slot = hist_slot(ns);
-
 	h->sum += ns * count;
-	h->slots[slot] += count;
+	h->slots[hist_slot(ns)] += count;
 }
 
 static __always_inline void hist_add(struct hist *h, u64 ns)
 {
-	u32 slot = hist_slot(ns);
-
-	h->sum += ns;
-	h->slots[slot]++;
+	hist_add_many(h, ns, 1);
 }
 
 #endif

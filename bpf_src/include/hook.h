@@ -45,13 +45,16 @@ ARGUMENT_READERS(2, PT_REGS_PARM3)
 	int program(struct argument_type *ctx)      \
 	{                                           \
 		const int typed = kind;             \
+		(void)typed;                        \
 		return call;                        \
 	}
 
 #define TYPED_PROGRAM(program, call) PROGRAM(program, bpf_raw_tracepoint_args, TYPED, call)
+/* For a typed and a plain raw tracepoint, as it follows no pointer. */
+#define ANY_PROGRAM(program, call) PROGRAM(program, bpf_raw_tracepoint_args, UNTYPED, call)
 /*
- * Kernels with BTF and netfilter links need the typed programs alone: a third of the compiler's time.  The loader
- * compiles the others when something there could not be attached.
+ * Kernels with BTF and netfilter links need the typed programs alone: a third of the compiler's time. The loader
+ * compiles the others when something could not be attached.
  */
 #ifdef TYPED_ONLY
 #define RAW_PROGRAM(program, call)

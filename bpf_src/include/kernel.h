@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Numbers by the kernel's own names: macros, and members of enums without a name, which BTF does not have or cannot be
- * asked for.  include/uapi/linux/ if_arp.h, if_ether.h, if_packet.h, in.h, netfilter.h; include/linux/ net.h, socket.h;
- * include/net/ sock.h, tcp.h, tcp_states.h.
+ * Numbers by the kernel's own names: macros, and members of enums without a name, which BTF does not have or cannot
+ * be asked for.  include/uapi/linux/ if_arp.h, if_ether.h, if_packet.h, in.h, netfilter.h; include/linux/ net.h,
+ * socket.h; include/net/ sock.h, tcp.h, tcp_states.h.
  */
 #ifndef KERNEL_H
 #define KERNEL_H

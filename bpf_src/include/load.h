@@ -2,9 +2,9 @@
 /*
  * Reading the kernel's structures in programs of every kind with one text.
  *
- * Where the verifier knows what a pointer points to (typed raw tracepoints, fentry, netfilter) a field is one
- * load instruction; elsewhere (raw tracepoints, kprobes) it is a call of bpf_probe_read_kernel, 25 ns each.
- * Each function that reads takes `typed` as a constant and is inlined, so only one of the two ways is left.
+ * Where the verifier knows a pointer's type (typed raw tracepoints, fentry, netfilter) a field is one load
+ * instruction; elsewhere (raw tracepoints, kprobes) a call of bpf_probe_read_kernel, 25 ns each. `typed` is a
+ * constant in inlined functions, so one of the two ways is left.
  */
 #ifndef LOAD_H
 #define LOAD_H
@@ -76,9 +76,9 @@ static __always_inline bool watched(const struct config *c, const void *dev, int
 }
 
 /*
- * What a TC program is given is no struct sk_buff to the verifier, though it points to one (bpf_convert_ctx_access). Since
- * Linux 6.2 it can be told so, and that what lies anywhere is of a type, to be read alone: these calls become a move from
- * one register to another (kernel/bpf/verifier.c, fixup_kfunc_call). The header tree has their numbers.
+ * To the verifier a TC program's context is no struct sk_buff, though it points to one (bpf_convert_ctx_access). Since
+ * Linux 6.2 it can be told so, and of what type any address is, for reads: these calls become register moves
+ * (kernel/bpf/verifier.c, fixup_kfunc_call). The header tree has their numbers.
  */
 #ifdef KFUNC_bpf_rdonly_cast
 #define TC_TYPED TYPED

@@ -31,24 +31,23 @@
 #define NSEC_PER_MSEC 1000000ULL
 
 /*
- * Local and remote as the interface sees them: what it sends comes from the local
- * end. IPv4 is v4-mapped. ICMP echo has its id for both ports.
+ * Local and remote as the interface sees them: what it sends comes from the local end. IPv4 is v4-mapped. ICMP echo
+ * has its id for both ports.
  */
 struct flow_key {
 	u32 local[4];
 	u32 remote[4];
 	u16 local_port;
 	u16 remote_port;
-	/* IP protocol in bits 0-7, outer VID in 8-19, inner VID in 20-31; of a socket: its namespace's inode in 8-31 */
+	/*
+	 * IP protocol in bits 0-7, outer VID in 8-19, inner VID in 20-31; of a socket: its namespace's inode in 8-31
+	 */
 	u32 protocol;
 	u32 tunnel; /* TUNNEL_*, see parse.h: all of the above is of the packet inside */
 	u32 tunnel_id; /* which one, where its packets say so and both directions have the same: VNI, GRE's key */
 };
 
-/*
- * One entry of the map `config`: what the programs are told. Written by the
- * loader once everything is attached, and by the screen (focus, sampling) later.
- */
+/* The map `config`: written by the loader once all is attached, later by the screen (focus, sampling). */
 struct config {
 	u32 ifindex; /* 0: not yet; do nothing */
 	u32 netns; /* inode of the interface's network namespace */

@@ -62,8 +62,8 @@ struct packet {
 };
 
 /*
- * A field of the context, by a load of its own each time. clang would otherwise keep a pointer to a field that it reads
- * twice, and the verifier refuses to read through such a one.
+ * A field of the context, loaded anew: clang would keep a pointer to one that it reads twice, which the verifier
+ * refuses.
  */
 #define SKB_FIELD(skb, field)                   \
 	({                                      \
@@ -73,9 +73,8 @@ struct packet {
 	})
 
 /*
- * Bytes of the packet: where they lie if they are in the linear part, else copied
- * to the buffer; NULL if the packet ends before. Never pulls, which would change
- * the skb for the programs after this one.
+ * Bytes of the packet: in place if they are in the linear part, else copied to the buffer; NULL if the packet ends
+ * before. Never pulls, which would change the skb for later programs.
  */
 static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, void *buffer, u32 size)
 {
@@ -95,12 +94,12 @@ static __always_inline void *packet_bytes(struct __sk_buff *skb, u32 offset, voi
 /*
  * Both leave a number as it is, if it fits into the mask, and change what the verifier knows of it.
  *
- * VERIFIER_FORGET: nothing but its highest bits. In a loop the verifier otherwise follows each way through one round by
- * itself through all that come after. Two swaps of all bytes, for ways that few packets take.
+ * VERIFIER_FORGET: only its highest bits, by two byte swaps. In a loop the verifier otherwise follows each way
+ * through one round by itself through all later rounds.
  *
- * VERIFIER_MASK: its highest bits for certain, where ways come together. Kernels that keep no history of stack accesses
- * (struct bpf_jmp_history_entry, since 6.8) must forget the rest, too, by two negations: they otherwise follow each way
- * through the parser to the program's end by itself, and give up at a million instructions.
+ * VERIFIER_MASK: its highest bits for certain, where ways come together. Kernels without a history of stack accesses
+ * (struct bpf_jmp_history_entry, since 6.8) must forget the rest too, by two negations: they otherwise follow each
+ * way through the parser to the program's end, and give up at a million instructions.
  */
 #define VERIFIER_FORGET(number, mask) \
 	asm volatile("%0 = be64 %0; %0 = be64 %0; %0 &= %1" : "+r"(number) : "i"(mask))
@@ -232,9 +231,7 @@ static __always_inline u16 pass_pppoe(struct __sk_buff *skb, struct packet *p, u
 	return header[3] == swap16(PPP_IP) ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
 }
 
-/*
- * Behind the label stack, RFC 3032: the EtherType of the IP below it, by its version (RFC 4928), or MPLS's own.
- */
+/* Behind the label stack, RFC 3032: the EtherType of the IP below it, by its version (RFC 4928), or MPLS's own. */
 static __always_inline u16 pass_mpls(struct __sk_buff *skb, struct packet *p, u32 *offset)
 {
 	u8 copy[4], *label = copy;
@@ -261,10 +258,7 @@ static __always_inline u16 pass_mpls(struct __sk_buff *skb, struct packet *p, u3
 	return label[0] >> 4 == 4 ? swap16(ETH_P_IP) : swap16(ETH_P_IPV6);
 }
 
-/*
- * What most packets are: untagged IPv4 in Ethernet without options, whole, its header in the linear part. All of it is
- * looked at with one check of the length, and lies together in the program's text.
- */
+/* Most packets, with one check of the length: untagged IPv4 in Ethernet, no options, no fragment, header linear. */
 static __always_inline bool parse_plain(struct __sk_buff *skb, u32 l2_len, struct packet *p)
 {
 	void *data = (void *)(long)SKB_FIELD(skb, data), *end = (void *)(long)SKB_FIELD(skb, data_end);

@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * How large a packet is to its interface's own counters, and what it is on the wire.
- *
- * A GSO or GRO packet is one skb in the stack and many packets on the wire, and each
- * driver counts at a point of its own: see COUNT_* in nettop.h. What __sk_buff does not
- * say (the kind of GSO, the device's offloads) is read from the kernel's own structures,
- * see TC_TYPED in load.h. Only GSO packets pay for that.
+ * How large a packet is to its interface's own counters, and on the wire: a GSO or GRO packet is one skb in the stack
+ * and many packets on the wire, and each driver counts at a point of its own (COUNT_* in nettop.h). What __sk_buff
+ * lacks (the kind of GSO, the device's offloads) is read from the kernel's structures, for GSO packets alone.
  */
 #ifndef SIZE_H
 #define SIZE_H
@@ -85,9 +82,8 @@ static __always_inline u64 device_features(struct __sk_buff *skb, const void **d
 	u64 features = 0;
 
 	/*
-	 * Read from what the verifier is told of and not from the context, which it trusts: for a pointer that it loads from
-	 * there it goes through the names of all of the kernel's types (kernel/bpf/btf.c, btf_nested_type_is_trusted), and
-	 * again for each one that it loads from that one.
+	 * Not from the context, which the verifier trusts: for each pointer loaded from there it goes through the
+	 * names of all of the kernel's types (kernel/bpf/btf.c, btf_nested_type_is_trusted).
 	 */
 	LOAD(TC_TYPED, *dev, KERNEL_CAST((u64)KERNEL_SKB(skb), sk_buff), struct sk_buff, dev);
 	LOAD(TC_TYPED, features, *dev, struct net_device, features);
@@ -95,8 +91,8 @@ static __always_inline u64 device_features(struct __sk_buff *skb, const void **d
 }
 
 /*
- * Whether the stack cuts this packet up before the driver sees it: where an offload that it needs is off, or where it
- * is larger than the device says (net/core/dev.c, netif_skb_features and skb_gso_ok).
+ * Whether the stack cuts this packet up before the driver sees it: an offload that it needs is off, or it is larger
+ * than the device says (net/core/dev.c, netif_skb_features and skb_gso_ok).
  */
 static __always_inline bool segmented_by_stack(struct __sk_buff *skb, const struct packet *p, u32 type,
 					       u32 segments, bool list)
@@ -139,10 +135,10 @@ static __always_inline bool segmented_by_stack(struct __sk_buff *skb, const stru
 #define POLLS_ALL 2
 
 /*
- * Whether the other end of a veth takes what it is sent by NAPI. Then it is the receiver that counts it for both, without
- * the link header (drivers/net/veth.c, veth_skb_is_eligible_for_gro and veth_xmit): where the other one merges or has an
- * XDP program, and this end cuts up by itself; or for a socket's datagrams where the other one merges such. The first
- * field of what a veth keeps for itself is its peer, the third its program.
+ * Whether the other end of a veth receives by NAPI, and so counts for both without the link header
+ * (drivers/net/veth.c, veth_skb_is_eligible_for_gro and veth_xmit): where it merges or has an XDP program, and this
+ * end cuts up by itself; or for a socket's datagrams where it merges such. The first field of veth's private data is
+ * its peer, the third its program.
  */
 static __always_inline u32 peer_polls(struct __sk_buff *skb)
 {
@@ -166,8 +162,8 @@ struct veth_peer {
 };
 
 /*
- * Whether the packet is a socket's and no stream's: the kernel asks for sock_wfree, where TCP has destructors of its own.
- * Inside a tunnel it may be a TCP socket's, whatever the outer header is. A request's socket is no whole one.
+ * Whether the packet is a datagram of a local socket: the kernel asks for sock_wfree, where TCP has destructors of
+ * its own. In a tunnel it may be a TCP socket's, whatever the outer header. A request's socket is no whole one.
  */
 static __always_inline bool is_own_datagram(struct __sk_buff *skb)
 {
@@ -197,10 +193,10 @@ static __always_inline bool peer_counts(struct __sk_buff *skb, struct veth_peer 
 }
 
 /*
- * Bytes of a VLAN tag that was lifted out of the frame, if the interface counted them. What it sends has the tag in it
- * again where the device cannot put it there by itself. What it received had it in it where the driver or a guest
- * put it, but not between the two ends of a veth, which hand the tag over beside the frame; there the stack
- * leaves a trace when it lifts one out: the addresses were moved, and their first four bytes stay where they were.
+ * Bytes of a lifted VLAN tag, if the interface counted them. What is sent has the tag in the frame again where the
+ * device cannot insert it. What is received had it there where the driver or a guest put it, but not between two ends
+ * of a veth, which pass it beside the frame; there the stack leaves a trace when it lifts a tag out: the addresses
+ * move up, and their first four bytes stay where they were.
  */
 static __always_inline u32 counted_tag(struct __sk_buff *skb, u8 counting, int hook)
 {
@@ -258,8 +254,8 @@ static __always_inline bool counts_received(struct __sk_buff *skb, u8 counting, 
 	if (unlikely(counting & COUNT_NAPI &&
 		     (type & (SKB_GSO_UDP_L4 | SKB_GSO_FRAGLIST)) == SKB_GSO_UDP_L4 && !list)) {
 		/*
-		 * A veth may be handed datagrams merged by their sender, which has their headers alone in one piece, or all
-		 * in one where the device takes no more.
+		 * A veth may be handed datagrams merged by their sender, which has their headers alone in one piece,
+		 * or all in one where the device takes no more.
 		 */
 		LOAD(TC_TYPED, paged, KERNEL_SKB(skb), struct sk_buff, data_len);
 		return paged && SKB_FIELD(skb, len) - paged > headers;
@@ -267,9 +263,7 @@ static __always_inline bool counts_received(struct __sk_buff *skb, u8 counting, 
 	return true;
 }
 
-/*
- * Of a GSO packet: the segments it stands for, the headers of each, and whether the interface has counted them.
- */
+/* Of a GSO packet: the segments it stands for, the headers of each, and whether the interface has counted them. */
 static __always_inline u32 gso_segments(struct __sk_buff *skb, const struct packet *p, const struct config *c,
 					int hook, u8 counting, u32 *headers, u32 *counted)
 {

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
  * What waits in a socket, in order: when it came, and the position in the stream (a TCP sequence number, or the
- * number of a datagram) that ends its wait.  The skb's pointer is no key there: TCP merges skbs in its queues.
- *
- * 64 entries hold many more packets: the fuller it is, the more packets share one entry, a group.  What is read of a
- * group, and when it came, is interpolated between the group's first packet and its last.
+ * number of a datagram) that ends its wait. The skb's address is no key: TCP merges skbs in its queues. 64 entries
+ * hold many more packets: the fuller it is, the more share one, a group, whose times are interpolated between its
+ * first and last packet.
  */
 #ifndef FIFO_H
 #define FIFO_H
@@ -32,8 +31,8 @@ struct group {
 };
 
 /*
- * Producer and consumer often run on different CPUs, and what one of them has changed takes the other 100 ns to load.
- * So each writes to cache lines of its own, and the producer looks only now and then how far the other one is.
+ * Producer and consumer often run on different CPUs, and a cache line that the other has changed takes 100 ns to
+ * load. So each writes to lines of its own, and the producer looks only now and then how far the consumer is.
  */
 struct fifo {
 	u64 owner; /* the socket whose queue it is: its address, which the next socket may get, */
@@ -123,9 +122,8 @@ static __always_inline bool fifo_push(struct fifo *f, u64 at, u32 lag, u32 posit
 			group_extend(newest, at, lag, position, packets, focused, trace);
 			return true;
 		}
-		if (used >=
-		    FIFO_SLOTS -
-			    1) /* the last entry stays free: the tail's begins where the one before ended */
+		/* the last entry stays free: the tail's begins where the one before ended */
+		if (used >= FIFO_SLOTS - 1)
 			return false;
 	}
 	group_begin(&f->slots[f->head & (FIFO_SLOTS - 1)], at, lag, position, packets, focused, trace);
@@ -157,8 +155,8 @@ struct portion {
 };
 
 /*
- * The next portion of a group up to its packet number `due`: all of that, where what it says of a packet's wait differs
- * from the truth by less than a histogram's bucket; else at most so many packets.
+ * The next portion of a group up to packet number `due`: all of that, where a packet's interpolated wait is off by
+ * less than a histogram's bucket; else at most so many packets.
  */
 static __always_inline void group_portion(const struct group *g, u32 due, u32 most, u64 now,
 					  struct portion *p)

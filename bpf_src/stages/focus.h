@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Is this packet one of the flow in focus?  Asked once a packet, where it is first seen, and only while there is one.
- *
- * The key is that of the flow table (flows/flows.c).  One read has the IP header and the ports; inner VLAN tags are not
- * told apart, and neither a later fragment nor what comes behind IPv6 extension headers is recognised.
+ * Is this packet one of the flow in focus?  Asked where it is first seen, and only while there is a focus. The key is
+ * that of the flow table (flows/flows.c). One read has the IP header and the ports; inner VLAN tags are not told
+ * apart, and later fragments and what follows IPv6 extension headers are not recognised.
  */
 #ifndef FOCUS_H
 #define FOCUS_H
@@ -11,8 +10,8 @@
 #define FOCUS_MARKED 0x80000000 /* of a mark: never 0, whatever the flow's id */
 
 /*
- * What a slot remembers of it: whose flow's it was.  Made of all of the flow's id, whose lower bits are the CPU's
- * number. Marks of an earlier focus are ignored.
+ * What a slot remembers: whose flow's it was, from all of the flow's id, whose lower bits are the CPU's number. Marks
+ * from a previous focus are ignored.
  */
 static __always_inline u32 focus_mark(const struct config *c)
 {

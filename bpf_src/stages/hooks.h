@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * The hook table: which kernel hook calls which body, by which mechanisms in order of preference.  The programs come of
- * it by the macros of hook.h, the loader's list by nettop/bpf/hook_table.py.  A new hook is a line here and a body.
+ * The hook table: which kernel hook calls which body, by which mechanisms in order of preference.  The programs come
+ * of it by the macros of hook.h, the loader's list by nettop/bpf/hook_table.py.  A new hook is a line here and a
+ * body.
  */
 #ifndef HOOKS_H
 #define HOOKS_H

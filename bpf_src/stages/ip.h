@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * The boundaries at IP, as two mechanisms show them: netfilter programs, which belong to one network namespace, that of
- * the watched interface, and are told the packet's devices; and functions, which see all namespaces and are told the
- * skb alone.
+ * The boundaries at IP, by two mechanisms: netfilter programs, which belong to the watched interface's namespace and
+ * are told the packet's devices; and functions, which see all namespaces and are told the skb alone.
  */
 #ifndef IP_H
 #define IP_H
 
 #ifdef HAVE_bpf_nf_ctx
 
-#define NF_ARGUMENTS(ctx, state, skb)                                   \
-	LOAD_AS(state, ctx, offsetof(struct bpf_nf_ctx, state), "u64"); \
-	LOAD_AS(skb, ctx, offsetof(struct bpf_nf_ctx, skb), "u64")
+#define NF_ARGUMENT(to, ctx, field) LOAD_AS(to, ctx, offsetof(struct bpf_nf_ctx, field), "u64")
 
 static __always_inline bool nf_watched(const struct config *c, const void *dev)
 {
@@ -21,27 +18,37 @@ static __always_inline bool nf_watched(const struct config *c, const void *dev)
 	return index == c->ifindex;
 }
 
-static __always_inline void rx_ip_netfilter(const void *ctx)
+/* A received packet: its namespace, and whether it came in by the watched interface.  NULL without a config. */
+static __always_inline struct config *nf_received(const void *ctx, void **skb, void **net, bool *ours)
 {
 	struct config *c = settings();
-	void *state, *skb, *dev, *net;
+	void *state, *dev;
 
-	NF_ARGUMENTS(ctx, state, skb);
+	NF_ARGUMENT(state, ctx, state);
+	NF_ARGUMENT(*skb, ctx, skb);
 	LOAD(TYPED, dev, state, struct nf_hook_state, in);
-	LOAD(TYPED, net, state, struct nf_hook_state, net);
+	LOAD(TYPED, *net, state, struct nf_hook_state, net);
+	*ours = c && nf_watched(c, dev);
+	return c;
+}
+
+static __always_inline void rx_ip_netfilter(const void *ctx)
+{
+	void *skb, *net;
+	bool ours;
+	struct config *c = nf_received(ctx, &skb, &net, &ours);
+
 	if (c)
-		rx_ip(skb, TYPED, c, nf_watched(c, dev), net);
+		rx_ip(skb, TYPED, c, ours, net);
 }
 
 static __always_inline void rx_local_netfilter(const void *ctx)
 {
-	struct config *c = settings();
-	void *state, *skb, *dev, *net;
+	void *skb, *net;
+	bool ours;
+	struct config *c = nf_received(ctx, &skb, &net, &ours);
 
-	NF_ARGUMENTS(ctx, state, skb);
-	LOAD(TYPED, dev, state, struct nf_hook_state, in);
-	LOAD(TYPED, net, state, struct nf_hook_state, net);
-	if (c && rx_local(skb, c, nf_watched(c, dev), net))
+	if (c && rx_local(skb, c, ours, net))
 		rx_early(c, skb, TYPED);
 }
 
@@ -50,7 +57,8 @@ static __always_inline void ip_forwarded_netfilter(const void *ctx)
 	struct config *c = settings();
 	void *state, *skb, *in, *out;
 
-	NF_ARGUMENTS(ctx, state, skb);
+	NF_ARGUMENT(state, ctx, state);
+	NF_ARGUMENT(skb, ctx, skb);
 	LOAD(TYPED, in, state, struct nf_hook_state, in);
 	LOAD(TYPED, out, state, struct nf_hook_state, out);
 	if (c)
@@ -62,7 +70,8 @@ static __always_inline void tx_ip_netfilter(const void *ctx)
 	struct config *c = settings();
 	void *state, *skb, *dev;
 
-	NF_ARGUMENTS(ctx, state, skb);
+	NF_ARGUMENT(state, ctx, state);
+	NF_ARGUMENT(skb, ctx, skb);
 	LOAD(TYPED, dev, state, struct nf_hook_state, out);
 	if (c && nf_watched(c, dev))
 		tx_ip(skb, TYPED);
@@ -70,28 +79,37 @@ static __always_inline void tx_ip_netfilter(const void *ctx)
 
 #endif
 
-static __always_inline int rx_ip_function(const void *skb, int typed)
+/* As nf_received(). */
+static __always_inline struct config *skb_received(const void *skb, int typed, void **net, bool *ours)
 {
 	struct config *c = settings();
-	void *dev = 0, *net = 0;
+	void *dev = 0;
 
 	if (!c)
 		return 0;
+	*net = 0;
 	LOAD(typed, dev, skb, struct sk_buff, dev);
-	LOAD(typed, net, dev, struct net_device, nd_net.net);
-	return rx_ip(skb, typed, c, watched(c, dev, typed), net);
+	LOAD(typed, *net, dev, struct net_device, nd_net.net);
+	*ours = watched(c, dev, typed);
+	return c;
+}
+
+static __always_inline int rx_ip_function(const void *skb, int typed)
+{
+	void *net;
+	bool ours;
+	struct config *c = skb_received(skb, typed, &net, &ours);
+
+	return c ? rx_ip(skb, typed, c, ours, net) : 0;
 }
 
 static __always_inline int rx_local_function(const void *skb, int typed)
 {
-	struct config *c = settings();
-	void *dev = 0, *net = 0;
+	void *net;
+	bool ours;
+	struct config *c = skb_received(skb, typed, &net, &ours);
 
-	if (!c)
-		return 0;
-	LOAD(typed, dev, skb, struct sk_buff, dev);
-	LOAD(typed, net, dev, struct net_device, nd_net.net);
-	if (rx_local(skb, c, watched(c, dev, typed), net))
+	if (c && rx_local(skb, c, ours, net))
 		rx_early(c, skb, typed);
 	return 0;
 }

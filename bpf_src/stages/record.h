@@ -21,7 +21,7 @@ struct path {
 
 /*
  * The stages of packets that pass the whole path from a known start: these sums add up to the whole path's, which the
- * histograms' do not, as not every packet passes all of it.  By stage, close together.
+ * histograms' do not. By stage, close together.
  */
 struct paths {
 	struct path of[STAGES];
@@ -91,8 +91,7 @@ static __always_inline void trace_emit(u32 stage, u64 ns, struct mark mark, u64 
 }
 
 /*
- * The mark of a packet of that focus (0: none).  Whether it is traced is decided where it is first seen; whole paths or
- * nothing, so many a second.
+ * The mark of a packet of that focus (0: none). Tracing is decided at the first hook: whole paths, so many a second.
  */
 static __always_inline struct mark mark_of(const struct config *c, u32 focus, u32 begin, u64 now, u64 begun)
 {
@@ -155,6 +154,8 @@ static __always_inline struct paths *paths_of(int which)
 
 static __always_inline void add_path(struct paths *p, int index, u64 ns, u32 packets)
 {
+	if (!p)
+		return;
 	p->of[index].ns += ns * packets;
 	p->of[index].packets += packets;
 }
@@ -164,18 +165,14 @@ static __always_inline void record_path(int index, u64 ns, u32 packets, u64 begu
 					u32 focused)
 {
 	u32 known = -(u32)hist_any(begun);
-	struct paths *p = paths_of(0);
 
 	add_stage(stage_of(index), ns, packets);
-	if (p)
-		add_path(p, index, ns, packets & known);
+	add_path(paths_of(0), index, ns, packets & known);
 	if (!marked(mark))
 		return;
 	if (in_focus(mark)) {
 		add_stage(stage_of(STAGES + index), ns, focused);
-		p = paths_of(1);
-		if (p)
-			add_path(p, index, ns, focused & known);
+		add_path(paths_of(1), index, ns, focused & known);
 	}
 	if (mark.trace)
 		trace_emit(index, ns, mark, bpf_ktime_get_ns());
@@ -189,47 +186,38 @@ static __always_inline void record_whole(int index, u64 start, u64 now, u32 pack
 	record_many(index, since(start, now), packets & known, mark, focused & known);
 }
 
-static __always_inline void count_miss(struct stage *s, u32 packets)
+/* To a stage's count of all packets, and to that of the flow in focus where the mark is of that. */
+#define STAGE_ADD(index, field, all, mark, focused)                       \
+	do {                                                              \
+		struct stage *stage_ = stage_of(index);                   \
+		if (stage_)                                               \
+			stage_->field += (all);                           \
+		stage_ = in_focus(mark) ? stage_of(STAGES + (index)) : 0; \
+		if (stage_)                                               \
+			stage_->field += (focused);                       \
+	} while (0)
+
+/* `focused` of the packets have this mark. */
+static __always_inline void miss_many(int index, u32 packets, struct mark mark, u32 focused)
 {
-	if (s)
-		s->missed += packets;
+	STAGE_ADD(index, missed, packets, mark, focused);
 }
 
 static __always_inline void miss(int index, struct mark mark)
 {
-	count_miss(stage_of(index), 1);
-	if (mark.focus && in_focus(mark))
-		count_miss(stage_of(STAGES + index), 1);
+	miss_many(index, 1, mark, 1);
 }
 
 static __always_inline void drop(int index, struct mark mark)
 {
-	struct stage *s = stage_of(index);
-
-	if (s)
-		s->dropped++;
-	if (!marked(mark))
-		return;
+	STAGE_ADD(index, dropped, 1, mark, 1);
 	if (mark.trace)
 		trace_emit(TRACE_DROP | index, 0, mark, bpf_ktime_get_ns());
-	if (!in_focus(mark))
-		return;
-	s = stage_of(STAGES + index);
-	if (s)
-		s->dropped++;
 }
 
 static __always_inline void record_paced(u32 ns, struct mark mark)
 {
-	struct stage *s = stage_of(TX_QDISC);
-
-	if (s)
-		s->paced += ns;
-	if (!mark.focus || !in_focus(mark))
-		return;
-	s = stage_of(STAGES + TX_QDISC);
-	if (s)
-		s->paced += ns;
+	STAGE_ADD(TX_QDISC, paced, ns, mark, ns);
 }
 
 static __always_inline u32 ns_u32(u64 ns)
@@ -237,10 +225,7 @@ static __always_inline u32 ns_u32(u64 ns)
 	return ns > 0xffffffff ? 0xffffffff : ns;
 }
 
-/*
- * A packet is first seen here, though the boundary before is watched or cannot be: is it followed?  False if the filter
- * does not want it.
- */
+/* First seen here, though the boundary before is watched or cannot be: is it followed?  False: filtered out. */
 static __always_inline bool slot_open(const struct config *c, struct slot *s, u64 key, const void *skb,
 				      int typed, int direction, int where, u64 now)
 {

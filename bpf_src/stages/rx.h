@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/*
- * Received packets, by skb: from the driver to local delivery, or to where they are routed on.
- */
+/* Received packets, by skb: from the driver to local delivery, or to where they are routed on. */
 #ifndef RX_H
 #define RX_H
 
 /*
- * Has the stack had this packet already?  A bridge, a redirect through an ifb hand it to the stack a second time, with
- * where it came in written down.  What a driver brings has no such note, though its address may have been another's.
+ * Has the stack had this packet already?  A bridge, or a redirect through an ifb, hands it to the stack again with
+ * skb_iif set, which a driver's packet has not, though its address may have been another's.
  */
 static __always_inline bool rx_reentered(const struct slot *s, u64 key, const void *skb, int typed)
 {
@@ -52,8 +50,8 @@ static __always_inline int rx_driver(const void *skb, int typed)
 }
 
 /*
- * A protocol gets the packet.  Every packet of every interface passes here, so a slot that names this skb speaks of
- * this packet from here on.
+ * A protocol gets the packet. Every packet of every interface passes here: a slot that names this skb is this
+ * packet's from here on.
  */
 static __always_inline int rx_stack(const void *skb, int typed)
 {
@@ -113,13 +111,20 @@ static __always_inline void rx_current_set(struct rx_current *d, u64 key, u64 no
 	d->net = AS_NUMBER(net);
 }
 
+/* Local delivery begins here where nothing shows it. */
+static __always_inline void rx_current_early(const struct config *c, u64 key, u64 now, const void *net)
+{
+	struct rx_current *d = c->flags & NO_LOCAL ? rx_current_here() : 0;
+
+	if (d)
+		rx_current_set(d, key, now, net);
+}
+
 /* The same where IP is the first that names the watched device. */
 static __always_inline int rx_ip_first(const void *skb, u64 key, int typed, const struct config *c,
 				       const void *net)
 {
 	struct slot *s = rx_slot(key);
-	struct rx_current *d;
-	int zero = 0;
 	u64 now;
 
 	if (!s || !sampled(c)) {
@@ -135,24 +140,20 @@ static __always_inline int rx_ip_first(const void *skb, u64 key, int typed, cons
 	s->stage_ns[1] = 0;
 	s->at = now;
 	s->passed = PASSED_STACK | PASSED_IP;
-	d = c->flags & NO_LOCAL ? rx_currents.lookup(&zero) : 0;
-	if (d)
-		rx_current_set(d, key, now, net);
+	rx_current_early(c, key, now, net);
 	return 0;
 }
 
 /*
- * ip_rcv, ipv6_rcv.  `ours`: it came in by the watched interface itself, not by a VLAN or a bridge upon it.  The same
- * run of the stack leads here, so an old slot is not this packet's: a sniffer that keeps the skb makes IP go on with a
- * clone, which no boundary has seen before.
+ * ip_rcv, ipv6_rcv. `ours`: it came in by the watched interface itself, not by a VLAN or a bridge upon it. The same
+ * run of the stack leads here, so an old slot is not this packet's: beside a sniffer that keeps the skb IP goes on
+ * with a clone, which no boundary has seen.
  */
 static __always_inline int rx_ip(const void *skb, int typed, const struct config *c, bool ours,
 				 const void *net)
 {
 	u64 key = AS_NUMBER(skb), now, ns;
 	struct slot *s = rx_slot(key);
-	struct rx_current *d;
-	int zero = 0;
 
 	if (c->flags & NO_STACK)
 		return ours ? rx_ip_first(skb, key, typed, c, net) : 0;
@@ -179,11 +180,7 @@ static __always_inline int rx_ip(const void *skb, int typed, const struct config
 	}
 	s->at = now;
 	s->passed = PASSED_DRIVER | PASSED_STACK | PASSED_IP;
-	if (c->flags & NO_LOCAL) {
-		d = rx_currents.lookup(&zero);
-		if (d)
-			rx_current_set(d, key, now, net);
-	}
+	rx_current_early(c, key, now, net);
 	return 0;
 }
 
@@ -192,10 +189,8 @@ static __always_inline bool rx_local(const void *skb, const struct config *c, bo
 {
 	u64 key = AS_NUMBER(skb), now, ns;
 	struct slot *s = rx_slot(key);
-	struct rx_current *d;
-	int zero = 0;
+	struct rx_current *d = rx_current_here();
 
-	d = rx_currents.lookup(&zero);
 	if (!s || !d)
 		return false;
 	if (s->skb != key) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What a socket that receives has in its entry: the packets that its reader has been told of (fifo.h), and what waits
- * behind a gap as runs, each of which is released when its own gap closes.
+ * A receiving socket's entry: packets that its reader was told of (fifo.h), and what waits behind gaps as runs, each
+ * of which is released when its own gap closes.
  */
 #ifndef RX_QUEUE_H
 #define RX_QUEUE_H
@@ -19,21 +19,21 @@ struct run {
 	u32 lacking; /* bytes in it that have not come: two runs made one, see rx_join_runs() */
 };
 
-/* The mask that the verifier wants to see; the compiler would leave it out where it knows better. */
+/* The mask is for the verifier; the compiler would leave it out where it knows better. */
 static __always_inline u32 run_index(u32 number)
 {
 	asm volatile("" : "+r"(number));
 	return number & (RUNS - 1);
 }
 
-/* A segment that is about to come to a socket whose TCP tells us nothing of it, see rx_early(). */
-struct early {
-	u64 at;
+/* A segment that has come, and of which the reader is not told yet. */
+struct arrival {
+	u64 at; /* when it reached TCP, 0: none */
 	struct mark mark;
 	u32 lag;
 	u32 first;
 	u32 end;
-	u32 spare;
+	u32 packets; /* it is so many, joined in the backlog */
 };
 
 #define EARLY_SLOTS 16
@@ -53,12 +53,7 @@ struct batch {
 struct rx_sock {
 	struct fifo queue;
 	u64 used;
-	u64 pending_at; /* when the packet in hand reached TCP, 0: none */
-	struct mark pending_mark;
-	u32 pending_lag;
-	u32 pending_packets; /* it is so many, joined in the backlog */
-	u32 pending_first;
-	u32 pending_end; /* of it, or the one before: where the next one in order begins */
+	struct arrival pending; /* the segment in hand; `end` is kept: where the next one in order begins */
 	u32 focus; /* mark of the focused packets in the queue; marks from a previous focus are ignored */
 	u32 runs; /* out of order, or below SO_RCVLOWAT */
 	u32 in; /* UDP: datagrams queued */
@@ -74,7 +69,7 @@ struct rx_sock {
 	u32 has_partial; /* there is one */
 	u32 spare_more[3];
 	struct run held[RUNS];
-	struct early early[EARLY_SLOTS];
+	struct arrival early[EARLY_SLOTS]; /* of a socket whose TCP calls no hook for them, see rx_early() */
 };
 
 _Static_assert(!(sizeof(struct rx_sock) % 64), "cache lines");
@@ -92,8 +87,8 @@ static __always_inline struct rx_sock *rx_sock_of(const void *sock, int typed)
 }
 
 /*
- * The same, taken from a socket that is gone or has nothing to wait for; NULL if that is still busy.  `position`:
- * where the stream goes on.
+ * The same, taken over from a socket that is gone or idle; NULL if that is busy. `position`: where the stream goes
+ * on.
  */
 static __always_inline struct rx_sock *rx_sock_for(void *sock, int typed, u32 position, u64 now, bool *fresh)
 {
@@ -109,11 +104,11 @@ static __always_inline struct rx_sock *rx_sock_for(void *sock, int typed, u32 po
 		if (r->queue.owner && r->queue.owner != id && (unread || r->runs)) {
 			if (since(r->used, now) < SOCK_IDLE_NS)
 				return 0;
-			count_miss(stage_of(RX_APPLICATION), unread);
+			miss_many(RX_APPLICATION, unread, NO_MARK, 0);
 		}
 		r->queue.owner = id;
 		r->queue.cookie = sock_cookie_made(sock, typed);
-		r->pending_at = 0;
+		r->pending.at = 0;
 		r->runs = 0;
 		r->early_in = 0;
 		r->early_out = 0;
@@ -127,11 +122,11 @@ static __always_inline struct rx_sock *rx_sock_for(void *sock, int typed, u32 po
 	return r;
 }
 
-static __always_inline void miss_many(int index, u32 packets, struct mark mark, u32 focused)
+/* These packets will be seen at neither end of the queue. */
+static __always_inline void rx_miss(u32 packets, struct mark mark, u32 focused)
 {
-	count_miss(stage_of(index), packets);
-	if (mark.focus && in_focus(mark))
-		count_miss(stage_of(STAGES + index), focused);
+	miss_many(RX_SOCKET, packets, mark, focused);
+	miss_many(RX_APPLICATION, packets, mark, focused);
 }
 
 /* Everything up to this position has been read. */
@@ -175,7 +170,7 @@ static __always_inline void rx_consume_upto(struct rx_sock *r, u32 position)
 	}
 }
 
-/* Does a segment that came now go on where the newest run ended, at about its pace?  A pause begins another run. */
+/* Does this segment continue the newest run, at about its pace?  A pause begins another run. */
 static __always_inline bool run_goes_on(const struct run *run, u32 runs, u64 at, u32 first)
 {
 	u64 span = (u64)run->group.span << SPAN_SHIFT, pause = since(run->group.at + span, at);
@@ -185,33 +180,31 @@ static __always_inline bool run_goes_on(const struct run *run, u32 runs, u64 at,
 	return runs >= RUNS_FOR_PAUSES || pause <= PAUSE_NS || pause * run->group.packets <= span << 2;
 }
 
-/* Keep what the reader was not told of, of which TCP has nothing yet.  False where there is no room: it is missed. */
-static __always_inline bool rx_append(struct rx_sock *r, u64 at, u32 lag, u32 first, u32 end, u32 packets,
-				      struct mark mark)
+/* Hold what TCP has not delivered. False where there is no room: it is missed. */
+static __always_inline bool rx_append(struct rx_sock *r, const struct arrival *a)
 {
 	struct run *run = &r->held[run_index(r->runs - 1)];
-	u32 focused = packets & -(u32)hist_any(mark.focus);
+	u32 focused = a->packets & -(u32)hist_any(a->mark.focus);
 
-	if (r->runs && run_goes_on(run, r->runs, at, first)) {
-		group_extend(&run->group, at, lag, end, packets, focused, mark.trace);
+	if (r->runs && run_goes_on(run, r->runs, a->at, a->first)) {
+		group_extend(&run->group, a->at, a->lag, a->end, a->packets, focused, a->mark.trace);
 		return true;
 	}
 	if (r->runs >= RUNS) {
-		miss_many(RX_SOCKET, packets, mark, focused);
-		miss_many(RX_APPLICATION, packets, mark, focused);
+		rx_miss(a->packets, a->mark, focused);
 		return false;
 	}
 	run = &r->held[run_index(r->runs)];
-	group_begin(&run->group, at, lag, end, packets, focused, mark.trace);
-	run->first = first;
+	group_begin(&run->group, a->at, a->lag, a->end, a->packets, focused, a->mark.trace);
+	run->first = a->first;
 	run->lacking = 0;
 	r->runs++;
 	return true;
 }
 
 /*
- * All places are taken: make one of two runs each with a small gap between them, gap and all.  Such a one is released
- * bit by bit, see rx_release_part().
+ * All places are taken: join pairs of runs with a small gap between them, gap included. Such a run is released bit by
+ * bit, see rx_release_part().
  */
 static __always_inline void rx_join_runs(struct rx_sock *r)
 {
@@ -245,26 +238,26 @@ static __always_inline void rx_join_runs(struct rx_sock *r)
 	r->runs = *kept;
 }
 
-/* The same of what came before its turn, or is less than SO_RCVLOWAT.  False where TCP has it already, too. */
-static __always_inline bool rx_hold(struct rx_sock *r, u64 at, u32 lag, u32 first, u32 end, u32 packets,
-				    struct mark mark)
+/* The same for what came early or is below SO_RCVLOWAT. False where TCP has it already, too. */
+static __always_inline bool rx_hold(struct rx_sock *r, const struct arrival *a)
 {
 	struct run *run;
+	u32 width = a->end - a->first;
 	int i;
 
 	for (i = 0; i < RUNS; i++) {
 		if (i >= r->runs)
 			break;
 		run = &r->held[run_index(i)];
-		if (before(first, run->first) || before(run->group.position, end))
+		if (before(a->first, run->first) || before(run->group.position, a->end))
 			continue;
 		if (!run->lacking)
 			return false;
-		run->lacking -= end - first < run->lacking ? end - first : run->lacking;
+		run->lacking -= width < run->lacking ? width : run->lacking;
 	}
 	if (r->runs >= RUNS)
 		rx_join_runs(r);
-	return rx_append(r, at, lag, first, end, packets, mark);
+	return rx_append(r, a);
 }
 
 /* The reader is told of these packets, which came at `at` in the mean. */
@@ -280,8 +273,8 @@ static __always_inline void batch_add(struct batch *b, u64 at, u32 lag, u64 now,
 }
 
 /*
- * Bring those runs together at the end of the list that are in order now, behind `kept` others.  That number is in
- * memory all the time: at hand, the compiler's copy would be another one for the verifier in each round.
+ * Move the runs that are in order now to the end of the list, behind `kept` others. That number stays in memory: in a
+ * register it would be another one for the verifier in each round.
  */
 static __always_inline void rx_part(struct rx_sock *r, u32 received)
 {
@@ -311,7 +304,7 @@ static __always_inline void rx_part(struct rx_sock *r, u32 received)
 	}
 }
 
-/* What rx_release() and rx_take_early() have told of, in memory, for what comes after them. */
+/* What rx_release() and rx_take_early() have reported, in memory, for what comes after them. */
 static __always_inline void batch_told(const struct batch *told, struct batch *b)
 {
 	if (told->packets && (!b->packets || before(b->end, told->end)))
@@ -322,7 +315,7 @@ static __always_inline void batch_told(const struct batch *told, struct batch *b
 	b->unknown |= told->unknown;
 }
 
-/* Of several runs made one, the first gaps have closed: release as many packets as lie before the next, by bytes. */
+/* Of a joined run, the first gaps have closed: release the packets before the next one, by bytes. */
 static __always_inline void rx_release_part(struct rx_sock *r, u32 received, u64 now, struct batch *told)
 {
 	struct run *run = &r->held[run_index(r->partial)];
@@ -354,16 +347,16 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 	rx_part(r, received);
 	r->next = *(volatile u32 *)&r->kept;
 	/*
-	 * The packets of a run came at about one pace: a part of what is left of it is as much of what is left of its
-	 * wait.  A half of it each time with many runs, a sixteenth with one: RELEASE_STEPS are enough for a run of
-	 * some 350 packets so; of a longer one the last portion is what is left then.
+	 * A run's packets came at about one pace: a part of what is left of it is as much of what is left of its
+	 * wait. Half of it each time with many runs, a sixteenth with one: RELEASE_STEPS suffice for some 350
+	 * packets; beyond that the last portion is the rest.
 	 */
 	next = r->runs - r->next;
 	fine = next > 3 ? 1 : next > 2 ? 2 : next > 1 ? 3 : 4;
 	VERIFIER_UNKNOWN(fine, now);
 	for (i = 0; i < RELEASE_STEPS; i++) {
-		next = *(volatile u32 *)&r
-				->next; /* the compiler would keep it at hand, for the verifier to see */
+		/* volatile: in a register the verifier would follow its value */
+		next = *(volatile u32 *)&r->next;
 		if (next >= r->runs)
 			break;
 		run = &r->held[run_index(next)];
@@ -384,8 +377,8 @@ static __always_inline void rx_release(struct rx_sock *r, u32 received, u64 now,
 	batch_told(told, b);
 }
 
-/* The mask that the verifier wants to see. */
-static __always_inline struct early *rx_early_at(struct rx_sock *r, u32 number)
+/* As run_index(). */
+static __always_inline struct arrival *rx_early_at(struct rx_sock *r, u32 number)
 {
 	asm volatile("" : "+r"(number));
 	return &r->early[number & (EARLY_SLOTS - 1)];
@@ -395,7 +388,7 @@ static __always_inline struct early *rx_early_at(struct rx_sock *r, u32 number)
 static __always_inline void rx_take_early(struct rx_sock *r, u32 received, u64 now, struct batch *b)
 {
 	struct batch *told = &r->released;
-	struct early *e;
+	struct arrival *e;
 	u32 focused;
 	int i;
 
@@ -405,7 +398,7 @@ static __always_inline void rx_take_early(struct rx_sock *r, u32 received, u64 n
 			break;
 		e = rx_early_at(r, r->early_out);
 		if (before(received, e->end)) {
-			rx_append(r, e->at, e->lag, e->first, e->end, 1, e->mark);
+			rx_append(r, e);
 		} else {
 			focused = hist_any(e->mark.focus);
 			record_path(RX_SOCKET, since(e->at, now), 1, e->lag, e->mark, focused);

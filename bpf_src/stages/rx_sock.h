@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Received packets, by socket: from TCP or UDP to the reader.  TCP merges skbs in its queues, so each packet is known
- * by where in the stream it ends (rx_queue.h).  TCP's hooks run under the socket's lock.
+ * Received packets, by socket: from TCP or UDP to the reader. TCP merges skbs in its queues, so a packet is known by
+ * where in the stream it ends (rx_queue.h). TCP's hooks run under the socket's lock.
  */
 #ifndef RX_SOCK_H
 #define RX_SOCK_H
@@ -12,7 +12,7 @@ enum segment_order {
 	SEGMENT_LATER, /* behind a gap */
 };
 
-/* The place of a segment that does not begin where the last one ended, or after one whose reader was not told. */
+/* The order of a segment that does not continue the last one, or follows one whose reader was not told. */
 static __always_inline enum segment_order order_of(struct rx_sock *r, void *sock, int typed, u32 first,
 						   u32 end)
 {
@@ -23,12 +23,11 @@ static __always_inline enum segment_order order_of(struct rx_sock *r, void *sock
 		return SEGMENT_KNOWN;
 	LOAD(typed, received, tcp, struct tcp_sock, rcv_nxt);
 	LOAD(typed, copied, tcp, struct tcp_sock, copied_seq);
-	if (r->pending_at && before(received, r->pending_end))
-		drop(RX_SOCKET, r->pending_mark); /* TCP did not take it: a wrong checksum, no memory */
-	else if (r->pending_at)
-		rx_hold(r, r->pending_at, r->pending_lag, r->pending_first, r->pending_end,
-			r->pending_packets, r->pending_mark);
-	r->pending_at = 0;
+	if (r->pending.at && before(received, r->pending.end))
+		drop(RX_SOCKET, r->pending.mark); /* TCP did not take it: a wrong checksum, no memory */
+	else if (r->pending.at)
+		rx_hold(r, &r->pending);
+	r->pending.at = 0;
 	if (!before(received, end))
 		return SEGMENT_KNOWN;
 	if (before(received, first))
@@ -42,8 +41,6 @@ static __always_inline enum segment_order order_of(struct rx_sock *r, void *sock
 /* The path up to the socket; `transport` 0: none, or recorded already. */
 static __always_inline void rx_path_of(struct paths *p, const struct slot *s, u64 transport, u32 packets)
 {
-	if (!p)
-		return;
 	add_path(p, RX_STACK, s->stage_ns[0], packets);
 	add_path(p, RX_IP, s->stage_ns[1], packets);
 	add_path(p, RX_LOCAL, s->stage_ns[2], packets);
@@ -53,53 +50,46 @@ static __always_inline void rx_path_of(struct paths *p, const struct slot *s, u6
 static __always_inline void rx_path(const struct slot *s, u64 transport, u32 packets, struct mark mark)
 {
 	rx_path_of(paths_of(0), s, transport, packets);
-	if (mark.focus && in_focus(mark))
+	if (in_focus(mark))
 		rx_path_of(paths_of(1), s, transport, packets);
 }
 
-/* TCP has a segment with data, or is about to get it (`early`): remember it until its reader is told. */
-static __always_inline void rx_enqueue(const struct config *c, void *sock, int typed, u32 first, u32 end,
-				       u32 packets, u64 start, struct mark mark, u64 now,
+/* TCP has a segment with data, or is about to (`early`): remember it until its reader is told. */
+static __always_inline void rx_enqueue(const struct config *c, void *sock, int typed, const struct arrival *a,
 				       const struct slot *s, u64 transport, bool early)
 {
-	u32 lag = lag_of(start, now), focused = packets & -(u32)hist_any(mark.focus);
+	u32 focused = a->packets & -(u32)hist_any(a->mark.focus);
 	bool fresh = false;
 	struct rx_sock *r;
 	enum segment_order order = SEGMENT_NEXT;
 
-	r = rx_sock_for(sock, typed, first, now, &fresh);
+	r = rx_sock_for(sock, typed, a->first, a->at, &fresh);
 	if (!r) {
-		miss_many(RX_SOCKET, packets, mark, focused);
-		miss_many(RX_APPLICATION, packets, mark, focused);
+		rx_miss(a->packets, a->mark, focused);
 		return;
 	}
 	/* Where the last one ended this one begins: in order, and no need to ask the socket. */
-	if (early || fresh || r->pending_at || r->pending_end != first)
-		order = order_of(r, sock, typed, first, end);
+	if (early || fresh || r->pending.at || r->pending.end != a->first)
+		order = order_of(r, sock, typed, a->first, a->end);
 	if (order == SEGMENT_KNOWN)
 		return;
 	if (early)
 		r->early_seen = 1;
-	if (mark.focus)
-		r->focus = mark.focus;
+	if (a->mark.focus)
+		r->focus = a->mark.focus;
 	if (c->flags & NO_READY) {
 		/* Nothing will say when the reader is told: it waits from here on, behind a gap as well. */
-		if (!fifo_push(&r->queue, now, lag, end, packets, focused, mark.trace))
-			miss_many(RX_APPLICATION, packets, mark, focused);
-		r->pending_end = end;
+		if (!fifo_push(&r->queue, a->at, a->lag, a->end, a->packets, focused, a->mark.trace))
+			miss_many(RX_APPLICATION, a->packets, a->mark, focused);
+		r->pending.end = a->end;
 	} else if (order == SEGMENT_LATER || early) {
-		if (!rx_hold(r, now, lag, first, end, packets, mark))
+		if (!rx_hold(r, a))
 			return;
 	} else {
-		r->pending_at = now;
-		r->pending_mark = mark;
-		r->pending_lag = lag;
-		r->pending_packets = packets;
-		r->pending_first = first;
-		r->pending_end = end;
+		r->pending = *a;
 	}
-	if (lag)
-		rx_path(s, transport, packets, mark);
+	if (a->lag)
+		rx_path(s, transport, a->packets, a->mark);
 }
 
 /* TCP has the packet: tcp_rcv_established, out of the backlog if the socket was in use. */
@@ -110,6 +100,7 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 	const u32 cb = offsetof(struct sk_buff, cb);
 	struct slot *s = rx_slot(key);
 	u32 first = 0, end = 0, index = 0, packets;
+	struct arrival arrival;
 	struct config *c;
 	u8 flags = 0;
 
@@ -150,57 +141,52 @@ static __always_inline int rx_tcp(void *sock, const void *skb, int typed)
 	/* As in group_portion(): a packet that is not known and one without a mark go on together. */
 	VERIFIER_UNKNOWN(mark.focus, now);
 	VERIFIER_UNKNOWN(mark.trace, now);
-	rx_enqueue(c, sock, typed, first, end, packets, start, mark, now, s, ns, false);
+	arrival = (struct arrival){now, mark, lag_of(start, now), first, end, packets};
+	rx_enqueue(c, sock, typed, &arrival, s, ns, false);
 	return 0;
 }
 
-/* While its user has the socket, a packet goes to its backlog, and only what is written here alone may be touched. */
-static __always_inline void rx_push_early(void *sock, u32 first, u32 end, u64 start, struct mark mark,
-					  u64 now, const struct slot *s)
+/*
+ * The socket is owned by its user, and the packet goes to the backlog: only what is written here alone may be
+ * touched.
+ */
+static __always_inline void rx_push_early(void *sock, const struct arrival *a, const struct slot *s)
 {
 	struct rx_sock *r;
-	struct early *e;
 	u32 received = 0;
 	bool fresh = false;
 
 	LOAD(UNTYPED, received, sock, struct tcp_sock, rcv_nxt);
-	if (!before(received, end))
+	if (!before(received, a->end))
 		return;
-	r = rx_sock_for(sock, UNTYPED, first, now, &fresh);
+	r = rx_sock_for(sock, UNTYPED, a->first, a->at, &fresh);
 	if (!r || r->early_in - *(volatile u32 *)&r->early_out >= EARLY_SLOTS) {
-		miss(RX_SOCKET, mark);
-		miss(RX_APPLICATION, mark);
+		rx_miss(1, a->mark, 1);
 		return;
 	}
-	e = rx_early_at(r, r->early_in);
-	e->at = now;
-	e->mark = mark;
-	e->lag = lag_of(start, now);
-	e->first = first;
-	e->end = end;
-	if (mark.focus)
-		r->focus = mark.focus;
+	*rx_early_at(r, r->early_in) = *a;
+	if (a->mark.focus)
+		r->focus = a->mark.focus;
 	r->early_seen = 1;
 	r->early_in++;
-	if (start)
-		rx_path(s, 0, 1, mark);
+	if (a->lag)
+		rx_path(s, 0, 1, a->mark);
 }
 
 /*
- * Local delivery has a packet for a connection whose own side is closed: tcp_probe will not see it, and if it comes
- * behind a gap nothing will.  Early demux has found the socket.
+ * Local delivery has a packet for a connection whose own side is closed: tcp_probe will not see it, and behind a gap
+ * nothing will. Early demux has found the socket.
  */
 static __always_inline int rx_early(const struct config *c, const void *skb, int typed)
 {
 	struct segment segment;
+	struct arrival arrival;
 	u32 first, end, owned = 0;
 	struct rx_current *d;
 	void *sock = 0;
 	struct slot *s;
-	u64 key, now, start;
-	struct mark mark;
-	int zero = 0;
 	u8 state = 0;
+	u64 key;
 
 	LOAD(typed, sock, skb, struct sk_buff, sk);
 	if (!sock)
@@ -212,29 +198,27 @@ static __always_inline int rx_early(const struct config *c, const void *skb, int
 	READ_FIELD(sock, skb, struct sk_buff, sk);
 	key = AS_NUMBER(skb);
 	s = rx_slot(key);
-	d = rx_currents.lookup(&zero);
+	d = rx_current_here();
 	if (!s || !d || s->skb != key || c->flags & NO_READY || !segment_read(skb, typed, &segment))
 		return 0;
 	first = segment.first;
 	end = first + segment.length;
 	if (!before(first, end) || segment.opens || segment.resets)
 		return 0;
-	now = s->at;
-	start = s->start;
-	mark = s->mark;
+	arrival = (struct arrival){s->at, s->mark, lag_of(s->start, s->at), first, end, 1};
 	s->skb = 0;
 	d->skb = 0;
 	LOAD(UNTYPED, owned, sock, struct sock, sk_lock.owned);
 	if (owned)
-		rx_push_early(sock, first, end, start, mark, now, s);
+		rx_push_early(sock, &arrival, s);
 	else
-		rx_enqueue(c, sock, UNTYPED, first, end, 1, start, mark, now, s, 0, true);
+		rx_enqueue(c, sock, UNTYPED, &arrival, s, 0, true);
 	return 0;
 }
 
 /*
- * A listener's user is told while a SYN is being delivered: TCP Fast Open, and what the SYN carries is in the new
- * socket's queue.  Which one that is cannot be known here, so its reading is missed.
+ * A listener's user is told while a SYN is delivered: TCP Fast Open, whose data is in the new socket's queue. Which
+ * socket that is cannot be known here, so its reading is missed.
  */
 static __always_inline void rx_fast_open(const struct rx_current *current, const void *sock, int typed,
 					 u64 now)
@@ -261,28 +245,25 @@ static __always_inline void rx_fast_open(const struct rx_current *current, const
 }
 
 /*
- * A reader is told, and no hook has seen what of: data that came with the hand-shake's last ACK, or for a half-closed
- * connection without early demux.  The packet is the one that this CPU is delivering; or, where the socket's user has
- * just released it and TCP works off the backlog, the newest of the receive queue, if it was not merged with the one
- * before.  False where it is not known, or there is none (a FIN alone).
+ * A reader is told of data that no hook has seen: it came with the handshake's last ACK, or for a half-closed
+ * connection without early demux. The packet is the one that this CPU delivers; or, where the socket's user has just
+ * released it and TCP works off the backlog, the newest of the receive queue, if it was not merged. False where it is
+ * not known, or there is none (a FIN alone).
  */
 static __always_inline bool rx_unprobed(const struct rx_sock *r, void *sock, const void *tcp, int typed,
 					u32 received, u64 now, struct batch *b, struct mark *mark)
 {
-	struct rx_current *current;
+	struct rx_current *current = rx_current_here();
 	u32 owned = 0, index = 0, known = 0;
 	void *newest = 0, *net = 0;
-	struct config *c;
+	struct config *c = settings();
 	struct slot *s;
-	int zero = 0;
 	u8 state = 0;
 	u64 key;
 
-	c = settings();
-	current = rx_currents.lookup(&zero);
 	LOAD(typed, state, sock, struct sock, __sk_common.skc_state);
 	if (r)
-		known = r->pending_end;
+		known = r->pending.end;
 	else
 		LOAD(typed, known, tcp, struct tcp_sock, copied_seq);
 	if (!c || !current)
@@ -315,10 +296,8 @@ static __always_inline bool rx_unprobed(const struct rx_sock *r, void *sock, con
 	    !sock_watched(c, sock, typed))
 		return false;
 	LOAD(typed, index, sock, struct sock, sk_rx_dst_ifindex);
-	if (owned ? index == c->ifindex : key != 0) {
-		miss(RX_SOCKET, NO_MARK);
-		miss(RX_APPLICATION, NO_MARK);
-	}
+	if (owned ? index == c->ifindex : key != 0)
+		rx_miss(1, NO_MARK, 1);
 	return false;
 }
 
@@ -338,14 +317,14 @@ static __always_inline int rx_ready_stream(void *sock, int typed)
 	tcp = tcp_of(sock, typed);
 	if (!tcp)
 		return 0;
-	if (r && r->pending_at) {
-		mark = r->pending_mark;
-		received = r->pending_end;
-		more = r->pending_packets;
+	if (r && r->pending.at) {
+		mark = r->pending.mark;
+		received = r->pending.end;
+		more = r->pending.packets;
 		focused = more & -(u32)hist_any(mark.focus);
-		record_path(RX_SOCKET, since(r->pending_at, now), more, r->pending_lag, mark, focused);
-		batch_add(&b, r->pending_at, r->pending_lag, now, more, focused, received);
-		r->pending_at = 0;
+		record_path(RX_SOCKET, since(r->pending.at, now), more, r->pending.lag, mark, focused);
+		batch_add(&b, r->pending.at, r->pending.lag, now, more, focused, received);
+		r->pending.at = 0;
 	}
 	if (!b.packets || r->runs || r->early_in != r->early_out) {
 		LOAD(typed, received, tcp, struct tcp_sock, rcv_nxt);
@@ -367,7 +346,7 @@ static __always_inline int rx_ready_stream(void *sock, int typed)
 			return 0;
 		}
 	}
-	r->pending_end = received;
+	r->pending.end = received;
 	if (r->runs) {
 		/* As in group_portion(): the loop is the same whatever came before it. */
 		VERIFIER_UNKNOWN(b.packets, now);
@@ -399,16 +378,14 @@ static __always_inline int rx_ready_datagram(void *sock, int typed)
 	struct rx_sock *r = rx_sock_of(sock, typed);
 	u64 now, start = 0, net = 0;
 	struct mark mark = {};
-	struct rx_current *d;
+	struct rx_current *d = rx_current_here();
 	struct config *c;
 	struct slot *s;
 	bool fresh = false;
 	void *pointer = 0;
-	int zero = 0;
 
 	if (r)
 		r->in++;
-	d = rx_currents.lookup(&zero);
 	if (!d || !d->skb)
 		return 0;
 	LOAD(typed, pointer, sock, struct sock, __sk_common.skc_net.net);
@@ -456,10 +433,8 @@ static __always_inline int rx_udp(const void *skb, int typed)
 {
 	u64 key = AS_NUMBER(skb), now;
 	struct slot *s = rx_slot(key);
-	struct rx_current *d;
-	int zero = 0;
+	struct rx_current *d = rx_current_here();
 
-	d = rx_currents.lookup(&zero);
 	if (!s || !d || s->skb != key || d->skb != key || s->state == SLOT_EXCLUDED)
 		return 0;
 	now = bpf_ktime_get_ns();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What is remembered of each packet on its way: a slot of an array, chosen by the skb's address; and whether a packet
- * is one of those that are followed, by interface, sample, filter and focus.
+ * What is remembered of each packet: a slot of an array, at the hash of its skb's address; and whether a packet is
+ * followed, by interface, sample, filter and focus.
  */
 #ifndef SLOT_H
 #define SLOT_H
@@ -129,16 +129,12 @@ struct rx_current {
 };
 
 /*
- * A packet that the stack has just cut into segments for a device that cannot do it itself: new skbs, which follow at
- * once on the same CPU with the old one's flow hash, and whose wait in the queue was the old one's.
+ * A packet that the stack has just segmented for a device without that offload: new skbs, which follow at once on the
+ * same CPU with its flow hash, and whose wait in the queue was its.
  */
 struct gso_parent {
+	struct slot slot;
 	u64 segmented_at;
-	u64 at; /* these as in its slot */
-	u64 start;
-	struct mark mark;
-	u32 stage_ns[SLOT_STAGES];
-	u32 paced_ns;
 	u32 flow; /* skb->hash */
 	u32 segments; /* that are still to come */
 };
@@ -165,8 +161,8 @@ static __always_inline struct config *settings_here(void)
 }
 
 /*
- * What tells a socket from the next one at its address.  It is made for those that get an entry; a program without
- * types cannot have it made, and gives its entries the ports.
+ * Tells a socket from the next one at its address. Made for those that get an entry; an untyped program cannot have
+ * it made and takes the ports.
  */
 static __always_inline u64 sock_cookie(const void *sock, int typed)
 {
@@ -205,6 +201,20 @@ static __always_inline struct slot *tx_slot(u64 skb)
 	return tx_slots.lookup(&index);
 }
 
+static __always_inline struct rx_current *rx_current_here(void)
+{
+	int zero = 0;
+
+	return rx_currents.lookup(&zero);
+}
+
+static __always_inline struct gso_parent *gso_parent_here(void)
+{
+	int zero = 0;
+
+	return gso_parents.lookup(&zero);
+}
+
 static __always_inline bool marked(struct mark mark)
 {
 	return mark.focus | mark.trace;
@@ -213,7 +223,7 @@ static __always_inline bool marked(struct mark mark)
 /* Is this a mark of the flow that is in focus now? */
 static __always_inline bool in_focus(struct mark mark)
 {
-	struct config *c = settings();
+	struct config *c = mark.focus ? settings() : 0;
 
 	return c && c->focus && focus_mark(c) == mark.focus;
 }
@@ -300,8 +310,8 @@ static __always_inline enum slot_state classify_final(const struct config *c, co
 }
 
 /*
- * Not every packet is followed: one that is not known at a later boundary may be excluded or not sampled, and is not
- * missed.  What is known to be lost is: see slot_evict().
+ * Not every packet is followed: one unknown at a later boundary may be excluded or not sampled, and is not missed.
+ * What is known to be lost is: see slot_evict().
  */
 static __always_inline bool partial_tracking(const struct config *c)
 {

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/*
- * What sockets and TCP segments are asked.
- */
+/* What sockets and TCP segments are asked. */
 #ifndef SOCK_H
 #define SOCK_H
 
@@ -56,9 +54,9 @@ static __always_inline u32 udp_queued(const void *sock, int typed)
 }
 
 /*
- * How many packets a segment is that TCP had in the socket's backlog: those behind it were joined to it there
- * (tcp_add_backlog), while its IP header still has the length of the first alone.  What GRO has merged is one packet,
- * and those that were joined are taken for as large as the first.
+ * How many packets make up a segment from the socket's backlog: tcp_add_backlog joins later ones to it, while its IP
+ * header still has the length of the first. What GRO has merged is one packet; the joined ones are taken to be as
+ * large as the first.
  */
 static __always_inline u32 backlog_packets(const void *sock, const void *skb, int typed, u32 data)
 {

@@ -2,17 +2,14 @@
 /*
  * Where a packet's time goes on its way through the host, from boundary to boundary.
  *
- * A packet is known by its skb's address for as long as it has one: the address chooses a slot of an array, and what
- * the slot holds is believed only if it names the same address and the right last boundary.  Nothing is ever looked
- * for, inserted or deleted, and what is dropped on the way is overwritten by the next.
+ * A packet is known by its skb's address, which chooses a slot of an array; the slot is believed only if it names the same
+ * address and the right last boundary. Nothing is searched, inserted or deleted: what is dropped on the way is overwritten.
  *
  *   receive: driver -> stack -> ip -> local (or forward) -> transport -> socket -> application
  *   send:    application -> ip -> qdisc -> driver -> handed over -> done
  *
- * Between socket and application, and application and ip, TCP merges and segments skbs: there the socket is the
- * key, and the place in the stream says which packet it was (fifo.h).
- *
- * Each boundary has a body; hooks.h says which hook calls it, and makes the programs of it.
+ * Between socket and application, and application and ip, TCP merges and segments skbs: there the socket is the key, and
+ * the place in the stream says which packet it was (fifo.h). hooks.h says which hook calls which boundary's body.
  */
 #include "nettop.h"
 #include "hist.h"

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/*
- * Sent packets, by skb: from IP to the driver, and where a packet ends.
- */
+/* Sent packets, by skb: from IP to the driver, and where a packet ends. */
 #ifndef TX_H
 #define TX_H
 
@@ -14,8 +12,7 @@ static __always_inline void slot_evict(const struct config *c, const struct slot
 }
 
 /*
- * Which flow a packet belongs to that begins its way out, NAT may still change: if that matters, it is classified at
- * the queue.
+ * NAT may still change the flow of a packet that begins its way out: if that matters, it is classified at the queue.
  */
 static __always_inline void tx_mark(const struct config *c, struct slot *s, u64 now, u64 begun)
 {
@@ -28,28 +25,24 @@ static __always_inline void tx_mark(const struct config *c, struct slot *s, u64 
 	}
 }
 
-/* A packet of ours begins its way out here. */
-static __always_inline void tx_begin(const struct config *c, struct slot *s, u64 key, u64 now)
+/* A packet of ours begins its way out here; its data was written at `begun`. */
+static __always_inline void tx_begin(const struct config *c, struct slot *s, u64 key, u64 now, u64 begun)
 {
 	slot_evict(c, s, key, now);
 	s->skb = key;
-	tx_mark(c, s, now, now);
+	tx_mark(c, s, now, begun);
 	s->at = now;
-	s->start = 0;
-	s->stage_ns[0] = 0;
-	s->written = WRITE_NONE;
 	s->passed = PASSED_IP;
 }
 
 /* Routed on: a packet of ours ends its way here, and one that is to leave by our interface begins it. */
 static __always_inline int ip_forwarded(const void *skb, bool ours, bool leaving)
 {
-	u64 key = AS_NUMBER(skb);
+	u64 key = AS_NUMBER(skb), now;
 	struct config *c = settings_here();
 	struct slot *s = rx_slot(key), *out = tx_slot(key);
 	struct rx_current *d;
 	bool known = false;
-	int zero = 0;
 
 	if (!c || !s || !out)
 		return 0;
@@ -61,7 +54,7 @@ static __always_inline int ip_forwarded(const void *skb, bool ours, bool leaving
 	}
 	slot_clear(s, key);
 	if (c->flags & NO_LOCAL) {
-		d = rx_currents.lookup(&zero);
+		d = rx_current_here();
 		if (d)
 			d->skb = 0;
 	}
@@ -71,7 +64,11 @@ static __always_inline int ip_forwarded(const void *skb, bool ours, bool leaving
 		slot_clear(out, key);
 		return 0;
 	}
-	tx_begin(c, out, key, bpf_ktime_get_ns());
+	now = bpf_ktime_get_ns();
+	tx_begin(c, out, key, now, now);
+	out->start = 0;
+	out->stage_ns[0] = 0;
+	out->written = WRITE_NONE;
 	return 0;
 }
 
@@ -100,12 +97,8 @@ static __always_inline int tx_ip(const void *skb, int typed)
 	now = bpf_ktime_get_ns();
 	begun = now;
 	s->written = tx_written(c, skb, now, typed, &begun);
-	slot_evict(c, s, key, now);
-	s->skb = key;
-	tx_mark(c, s, now, begun);
-	s->at = now;
+	tx_begin(c, s, key, now, begun);
 	s->start = begun;
-	s->passed = PASSED_IP;
 	s->stage_ns[0] = ns_u32(since(begun, now));
 	if (s->state == SLOT_FOLLOWED)
 		tx_record_written(s);
@@ -182,8 +175,7 @@ static __always_inline int tx_queue(const void *skb, int typed)
 /* Segments of a packet that was segmented are still to come. */
 static __always_inline bool gso_segments_left(void)
 {
-	int zero = 0;
-	struct gso_parent *parent = gso_parents.lookup(&zero);
+	struct gso_parent *parent = gso_parent_here();
 
 	return parent && parent->segments;
 }
@@ -191,8 +183,7 @@ static __always_inline bool gso_segments_left(void)
 /* The packet in hand is a segment of the one that was segmented last. */
 static __always_inline struct gso_parent *gso_parent_of(const void *skb, u64 now, int typed)
 {
-	int zero = 0;
-	struct gso_parent *parent = gso_parents.lookup(&zero);
+	struct gso_parent *parent = gso_parent_here();
 	u32 flow = 0;
 
 	if (!parent || !parent->segments || since(parent->segmented_at, now) > GSO_SEG_WINDOW_NS)
@@ -211,32 +202,27 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 	struct config *c = settings();
 	struct slot *s = tx_slot(key);
 	struct gso_parent *parent;
+	bool known;
 
 	if (!c || !s || slot_excluded(s, key) ||
 	    (partial_tracking(c) && s->skb != key && !gso_segments_left()) || !watched(c, dev, typed))
 		return 0;
 	now = bpf_ktime_get_ns();
 	/* PASSED_IP: where nothing shows the queue's entrance. */
-	if (s->skb == key && (s->passed == PASSED_QUEUE || s->passed == PASSED_IP) &&
-	    since(s->at, now) < SLOT_MAX_AGE_NS) {
+	known = s->skb == key && (s->passed == PASSED_QUEUE || s->passed == PASSED_IP) &&
+		since(s->at, now) < SLOT_MAX_AGE_NS;
+	if (!known && (parent = gso_parent_of(skb, now, typed))) {
+		*s = parent->slot;
+		s->skb = key;
+		known = true;
+	}
+	if (known) {
 		s->state = SLOT_FOLLOWED;
 		ns = since(s->at, now);
 		s->stage_ns[2] = ns_u32(ns);
 		record(TX_QDISC, ns, s->mark);
 		if (s->passed == PASSED_QUEUE && s->paced_ns)
 			record_paced(s->paced_ns < ns ? s->paced_ns : ns, s->mark);
-	} else if ((parent = gso_parent_of(skb, now, typed))) {
-		ns = since(parent->at, now);
-		s->skb = key;
-		s->start = parent->start;
-		s->mark = parent->mark;
-		s->state = SLOT_FOLLOWED;
-		s->stage_ns[0] = parent->stage_ns[0];
-		s->stage_ns[1] = parent->stage_ns[1];
-		s->stage_ns[2] = ns_u32(ns);
-		record(TX_QDISC, ns, s->mark);
-		if (parent->paced_ns)
-			record_paced(parent->paced_ns < ns ? parent->paced_ns : ns, s->mark);
 	} else if (partial_tracking(c)) {
 		slot_clear(s, key);
 		return 0;
@@ -255,8 +241,6 @@ static __always_inline int tx_driver(const void *skb, const void *dev, int typed
 
 static __always_inline void tx_path(struct paths *p, const struct slot *s, u64 driver)
 {
-	if (!p)
-		return;
 	add_path(p, TX_APPLICATION, s->stage_ns[0], hist_any(s->stage_ns[0]));
 	add_path(p, TX_IP, s->stage_ns[1], 1);
 	add_path(p, TX_QDISC, s->stage_ns[2], 1);
@@ -286,7 +270,7 @@ static __always_inline int tx_sent(const void *skb, const void *dev, int result,
 	record(TX_DRIVER, ns, s->mark);
 	if (s->start) {
 		tx_path(paths_of(0), s, ns);
-		if (s->mark.focus && in_focus(s->mark))
+		if (in_focus(s->mark))
 			tx_path(paths_of(1), s, ns);
 		record(TX_WHOLE, since(s->start, now), s->mark);
 	}
@@ -316,20 +300,14 @@ static __always_inline int skb_consumed(const void *skb, int typed)
 	struct slot *s = tx_slot(key);
 	struct config *c;
 	struct gso_parent *parent;
-	int zero = 0;
 
 	if (s && s->skb == key) {
 		c = settings();
-		parent = s->passed == PASSED_QUEUE ? gso_parents.lookup(&zero) : 0;
+		parent = s->passed == PASSED_QUEUE ? gso_parent_here() : 0;
 		if (parent) {
 			parent->segments = gso_segs_of(skb, typed);
 			parent->segmented_at = bpf_ktime_get_ns();
-			parent->at = s->at;
-			parent->paced_ns = s->paced_ns;
-			parent->start = s->start;
-			parent->mark = s->mark;
-			parent->stage_ns[0] = s->stage_ns[0];
-			parent->stage_ns[1] = s->stage_ns[1];
+			parent->slot = *s;
 			LOAD(typed, parent->flow, skb, struct sk_buff, hash);
 			s->skb = 0;
 		}
@@ -348,10 +326,9 @@ static __always_inline int skb_consumed(const void *skb, int typed)
 }
 
 /*
- * kfree_skb is also how TCP ends what it is done with: a FIN that lies in the queue of a socket when that is destroyed
- * (sk_stream_kill_queues), an ACK in a state other than ESTABLISHED (tcp_rcv_state_process); and how IP ends what it
- * was never asked for: a packet for another host that a switch or promiscuity brought here, a group that no
- * socket joined (ip6_mc_input).
+ * kfree_skb also frees what is no loss: of TCP a FIN in the queue of a destroyed socket (sk_stream_kill_queues), an
+ * ACK in a state other than ESTABLISHED (tcp_rcv_state_process); of IP a packet for another host that a switch or
+ * promiscuity brought here, or for a group that no socket joined (ip6_mc_input).
  */
 static __always_inline bool is_no_loss(const void *skb, enum skb_drop_reason reason, u32 passed, int typed)
 {
@@ -371,8 +348,8 @@ static __always_inline bool is_no_loss(const void *skb, enum skb_drop_reason rea
 }
 
 /*
- * Not all that is received ends with a trace, and what gets the skb then may be a UNIX socket or a sender, which pass
- * nothing that would clear the slot.  What the stack has received says where it came in.
+ * Not all that is received ends with a tracepoint, and the skb's next user may be a UNIX socket or a sender, which
+ * pass nothing that would clear the slot. What the stack has received has skb_iif.
  */
 static __always_inline bool rx_received(const struct slot *s, const void *skb, int typed)
 {

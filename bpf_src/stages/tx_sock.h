@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Sent packets, by socket: when the first byte of a segment was written.
- *
- * TCP cuts what is written into segments of its own, so a socket's entry remembers where in the stream each write
- * began, and when.  64 entries hold many more writes: the fuller it is, the more of them share one, and the time of
- * those between its first and its last is interpolated.  TCP's hooks run under the socket's lock.
+ * Sent packets, by socket: when the first byte of a segment was written. TCP cuts what is written into segments of
+ * its own, so a socket's entry remembers where in the stream each write began, and when. 64 entries hold many more
+ * writes: the fuller it is, the more share one, and times between its first and last are interpolated. TCP's hooks
+ * run under the socket's lock.
  */
 #ifndef TX_SOCK_H
 #define TX_SOCK_H
@@ -272,7 +271,9 @@ static __always_inline enum write_status tx_written(const struct config *c, cons
 	return WRITE_NONE;
 }
 
-/* What the filter says of a packet that this socket sends: while it wants none of them, its writes are not recorded. */
+/*
+ * What the filter says of a packet that this socket sends: while it wants none of them, its writes are not recorded.
+ */
 static __always_inline void tx_sock_filtered(const void *skb, int typed, bool wanted)
 {
 	struct tx_sock *w;

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nettop.core import histogram as hist
 from nettop.core.fields import Part, described
 from nettop.core.frame import Frame
+from nettop.core.histogram import smallest
 from nettop.core.table import Array, Column
 from nettop.probes.flows.section import Subnet
 
@@ -37,7 +37,6 @@ class Baseline:
         return replace(frame, sections=sections)
 
     def _less(self, now: Any, base: Any) -> Any:
-        """A section or a part of one, less what it was then."""
         kind: Any = type(now)
         changed: dict[str, Any] = {}
         for f in described(kind):
@@ -59,13 +58,10 @@ class Baseline:
         before = {subnet.prefix: subnet.min_ns for subnet in base}
         result = []
         for subnet in now:
-            least = hist.smallest(subnet.rtt)
             then = before.get(subnet.prefix)
-            if subnet.min_ns is not None and (then is None or subnet.min_ns < then):
-                least = subnet.min_ns
-            known = self._least.get(subnet.prefix)
-            if least is None or (known is not None and known < least):
-                least = known
+            fresh = subnet.min_ns is not None and (then is None or subnet.min_ns < then)
+            seen = (self._least.get(subnet.prefix), subnet.min_ns if fresh else smallest(subnet.rtt))
+            least = min((ns for ns in seen if ns is not None), default=None)
             if least is not None:
                 self._least[subnet.prefix] = least
             result.append(replace(subnet, min_ns=least))

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, zip_longest
+from typing import Any
 
-from nettop.analysis.verdict.explain import (
-    HEALTHY,
-    NOTHING_FOUND,
-    WAY,
-    WRITES_LITTLE,
-    DelayPart,
-    Explanation,
-    explain,
-    focused_of,
-    round_trips,
-    split,
-)
+from nettop.analysis.verdict.evidence import WAY, Parts, split
+from nettop.analysis.verdict.explain import DelayPart, Explanation, explain
+from nettop.analysis.verdict.flow import focused_of, round_trips
+from nettop.analysis.verdict.rules import APP_LIMITED, HEALTHY, NOTHING_FOUND
 from nettop.core import units
 from nettop.core.frame import Frame
 from nettop.probes.flows import rtt_pane as flows_rtt_pane
-from nettop.probes.flows.constants import METHODS, PROTOCOLS, STATES
+from nettop.probes.flows.constants import METHODS, PROTOCOLS, STATES, both_ways
 from nettop.probes.flows.rows import spinning
 from nettop.probes.flows.section import row_of
-from nettop.probes.flows.table import _named, _process, _since, _tunnel
+from nettop.probes.flows.table import ends, named, process, since, tunnel_of
 from nettop.render import draw
 from nettop.render.canvas import (
     ACCENT,
@@ -45,9 +39,6 @@ from nettop.render.canvas import (
     line,
 )
 
-if TYPE_CHECKING:
-    pass
-
 _AXIS = 9
 _SIDE = 40  # cells of the figures beside the graphs
 _NARROW = 62  # below this there is no room for both
@@ -65,18 +56,19 @@ _LOOKS: dict[str, tuple[Role, str, str]] = {
     "receive": (RX, "╲", "\\"),
     "reader": (ACCENT, "█", "#"),
 }
-
+_VERDICTS = {"": DIM, NOTHING_FOUND: LABEL, HEALTHY: GOOD, APP_LIMITED: ACCENT}  # others are warm
 
 HELP = """\
 What is wrong with this flow, and where the time of its packets goes. docs/verdict.md has the rules.
 
-The verdict comes first, then the field's own term and the figures behind it; also: what holds besides. no \
-connection: refused, or not answered. far end: it takes data, or answers, too slowly. application reads late: what \
-has arrived waits for this host's process. queue: this host's own qdisc. interrupts: a CPU comes late to what has \
-arrived. loss: segments had to be sent again. stack: the code between driver and socket. application writes little: \
-nothing holds the flow up but that its sender has nothing to send. network: the way is long, or packets wait on it. \
-healthy: every part was seen, and none is wrong. nothing found: not every part was seen. no verdict yet: two \
-intervals with packets are needed.
+The verdict comes first, then the figures behind it; also: what holds besides. refused: a RST answered the SYN. \
+unanswered: a SYN, or SYN-ACK, that nobody answers. not accepted: the handshake is repeated, and no data follows. \
+rwnd-limited: the far end takes data too slowly. server latency: it answers too slowly. receiver-limited: what has \
+arrived waits for this host's process. qdisc queueing: packets wait in this host's own queue. softirq latency: a CPU \
+comes late to what has arrived. packet loss: segments had to be sent again. stack latency: in the code between driver \
+and socket. path queueing: packets wait on the path (bufferbloat). propagation: the path is long. app-limited: the \
+sender has nothing to send. healthy: every part was seen, and none is wrong. nothing found: not every part was seen. \
+no verdict yet: two intervals with packets are needed.
 
 delay: a packet's way to the far end and back, and to its reader. Each column of the bar is an interval; the figures \
 are the mean of the last ones, and each part's share of the sum. An arrow marks the parts that the verdict speaks of.
@@ -87,10 +79,10 @@ CPU fetches what has arrived; host-wide, of all flows. receive stack: from the d
 from there until the process has read it. send buffer: from its write until the segment may go; not in the bar. not \
 in focus: this is measured while the page is open, and comes with the next frames.
 
-sent, received: rates. RTT: the newest round trip, the least, and the method (the table's help has them); the \
-kernel's: what its socket has measured. cwnd: the congestion window in segments; in flight: bytes sent and not \
-acknowledged; window: bytes that each end still takes. again: segments sent again; late: out of order, and not lost. \
-buffered: how long data waits in the send buffer, and how much does.
+sent, received: rates. RTT: the newest round trip, the least, and the method (the table's help has them); kernel srtt \
+and min: what its socket has measured; internal: from here to the local end. cwnd: the congestion window in segments; \
+in flight: bytes sent and not acknowledged; window: bytes that each end still takes. retr: segments sent again; \
+reordered: overtaken on the way, not lost. buffered: how long data waits in the send buffer, and how much does.
 """
 
 
@@ -104,47 +96,33 @@ def _role(name: str, culprits: Sequence[str]) -> Role:
     return WARN if name in culprits else _LOOKS[name][0]
 
 
-def _verdict_role(verdict: str) -> Role:
-    return {"": DIM, NOTHING_FOUND: LABEL, HEALTHY: GOOD, WRITES_LITTLE: ACCENT}.get(verdict, WARN)
-
-
 # --- words ---------------------------------------------------------------------------------------------------------
 
 
 def verdict_lines(found: Explanation, canvas: Canvas, reasons: int) -> list[Line]:
     """The verdict and at most ``reasons`` lines of what it rests on."""
     mark = "▌ " if canvas.unicode else "> "
-    role = _verdict_role(found.verdict)
+    role = _VERDICTS.get(found.verdict, WARN)
     word = found.verdict or "no verdict yet"
     head: list[tuple[int, Line]] = [(0, line((mark, role), (word, role), "  ", (found.headline, TITLE)))]
-    if found.term and found.term != word:
-        head.append((2, line((found.term, LABEL))))
     if found.also:
         head.append((1, line(("also ", LABEL), (", ".join(found.also), WARN))))
     lines = [draw.parts(head, canvas.width)]
-    bullet = "· " if canvas.unicode else "- "
-    width = max(canvas.width - 4, 1)
     for reason in found.reasons:
-        if draw.cells(reason) <= width:
-            lines.append(line((mark, role), (bullet, DIM), (reason, PLAIN)))
-            continue
-        for number, row in enumerate(draw.wrap(reason, width, PLAIN)):
-            lines.append((Span(mark, role), Span(bullet if not number else "  ", DIM), *row))
+        bullet = "· " if canvas.unicode else "- "
+        for row in draw.wrap(reason, max(canvas.width - 4, 1)):
+            lines.append((Span(mark, role), Span(bullet, DIM), *row))
+            bullet = "  "
     return lines[: 1 + max(reasons, 0)]
 
 
-def said(found: Explanation, row: Any | None, canvas: Canvas) -> list[Line]:
+def said(found: Explanation, frame: Frame, canvas: Canvas) -> list[Line]:
     """All of it without a graph: the text output."""
-    who = "" if row is None else _who(row)
+    row = row_of(frame, found.flow)
+    who = "" if row is None else "  ".join(ends(row))
     lines = [line(("Focus  ", TITLE), (who, PLAIN)), *verdict_lines(found, canvas, 20)]
-    return draw.clip(
-        [*lines, *_legend(found, replace(canvas, width=min(canvas.width, 60)))], replace(canvas, height=99)
-    )
-
-
-def _who(row: Any) -> str:
-    ends = [units.endpoint(bytes(row[end]), int(row[f"{end}_port"])) for end in ("local", "remote")]
-    return f"{units.protocol(int(row['protocol']))}  {ends[0]}  {ends[1]}"
+    legend = _legend(found, replace(canvas, width=min(canvas.width, 60)))
+    return draw.clip([*lines, *legend], replace(canvas, height=99))
 
 
 def _legend(found: Explanation, canvas: Canvas) -> list[Line]:
@@ -154,54 +132,41 @@ def _legend(found: Explanation, canvas: Canvas) -> list[Line]:
 
 def _legend_line(part: DelayPart, culprits: Sequence[str], canvas: Canvas) -> Line:
     here = part.name in culprits
-    mark = (" ◂" if canvas.unicode else " <") if here else "  "
-    swatch = Span(
-        (_glyph(part.name, canvas) if part.ns is not None else " ") + " ", _role(part.name, culprits)
-    )
+    glyph = _glyph(part.name, canvas) if part.ns is not None else " "
+    swatch = Span(f"{glyph} ", _role(part.name, culprits))
     width = max(canvas.width - 2 - 9 - 6 - 2, 4)
     words = Span(draw.fit(part.words, width), TITLE if here else PLAIN if part.ns is not None else DIM)
     if part.ns is None:
         return swatch, words, Span(draw.fit(part.note, 17, "right"), DIM)
     figure = Span(draw.fit(units.duration(part.ns), 9, "right"), WARN if here else VALUE)
-    share = "" if part.share is None else units.percent(part.share)
-    if part.share is not None and 0 < part.share < 0.001:
-        share = "0 %"
+    share = "" if part.share is None else "0 %" if part.share < 0.001 else units.percent(part.share)
+    mark = (" ◂" if canvas.unicode else " <") if here else "  "
     return swatch, words, figure, Span(draw.fit(share, 6, "right"), LABEL), Span(mark, WARN)
 
 
 # --- the bar -------------------------------------------------------------------------------------------------------
 
 
-def bars(
-    columns: Sequence[dict[str, float | None]], canvas: Canvas, top: float, culprits: Sequence[str]
-) -> list[Line]:
+def bars(columns: Sequence[Parts], canvas: Canvas, top: float, culprits: Sequence[str]) -> list[Line]:
     """One stacked bar a column over canvas.height lines: its parts from the bottom up in the packet's order.
 
     A cell belongs to the part that its middle is in; the topmost one is drawn in eighths.
     """
     height = canvas.height
-    grid: list[list[Span]] = [[Span(" ")] * canvas.width for _ in range(height)]
-    start = canvas.width - len(columns)
-    eighths = " ▁▂▃▄▅▆▇█"
-    for number, parts in enumerate(columns):
-        ends: list[tuple[float, str]] = []
-        total = 0.0
-        for name in WAY:
-            total += parts[name] or 0.0
-            ends.append((total / top * height, name))
-        filled = min(total / top * height, float(height))
-        if total <= 0:
-            continue
-        for level in range(max(int(filled + 0.999), 1)):
+    grid = [[Span(" ")] * canvas.width for _ in range(height)]
+    for x, parts in enumerate(columns, canvas.width - len(columns)):
+        sums = list(accumulate(parts[name] or 0.0 for name in WAY))
+        tops = [end / top * height for end in sums]
+        filled = min(tops[-1], float(height))
+        for level in range(max(int(filled + 0.999), 1) if filled > 0 else 0):
             share = min(filled - level, 1.0)
-            middle = level + share / 2
-            name = next((n for end, n in ends if middle <= end), ends[-1][1])
+            name = WAY[min(bisect_left(tops, level + share / 2), len(WAY) - 1)]
             glyph = _glyph(name, canvas)
-            if level == height - 1 and total > top:
+            if level == height - 1 and sums[-1] > top:
                 glyph = "↑" if canvas.unicode else "^"  # beyond the scale
             elif canvas.unicode and canvas.shades:
-                glyph = eighths[max(min(round(share * 8), 8), 1)]
-            grid[height - 1 - level][start + number] = Span(glyph, _role(name, culprits))
+                glyph = " ▁▂▃▄▅▆▇█"[max(min(round(share * 8), 8), 1)]
+            grid[height - 1 - level][x] = Span(glyph, _role(name, culprits))
     return [draw.merged(row) for row in grid]
 
 
@@ -214,8 +179,7 @@ class _Page:
     def __init__(self, history: History, flow: int, canvas: Canvas) -> None:
         self.canvas = canvas
         self.flow = flow
-        self.wide = canvas.width >= _NARROW
-        self.side = min(_SIDE, canvas.width // 2) if self.wide else 0
+        self.side = min(_SIDE, canvas.width // 2) if canvas.width >= _NARROW else 0
         self.width = max(canvas.width - _AXIS - (self.side + 2 if self.side else 0), 1)
         self.frames = list(history[-self.width :])
         self.rows = [row_of(frame, flow) for frame in self.frames]
@@ -224,13 +188,20 @@ class _Page:
         self.socket = next((s for s in reversed(self.sockets) if s is not None), None)
         self.newest = next((row for row in reversed(self.rows) if row is not None), None)
 
-    def beside(self, graph: Line, label: str, side: Line) -> Line:
-        """Label, graph and what stands beside it."""
-        rule = "▕" if self.canvas.unicode else "|"
-        left = (Span(draw.fit(label, _AXIS - 1, "right"), DIM), Span(rule, DIM), *graph)
-        if not self.side:
-            return left
-        return (*draw.pad(left, _AXIS + self.width), Span("  "), *draw.pad(side, self.side))
+    def graph_canvas(self, height: int) -> Canvas:
+        """For a graph of so many lines."""
+        return replace(self.canvas, width=self.width, height=height, cursor=None)
+
+    def beside(self, graph: Sequence[Line], labels: Sequence[str], side: Sequence[Line]) -> list[Line]:
+        """A graph's lines between labels on the left and figures on the right, as far as there are any."""
+        rule = Span("▕" if self.canvas.unicode else "|", DIM)
+        result: list[Line] = []
+        for row, label, figures in zip_longest(graph, labels, side[: len(graph)]):
+            left = (Span(draw.fit(label or "", _AXIS - 1, "right"), DIM), rule, *row)
+            if self.side:
+                left = (*draw.pad(left, _AXIS + self.width), Span("  "), *draw.pad(figures or (), self.side))
+            result.append(left)
+        return result
 
     def strip(
         self,
@@ -244,20 +215,21 @@ class _Page:
         """A small graph over ``height`` lines with its scale on the left and its figures on the right."""
         if not any(values):
             height, label = 1, label or " "
-        inner = replace(self.canvas, width=self.width, cursor=None)
         top = draw.top_of(values)
-        drawn = draw.area(values, inner, height, top, role)
-        labels = [label] if label else [draw.scale(text(top))]
-        result = []
-        for number, graph in enumerate(drawn):
-            result.append(
-                self.beside(
-                    graph,
-                    labels[number] if number < len(labels) else "",
-                    side[number] if number < len(side) else (),
-                )
-            )
-        return result
+        graph = draw.area(values, self.graph_canvas(height), height, top, role)
+        return self.beside(graph, [label or draw.scale(text(top))], side)
+
+
+def _figures(word: str, value: str, more: str, role: Role = LABEL, value_role: Role = VALUE) -> Line:
+    return line((draw.fit(word, 9), role), (draw.fit(value, 10, "right"), value_role), (more, LABEL))
+
+
+def _newest(values: Sequence[float | None], text: Callable[[float], str]) -> str:
+    return next((text(value) for value in reversed(values) if value is not None), units.NONE)
+
+
+def _whole(value: float) -> str:
+    return units.count(round(value))
 
 
 def _rates(page: _Page, name: str, role: Role, word: str, height: int) -> list[Line]:
@@ -266,57 +238,40 @@ def _rates(page: _Page, name: str, role: Role, word: str, height: int) -> list[L
         None if row is None else int(row[f"{name}_bytes"]) / frame.seconds * per
         for row, frame in zip(page.rows, page.frames, strict=True)
     ]
-    known = [v for v in values if v is not None]
 
     def text(value: float) -> str:
         return units.rate(value / per, page.canvas.bits)
 
-    side = line(
-        (draw.fit(word, 9), role),
-        (draw.fit(text(known[-1]) if known else "-", 10, "right"), VALUE),
-        (f"   most {text(max(known))}" if known else "", LABEL),
-    )
-    return page.strip(values, role, [side], height, text)
+    known = [v for v in values if v is not None]
+    most = f"   most {text(max(known))}" if known else ""
+    return page.strip(values, role, [_figures(word, _newest(values, text), most, role)], height, text)
 
 
 def _trips(page: _Page, height: int) -> list[Line]:
     """Round trips: every sample of the flow in focus as a heat map where there is room, the means elsewhere."""
     trips = [round_trips(frame, page.flow) for frame in page.frames]
     assert page.newest is not None
-    rtt = page.newest["rtt"]
-    how = METHODS[int(rtt["method"])] if rtt["samples_total"] else ""
-    side: list[Line] = [
-        line(
-            (draw.fit("RTT", 9), LABEL),
-            (draw.fit(units.duration(int(rtt["last"])), 10, "right"), VALUE),
-            (f"   least {units.duration(int(rtt['min']))}", LABEL),
-        )
-        if how
-        else line((draw.fit("RTT", 9), LABEL), (_no_trips(page), LABEL))
-    ]
-    if height > 1 and how:
-        side.append(line((f"by {how}, jitter {units.duration(int(rtt['variance']))}", LABEL)))
+    rtt, kernel, inward = (page.newest[name] for name in ("rtt", "kernel_rtt", "internal_rtt"))
+    if not rtt["samples_total"]:
+        side = [line((draw.fit("RTT", 9), LABEL), (_no_trips(page), LABEL))]
+    else:
+        least = f"   least {units.duration(int(rtt['min']))}"
+        side = [_figures("RTT", units.duration(int(rtt["last"])), least)]
+        how = f"by {METHODS[int(rtt['method'])]}, jitter {units.duration(int(rtt['variance']))}"
         pieces = []
-        socket = page.socket
-        if page.newest["kernel_rtt"]["smoothed"]:
-            pieces.append(f"the kernel's {units.duration(int(page.newest['kernel_rtt']['smoothed']))}")
-            if socket is not None and socket.rtt_min_ns is not None:
-                pieces.append(f"least {units.duration(socket.rtt_min_ns)}")
-        inward = page.newest["internal_rtt"]
+        if kernel["smoothed"]:
+            pieces.append(f"kernel srtt {units.duration(int(kernel['smoothed']))}")
+            if page.socket is not None and page.socket.rtt_min_ns is not None:
+                pieces.append(f"min {units.duration(page.socket.rtt_min_ns)}")
         if inward["samples_total"]:
-            pieces.append(f"inward {units.duration(int(inward['last']))}")
-        side.append(line((", ".join(pieces), LABEL)))
+            pieces.append(f"internal {units.duration(int(inward['last']))}")
+        side += [line((how, LABEL)), line((", ".join(pieces), LABEL))]
     if height > 2 and any(len(t) > 1 for t in trips):
         heaps = [flows_rtt_pane.heap(t) for t in trips]
-        inner = replace(page.canvas, width=page.width, height=height, cursor=None)
+        inner = page.graph_canvas(height)
         plane = draw.Plane.of(heaps, inner, *flows_rtt_pane.decades(heaps))
         axis = draw.delay_axis(plane.edges, inner, _AXIS - 1)
-        return [
-            page.beside(graph, draw.cut("".join(s.text for s in label[:1]), _AXIS - 1).strip(), text)
-            for graph, label, text in zip(
-                plane.lines(inner), axis, [*side, *[()] * height][:height], strict=True
-            )
-        ]
+        return page.beside(plane.lines(inner), [label[0].text.strip() for label in axis], side)
     return page.strip([sum(t) / len(t) if t else None for t in trips], LABEL, side, height, units.duration)
 
 
@@ -331,120 +286,93 @@ def _no_trips(page: _Page) -> str:
     if int(row["protocol"]) != PROTOCOLS["tcp"]:
         return "not measured: no TCP"
     looks = [look for look in page.looks if look is not None]
-    silent = bool(looks) and not any(look.data[1] for look in looks)
-    why = "no data sent" if silent else "no sample"
-    socket = page.socket
+    why = "no data sent" if looks and not any(look.data[1] for look in looks) else "no sample"
     if row["kernel_rtt"]["smoothed"]:
         return f"{why}; kernel {units.duration(int(row['kernel_rtt']['smoothed']))}"
-    if socket is not None and socket.rtt_min_ns is not None:
-        return f"{why}; kernel {'≥' if page.canvas.unicode else '>'}{units.duration(socket.rtt_min_ns)}"
+    if page.socket is not None and page.socket.rtt_min_ns is not None:
+        return f"{why}; kernel {'≥' if page.canvas.unicode else '>'}{units.duration(page.socket.rtt_min_ns)}"
     return why
 
 
-def _buffer(
-    page: _Page, columns: Sequence[dict[str, float | None]], culprits: Sequence[str], height: int
-) -> list[Line]:
+def _buffer(page: _Page, columns: Sequence[Parts], culprits: Sequence[str]) -> list[Line]:
     """The wait in the send buffer, which the bar leaves out."""
     values = [parts["buffer"] for parts in columns]
-    known = [v for v in values if v is not None]
-    role = _role("buffer", culprits) if "buffer" in culprits else TX
-    side = line(
-        (draw.fit("buffered", 9), role),
-        (draw.fit(units.duration(known[-1]) if known else "-", 10, "right"), VALUE),
-        ("" if page.socket is None else f"   {units.size(page.socket.unsent)}", LABEL),
-    )
-    return page.strip(values, role, [side], height, units.duration)
+    role = WARN if "buffer" in culprits else TX
+    unsent = "" if page.socket is None else f"   {units.size(page.socket.unsent)}"
+    side = _figures("buffered", _newest(values, units.duration), unsent, role)
+    return page.strip(values, role, [side], 1, units.duration)
 
 
 def _window(page: _Page, height: int) -> list[Line]:
     """The congestion window, and what else limits a sender."""
-    values: list[float | None] = [
-        float(s.cwnd)
-        if s is not None
-        else float(r["kernel_rtt"]["cwnd"])
-        if r is not None and r["kernel_rtt"]["cwnd"]
-        else None
-        for s, r in zip(page.sockets, page.rows, strict=True)
-    ]
-    known = [v for v in values if v is not None]
-    socket = next((s for s in reversed(page.sockets) if s is not None), None)
-    side: list[Line] = [
-        line(
-            (draw.fit("cwnd", 9), LABEL),
-            (draw.fit(units.count(round(known[-1])) if known else "-", 10, "right"), VALUE),
-            ("" if socket is None else f"  in flight {units.size(socket.in_flight)}", LABEL),
+    values: list[float | None] = []
+    for socket, row in zip(page.sockets, page.rows, strict=True):
+        known = (
+            socket.cwnd if socket is not None else int(row["kernel_rtt"]["cwnd"]) if row is not None else 0
         )
-    ]
-    if socket is not None:
-        windows = f"window {units.size(socket.send_window)} there, {units.size(socket.receive_window)} here"
+        values.append(float(known) if known or socket is not None else None)
+    newest = page.socket
+    flying = "" if newest is None else f"  in flight {units.size(newest.in_flight)}"
+    side = [_figures("cwnd", _newest(values, _whole), flying)]
+    if newest is not None:
+        windows = f"window {units.size(newest.send_window)} there, {units.size(newest.receive_window)} here"
         if page.side < draw.cells(windows):
-            windows = f"their window {units.size(socket.send_window)}"
+            windows = f"their window {units.size(newest.send_window)}"
         side.append(line((windows, LABEL)))
-    return page.strip(values, LABEL, side, height, lambda v: units.count(round(v)))
+    return page.strip(values, LABEL, side, height, _whole)
 
 
-def _again(page: _Page) -> list[Line]:
-    """Segments sent again, an interval each."""
+def _retransmits(page: _Page) -> list[Line]:
     values: list[float | None] = []
     before: int | None = None
     for row in page.rows:
-        now = None if row is None else int(row["rx_retransmits"]) + int(row["tx_retransmits"])
+        now = None if row is None else sum(both_ways(row, "retransmits"))
         values.append(None if now is None or before is None else float(max(now - before, 0)))
         before = now if now is not None else before
     assert page.newest is not None
-    sent, received = (int(page.newest[f"{way}_retransmits"]) for way in ("tx", "rx"))
-    late = int(page.newest["rx_out_of_order"]) + int(page.newest["tx_out_of_order"])
+    received, sent = both_ways(page.newest, "retransmits")
     role = WARN if any(values) else LABEL
-    side = line(
-        (draw.fit("again", 9), role),
-        (draw.fit(f"{units.count(sent)} sent", 10, "right"), VALUE if sent else LABEL),
-        (f"   {units.count(received)} recv, {units.count(late)} late", LABEL),
-    )
-    return page.strip(values, role, [side], 1, lambda v: units.count(round(v)), "again")
+    more = f"   {units.count(received)} received"
+    side = _figures("retr", f"{units.count(sent)} sent", more, role, VALUE if sent else LABEL)
+    return page.strip(values, role, [side], 1, _whole, "retr")
 
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def page(history: History, flow: int, canvas: Canvas, head: Sequence[Line]) -> list[Line]:
+def _page(history: History, flow: int, canvas: Canvas, head: Sequence[Line]) -> list[Line]:
     """Verdict, bar and strips under the lines of ``head``; at most canvas.height lines."""
     p = _Page(history, flow, canvas)
     if p.newest is None:
         return draw.clip(list(head), canvas)
     found = explain(history, flow)
     tall = canvas.height >= 32
-    lines: list[Line] = list(head)
-    lines += [()] * tall
+    gap: list[Line] = [()] * tall
     reasons = 4 if tall else 2
     words = verdict_lines(found, canvas, reasons)
     # As many lines for one verdict as for the next: the bar stays where it is.
-    lines += [*words, *[()] * (reasons + 1 - len(words))]
-    lines += [()] * tall
-    tcp = int(p.newest["protocol"]) == 6
+    lines = [*head, *gap, *words, *[()] * (reasons + 1 - len(words)), *gap]
     # What is left after the strips is the bar's, which must have room for its parts.
-    small, large = (1, 2) if tall else (1, 1)
+    large = 2 if tall else 1
     columns = [split(frame, flow) for frame in p.frames]
     strips = [
         *_rates(p, "tx", TX, "sent", large),
         *_rates(p, "rx", RX, "received", large),
         *_trips(p, 3 if tall else 1),
     ]
-    if tcp:
-        strips += [*_window(p, large), *_again(p)]
+    if int(p.newest["protocol"]) == PROTOCOLS["tcp"]:
+        strips += [*_window(p, large), *_retransmits(p)]
         if any(parts["buffer"] is not None for parts in columns):
-            strips += _buffer(p, columns, found.culprits, small)
+            strips += _buffer(p, columns, found.culprits)
     room = canvas.height - len(lines) - 2  # title and axis
-    while strips and room - len(strips) < _LEAST_BAR:
-        strips.pop()
+    del strips[max(room - _LEAST_BAR, 0) :]
     height = min(max(room - len(strips), 1), 16)
     lines += [_title(found, p), *_bar(found, p, columns, height), *strips]
     axis = draw.time_axis([f.time_ns for f in p.frames], p.width, canvas)
-    lines = [*lines[: max(canvas.height - 1, 0)], (Span(" " * _AXIS), *axis)]
-    return draw.clip(lines, canvas)
+    return draw.clip([*lines[: max(canvas.height - 1, 0)], (Span(" " * _AXIS), *axis)], canvas)
 
 
 def _title(found: Explanation, page: _Page) -> Line:
-    """What the bar is, and what its figures are."""
     room = page.canvas.width - (page.side + 2 if page.side else 0)
     left = line(("delay ", TITLE), (units.duration(found.whole_ns), VALUE), "  ")
     words = ("a packet's way to the far end and back, and to its reader", "a packet's way there and back", "")
@@ -471,26 +399,16 @@ def _top(sums: Sequence[float]) -> float:
     return draw.ceiling(some[-1] if some[-1] <= 4 * usual else 2 * usual)
 
 
-def _bar(
-    found: Explanation, page: _Page, columns: Sequence[dict[str, float | None]], height: int
-) -> list[Line]:
-    sums = [sum(parts[name] or 0.0 for name in WAY) for parts in columns]
-    top = _top(sums)
-    inner = replace(page.canvas, width=page.width, height=height, cursor=None)
-    graph = bars(columns, inner, top, found.culprits)
+def _bar(found: Explanation, page: _Page, columns: Sequence[Parts], height: int) -> list[Line]:
+    top = _top([sum(parts[name] or 0.0 for name in WAY) for parts in columns])
+    graph = bars(columns, page.graph_canvas(height), top, found.culprits)
     legend = _legend(found, replace(page.canvas, width=page.side)) if page.side else []
-    if len(legend) < height and legend:
-        # The send buffer is not in the bar: it stands apart.
-        legend = [*legend[:-1], *[()] * min(height - len(legend), 1), legend[-1]]
+    if len(legend) < height:
+        legend.insert(-1, ())  # the send buffer is not in the bar: it stands apart
     labels = [draw.scale(units.duration(top))] + [""] * (height - 1)
     if height >= _LEAST_BAR:
         labels[height // 2] = draw.scale(units.duration(top / 2))
-    if not page.side:
-        return [page.beside(g, text, ()) for g, text in zip(graph, labels, strict=True)]
-    return [
-        page.beside(g, text, legend[n] if n < len(legend) else ())
-        for n, (g, text) in enumerate(zip(graph, labels, strict=True))
-    ]
+    return page.beside(graph, labels, legend)
 
 
 def detail(history: History, identity: int, canvas: Canvas) -> list[Line]:
@@ -500,43 +418,39 @@ def detail(history: History, identity: int, canvas: Canvas) -> list[Line]:
         return draw.clip([line(("This flow is not in the frames that are kept.", DIM))], canvas)
     newest = row_of(at, identity)
     head = [_identity(newest, canvas, at is not history[-1]), _did(newest, at, canvas)]
-    return page(history, identity, canvas, head)
+    return _page(history, identity, canvas, head)
 
 
 def _identity(row: Any, canvas: Canvas, gone: bool) -> Line:
     word = "gone" if gone else STATES[int(row["state"])]
-    return draw.parts(
-        [
-            (0, line((units.protocol(int(row["protocol"])), LABEL))),
-            (2, line((f"in {_tunnel(row)}", LABEL)) if row["tunnel"] else ()),
-            (1, line((_named(row, "local", canvas), TITLE))),
-            (0, line(("⇄" if canvas.unicode else "<>", DIM))),
-            (0, line((_named(row, "remote", canvas), TITLE))),
-            (2, line((_process(row), PLAIN))),
-            (
-                3,
-                line((word, DIM if gone else GOOD if word == "open" else WARN if word == "reset" else LABEL)),
-            ),
-        ],
-        canvas.width,
-    )
+    role = {"gone": DIM, "open": GOOD, "reset": WARN}.get(word, LABEL)
+    pieces = [
+        (0, line((units.protocol(int(row["protocol"])), LABEL))),
+        (2, line((f"in {tunnel_of(row)}", LABEL)) if row["tunnel"] else ()),
+        (1, line((named(row, "local", canvas), TITLE))),
+        (0, line(("⇄" if canvas.unicode else "<>", DIM))),
+        (0, line((named(row, "remote", canvas), TITLE))),
+        (2, line((process(row), PLAIN))),
+        (3, line((word, role))),
+    ]
+    return draw.parts(pieces, canvas.width)
 
 
 def _did(row: Any, frame: Frame, canvas: Canvas) -> Line:
+    received, sent = map(units.size, both_ways(row, "bytes_total"))
     pieces = [
-        (0, line(("age ", LABEL), (units.age(_since(frame, row["first"])), PLAIN))),
-        (1, line(("received ", LABEL), (units.size(int(row["rx_bytes_total"])), PLAIN))),
-        (1, line(("sent ", LABEL), (units.size(int(row["tx_bytes_total"])), PLAIN))),
+        (0, line(("age ", LABEL), (units.age(since(frame, row["first"])), PLAIN))),
+        (1, line(("received ", LABEL), (received, PLAIN))),
+        (1, line(("sent ", LABEL), (sent, PLAIN))),
     ]
-    if int(row["protocol"]) == 6:
-        for way, word in (("tx", "retransmitted "), ("rx", "received again ")):
+    if int(row["protocol"]) == PROTOCOLS["tcp"]:
+        for way, word in (("tx", "retr sent "), ("rx", "retr received ")):
             count = int(row[f"{way}_retransmits"])
             pieces.append((2, line((word, LABEL), (units.count(count), WARN if count else PLAIN))))
-        late = int(row["rx_out_of_order"]) + int(row["tx_out_of_order"])
-        pieces.append((3, line(("out of order ", LABEL), (units.count(late), PLAIN))))
+        late = units.count(sum(both_ways(row, "out_of_order")))
+        pieces.append((3, line(("reordered ", LABEL), (late, PLAIN))))
         # Rare, and worth their place where they are: copies that the network made, and what nothing tells apart.
-        for field, word in (("uncertain", "late, cannot tell "), ("duplicates", "duplicated ")):
-            count = int(row[f"rx_{field}"]) + int(row[f"tx_{field}"])
-            if count:
+        for field, word in (("uncertain", "uncertain "), ("duplicates", "duplicated ")):
+            if count := sum(both_ways(row, field)):
                 pieces.append((4, line((word, LABEL), (units.count(count), PLAIN))))
     return draw.parts(pieces, canvas.width, gap=3)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
-from nettop.analysis.verdict.explain import WINDOW, Explanation, chosen, explain, row_of
+from nettop.analysis.verdict.evidence import WINDOW
+from nettop.analysis.verdict.explain import Explanation, explain
+from nettop.analysis.verdict.flow import chosen
 from nettop.core.frame import Focus, Frame
 from nettop.core.histogram import packed
 from nettop.probes.flows.constants import key_of
+from nettop.probes.flows.section import row_of
 from nettop.settings import Control
 
 
@@ -31,9 +35,7 @@ class Explainer:
         if self._frames:
             newest = self._frames[-1]
             kept = {name: packed(section.trimmed(100)) for name, section in newest.sections.items()}
-            self._frames[-1] = Frame(
-                newest.time_ns, newest.interval_ns, newest.host, newest.interface, sections=kept
-            )
+            self._frames[-1] = replace(newest, sections=kept)
         self._frames.append(frame)
         if not self.flow or row_of(frame, self.flow) is None:
             self.flow = chosen(frame, self._end)

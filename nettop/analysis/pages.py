@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nettop.analysis import flow_page
 from nettop.probes.base import Probe
-from nettop.render.canvas import Detail, Pane
-
-
-@dataclass(frozen=True)
-class Page:
-    """The page of a table's row, and what ``?`` says of it."""
-
-    draw: Detail
-    help: str
-
-
-PAGES: Mapping[str, Page] = {"flows": Page(flow_page.detail, flow_page.HELP)}  # by the table's pane
+from nettop.render.canvas import Pane
 
 
 def panes_of(probe: Probe) -> tuple[Pane, ...]:
@@ -27,7 +15,6 @@ def panes_of(probe: Probe) -> tuple[Pane, ...]:
 
 
 def _with_page(pane: Pane) -> Pane:
-    page = PAGES.get(pane.name)
-    if page is None or pane.table is None:
+    if pane.name != "flows" or pane.table is None:
         return pane
-    return replace(pane, table=replace(pane.table, detail=page.draw, detail_help=page.help))
+    return replace(pane, table=replace(pane.table, detail=flow_page.detail, detail_help=flow_page.HELP))

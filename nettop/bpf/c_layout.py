@@ -16,20 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-_SCALARS = {
-    "char": "c",
-    "_Bool": "?",
-    "signed char": "b",
-    "unsigned char": "B",
-    "short": "h",
-    "unsigned short": "H",
-    "int": "i",
-    "unsigned int": "I",
-    "long": "q",
-    "unsigned long": "Q",
-    "long long": "q",
-    "unsigned long long": "Q",
-}
+_SCALARS = {"char": "c", "_Bool": "?", "signed char": "b", "unsigned char": "B"}
+for _name, _code in (("short", "h"), ("int", "i"), ("long", "q"), ("long long", "q")):
+    _SCALARS |= {_name: _code, f"unsigned {_name}": _code.upper()}
 _PADDING = "__pad_"
 
 

@@ -32,8 +32,8 @@ class Flag(IntFlag):
     OF_DEVICE = NO_STACK | COMPLETES
 
 
+CONFIG = "config"  # the map's name in every program
 SAMPLE_NONE = 31  # sample_shift while no packet is followed
-NOBODY = SAMPLE_NONE
 GENERATIONS = 4  # of filters: programs of two are attached at a time, while one takes the other's place
 
 

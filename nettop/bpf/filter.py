@@ -13,10 +13,12 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+from nettop.bpf import library
 from nettop.core.errors import ExitCode, NettopError
 
 #: Link types of pcap: an Ethernet header first, or the IP header.
@@ -29,9 +31,7 @@ MAX_INSTRUCTIONS = 2048
 
 SNAPLEN = 262144  # tcpdump's: nothing is cut off
 _MAX_TEXT = 65536
-_NO_MASK = (
-    0  # for ``ip broadcast``, which is 0.0.0.0 and 255.255.255.255 alone: tcpdump's, whatever the interface
-)
+_NO_MASK = 0  # so ``ip broadcast`` is 0.0.0.0 and 255.255.255.255 alone, as tcpdump's, whatever the interface
 _CELLS = 16  # of M, BPF_MEMWORDS
 _WORD = (1 << 32) - 1
 
@@ -84,7 +84,7 @@ class Program:
         lib = _libpcap()
         array = (_Insn * len(self.instructions))(*(_Insn(*i) for i in self.instructions))
         program = _BpfProgram(len(array), array)
-        header = _Header(0, 0, len(packet), len(packet) if length is None else length)
+        header = _Header((0, 0), len(packet), len(packet) if length is None else length)
         return bool(lib.pcap_offline_filter(ctypes.byref(program), ctypes.byref(header), packet))
 
 
@@ -105,42 +105,29 @@ class _BpfProgram(ctypes.Structure):
 
 
 class _Header(ctypes.Structure):
-    """struct pcap_pkthdr: time, bytes captured, bytes on the wire."""
+    """struct pcap_pkthdr: struct timeval, bytes captured, bytes on the wire."""
 
-    _fields_ = (
-        ("seconds", ctypes.c_long),
-        ("microseconds", ctypes.c_long),
-        ("captured", ctypes.c_uint),
-        ("length", ctypes.c_uint),
-    )
+    _fields_ = (("time", 2 * ctypes.c_long), ("captured", ctypes.c_uint), ("length", ctypes.c_uint))
+
+
+_HANDLE, _INT, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
+_PROGRAM = ctypes.POINTER(_BpfProgram)
+_FUNCTIONS = {  # what each returns, and its arguments
+    "pcap_open_dead": (_HANDLE, _INT, _INT),
+    "pcap_compile": (_INT, _HANDLE, _PROGRAM, _TEXT, _INT, ctypes.c_uint),
+    "pcap_geterr": (_TEXT, _HANDLE),
+    "pcap_freecode": (None, _PROGRAM),
+    "pcap_close": (None, _HANDLE),
+    "pcap_offline_filter": (_INT, _PROGRAM, ctypes.POINTER(_Header), _TEXT),
+}
 
 
 @cache
 def _libpcap() -> ctypes.CDLL:
-    for name in ("libpcap.so.0.8", "libpcap.so.1"):  # Debian's name, everybody else's
-        try:
-            lib = ctypes.CDLL(name)
-        except OSError:
-            continue
-        lib.pcap_open_dead.argtypes = [ctypes.c_int, ctypes.c_int]
-        lib.pcap_open_dead.restype = ctypes.c_void_p
-        lib.pcap_compile.argtypes = [
-            ctypes.c_void_p,
-            ctypes.POINTER(_BpfProgram),
-            ctypes.c_char_p,
-            ctypes.c_int,
-            ctypes.c_uint,
-        ]
-        lib.pcap_geterr.argtypes = [ctypes.c_void_p]
-        lib.pcap_geterr.restype = ctypes.c_char_p
-        lib.pcap_freecode.argtypes = [ctypes.POINTER(_BpfProgram)]
-        lib.pcap_close.argtypes = [ctypes.c_void_p]
-        lib.pcap_offline_filter.argtypes = [
-            ctypes.POINTER(_BpfProgram),
-            ctypes.POINTER(_Header),
-            ctypes.c_char_p,
-        ]
-        return lib
+    if found := library.load(
+        ("libpcap.so.0.8", "libpcap.so.1"), _FUNCTIONS
+    ):  # Debian's name, everybody else's
+        return found
     raise NettopError(
         "libpcap is not installed, and filters need it",
         "apt install libpcap0.8 (Debian, Ubuntu), dnf install libpcap, pacman -S libpcap",
@@ -153,7 +140,7 @@ def link_type(l2_len: int) -> int:
     return EN10MB if l2_len else RAW
 
 
-def compile_expression(text: str, link: int = EN10MB, snaplen: int = SNAPLEN) -> Program:
+def compile_expression(text: str, link: int = EN10MB) -> Program:
     """Compile an expression as tcpdump does.  An empty one matches everything.
 
     Blocks while names are looked up, and a second or more for hundreds of terms: call it in a thread.  Raises
@@ -162,35 +149,30 @@ def compile_expression(text: str, link: int = EN10MB, snaplen: int = SNAPLEN) ->
     if len(text) > _MAX_TEXT or not all(c.isprintable() or c in "\t\n" for c in text):
         raise FilterError("not an expression: too long, or with characters that cannot be printed")
     lib = _libpcap()
-    handle = lib.pcap_open_dead(link, snaplen)
+    handle = lib.pcap_open_dead(link, SNAPLEN)
     if not handle:
         raise FilterError("libpcap has no room for a filter")
-    program = _BpfProgram()
-    try:
+    with ExitStack() as undo:
+        undo.callback(lib.pcap_close, handle)
+        program = _BpfProgram()
         if lib.pcap_compile(handle, ctypes.byref(program), text.encode(), 1, _NO_MASK) != 0:
             raise FilterError(lib.pcap_geterr(handle).decode(errors="replace"))
-        try:
-            found = tuple(
-                Instruction(i.code, i.jt, i.jf, i.k) for i in program.instructions[: program.length]
-            )
-        finally:
-            lib.pcap_freecode(ctypes.byref(program))
-    finally:
-        lib.pcap_close(handle)
-    if any(i.code == 0x05 and i.k > _WORD >> 1 for i in found):
+        undo.callback(lib.pcap_freecode, ctypes.byref(program))
+        found = tuple(Instruction(i.code, i.jt, i.jf, i.k) for i in program.instructions[: program.length])
+    if any(i.code == _JA and i.k > _WORD >> 1 for i in found):
         raise FilterError("protochain is a loop, which no filter in the kernel can be", "use proto instead")
     check(found)
     return Program(text, link, found)
 
 
-def compile_or_word(text: str, link: int = EN10MB, snaplen: int = SNAPLEN) -> Program | None:
+def compile_or_word(text: str, link: int = EN10MB) -> Program | None:
     """What was typed: a Program for the kernel, or None for a plain word to look for in what is shown.
 
     A word is one that libpcap cannot compile, such as an address, a port or a process's name.  Blocks and raises
     as ``compile_expression`` does.
     """
     try:
-        return compile_expression(text, link, snaplen)
+        return compile_expression(text, link)
     except FilterError:
         if _PLAIN.fullmatch(text.strip()) and text.strip().lower() not in _UNFINISHED:
             return None
@@ -201,18 +183,8 @@ def compile_or_word(text: str, link: int = EN10MB, snaplen: int = SNAPLEN) -> Pr
 
 _LOADS = {0x20: 4, 0x28: 2, 0x30: 1, 0x40: 4, 0x48: 2, 0x50: 1}  # LD ABS and LD IND, by size in bytes
 _INDIRECT = frozenset((0x40, 0x48, 0x50))
-_ALU = {
-    0x00: "+",
-    0x10: "-",
-    0x20: "*",
-    0x30: "/",
-    0x40: "|",
-    0x50: "&",
-    0x60: "<<",
-    0x70: ">>",
-    0x90: "%",
-    0xA0: "^",
-}
+_ALU = {0x00: "+", 0x10: "-", 0x20: "*", 0x30: "/", 0x40: "|", 0x50: "&", 0x60: "<<", 0x70: ">>"}
+_ALU |= {0x90: "%", 0xA0: "^"}
 _JUMPS = {  # the condition, and its opposite
     0x10: ("FILTER_STEP(a) == {}", "FILTER_STEP(a) != {}"),
     0x20: ("FILTER_STEP(a) > {}", "FILTER_STEP(a) <= {}"),
@@ -233,13 +205,11 @@ _PLAIN_CODES = {
     0x87: "a = x;",
 }
 _JA, _MSH, _RET_K, _RET_A = 0x05, 0xB1, 0x06, 0x16
-_CELL_CODES = frozenset((0x02, 0x03, 0x60, 0x61))
-_CODES = frozenset(
-    {_JA, _MSH, _RET_K, _RET_A}
-    | set(_LOADS)
-    | set(_PLAIN_CODES)
-    | {0x04 | op | source for op in _ALU for source in (0, 8)}
-    | {0x05 | op | source for op in _JUMPS for source in (0, 8)}
+_CELL_CODES = (0x02, 0x03, 0x60, 0x61)
+_CODES = (
+    frozenset((_JA, _MSH, _RET_K, _RET_A, *_LOADS, *_PLAIN_CODES))
+    .union(0x04 | op | source for op in _ALU for source in (0, 8))
+    .union(0x05 | op | source for op in _JUMPS for source in (0, 8))
 )
 
 
@@ -272,6 +242,7 @@ def check(instructions: Instructions) -> None:
         if code not in _CODES or not (0 <= jt <= 255 and 0 <= jf <= 255 and 0 <= k <= _WORD):
             raise ValueError(f"no instruction of classic BPF: {code:#x} {jt} {jf} {k:#x}")
         left = length - number - 1
+        good = True
         if code == _JA:
             good = k < left
         elif code & 7 == 5:
@@ -282,8 +253,6 @@ def check(instructions: Instructions) -> None:
             good = k != 0
         elif code in (0x64, 0x74):  # shifts by a constant
             good = k < 32
-        else:
-            good = True
         if not good:
             raise ValueError(f"instruction {number} is out of range: {code:#x} {jt} {jf} {k:#x}")
 
@@ -336,14 +305,12 @@ def _statement(number: int, instruction: Instruction) -> list[str]:
 
 
 def _load(code: int, k: int) -> list[str]:
-    size = _LOADS[code]
-    if code in _INDIRECT:
-        # not modulo 2^32: an offset that wraps is beyond the end
-        return [f"if (!filter_load(packet, x + {k:#x}, {size}, &a))", "\treturn 0;"]
-    if k >= _AD_OFF:
+    if code not in _INDIRECT and k >= _AD_OFF:
         known = _AD.get(k - _AD_OFF)
         return [f"a = {known};"] if known else ["return 0;"]
-    return [f"if (!filter_load(packet, {k:#x}, {size}, &a))", "\treturn 0;"]
+    # not modulo 2^32: an offset that wraps is beyond the end
+    offset = f"x + {k:#x}" if code in _INDIRECT else f"{k:#x}"
+    return [f"if (!filter_load(packet, {offset}, {_LOADS[code]}, &a))", "\treturn 0;"]
 
 
 def _jump(condition: str, opposite: str, base: int, jt: int, jf: int) -> list[str]:

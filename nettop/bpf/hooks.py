@@ -1,4 +1,4 @@
-"""The attach ladder as data: boundaries in the kernel, and the ways to watch each, best first.
+"""Hooks as data: boundaries in the kernel, and the mechanisms that watch each, in order of preference.
 
 The loader reads these too, so nothing heavy is imported here.
 """
@@ -28,7 +28,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to watch a boundary: all of its attachments hold, or the next candidate is tried."""
+    """One way to watch a boundary: all of its attachments succeed, or the next candidate is tried."""
 
     via: Via
     attachments: tuple[Attachment, ...]
@@ -36,7 +36,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Hook:
-    """A boundary and the ways to watch it, best first.  Without a required hook its probe is of no use.
+    """A boundary and its candidates in order of preference.  Without a required hook its probe is of no use.
 
     ``flag``: bits of the config's flags, set where the hook cannot be had, for programs that must know.
     """

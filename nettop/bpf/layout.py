@@ -47,30 +47,27 @@ class Layout(NamedTuple):
 def layout_of(info: MapInfo, declared: Map) -> Layout:
     """The layout of a map as it was made.  Raises ValueError where that is not what the module has declared."""
     ring = declared.read == "ring"  # for the kernel its events have no size
-    if ring and declared.fields and dtype_of(info.value_layout).names is None:
-        raise ValueError(
-            f"the ring {info.name} does not say what its events are: declare it by RINGBUF of nettop.h"
-        )
-    value = _checked(
-        info.name, "value", info.value_layout, declared.fields, None if ring else info.value_size
-    )
-    return Layout(
-        value, _checked(info.name, "key", info.key_layout, declared.keys, None if ring else info.key_size)
-    )
-
-
-def _checked(name: str, what: str, description: str, fields: str, size: int | None) -> np.dtype[Any]:
-    dtype = dtype_of(description)
-    if size not in (None, dtype.itemsize):
-        raise ValueError(
-            f"a {what} of the map {name} has {size} bytes, and {dtype.itemsize} by its description"
-        )
-    lacking = [field for field in fields.split() if not _has(dtype, field)]
-    if lacking:
-        raise ValueError(
-            f"a {what} of the map {name} has no {', '.join(lacking)}: program and module do not belong together"
-        )
-    return dtype
+    found: list[np.dtype[Any]] = []
+    for what, description, size, fields in (
+        ("value", info.value_layout, info.value_size, declared.fields.split()),
+        ("key", info.key_layout, info.key_size, declared.keys.split()),
+    ):
+        dtype = dtype_of(description)
+        if ring and fields and dtype.names is None:
+            raise ValueError(
+                f"the ring {info.name} does not say what its events are: declare it by RINGBUF of nettop.h"
+            )
+        if not ring and size != dtype.itemsize:
+            raise ValueError(
+                f"a {what} of the map {info.name} has {size} bytes, and {dtype.itemsize} by its description"
+            )
+        if lacking := [field for field in fields if not _has(dtype, field)]:
+            raise ValueError(
+                f"a {what} of the map {info.name} has no {', '.join(lacking)}: "
+                "program and module do not belong together"
+            )
+        found.append(dtype)
+    return Layout(*found)
 
 
 def _has(dtype: np.dtype[Any], field: str) -> bool:

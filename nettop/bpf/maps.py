@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,7 @@ class HashReader:
         done, end, first = 0, False, True
         while not end and done < len(self._keys):
             try:
-                got, end = syscall.map_batch(
-                    syscall.Cmd.MAP_LOOKUP_BATCH,
+                got, end = syscall.map_lookup_batch(
                     self._fd,
                     0 if first else _address(self._cursor),
                     _address(self._cursor),
@@ -111,9 +110,8 @@ class RingReader:
             return np.zeros(0, self._layout)
         records = np.frombuffer(self._data_map, self._record, count, self._data_offset + (start & self._mask))
         lengths = records["length"].copy()
-        busy = np.flatnonzero(
-            lengths & _BUSY
-        )  # reserved and not yet submitted: the rest waits for the next drain
+        # Reserved and not yet submitted: the rest waits for the next drain.
+        busy = np.flatnonzero(lengths & _BUSY)
         if busy.size:
             records, lengths = records[: busy[0]], lengths[: busy[0]]
         sizes = lengths & ~_DISCARD
@@ -129,11 +127,7 @@ class RingReader:
 Reader = ArrayReader | HashReader | RingReader
 
 
-def open_reader(fd: int, info: MapInfo, layout: Layout, read: str) -> Reader:
-    """The reader for a map that is read so."""
-    if read == "hash":
-        return HashReader(fd, info, layout)
-    return RingReader(fd, info, layout) if read == "ring" else ArrayReader(fd, info, layout)
+_READERS: Mapping[str, type[Reader]] = {"hash": HashReader, "ring": RingReader}
 
 
 def open_maps(
@@ -152,5 +146,6 @@ def open_maps(
             raise ValueError(f"there is no map {each.name}: program and module do not belong together")
         layouts[each.name] = layout_of(info, each)
         if each.read != "none":
-            readers[each.name] = open_reader(fds[info.fd], info, layouts[each.name], each.read)
+            reader = _READERS.get(each.read, ArrayReader)
+            readers[each.name] = reader(fds[info.fd], info, layouts[each.name])
     return readers, layouts

@@ -22,7 +22,7 @@ from nettop.bpf.protocol import NAME
 from nettop.core import paths, units
 from nettop.core.errors import NettopError
 
-# Programs of these types see what the kernel does and change nothing of it; best first.
+# Programs of these types observe and change nothing; in order of preference.
 READ_ONLY: tuple[Via, ...] = ("tp_btf", "raw_tracepoint", "fentry", "kprobe")
 _PROGRAM = re.compile(rf"(?P<hook>\w+?)__(?P<via>{'|'.join(get_args(Via))})(?:__(?P<target>\w+))?\Z")
 _FUNCTION = re.compile(r"^int (\w+)\(", re.MULTILINE)
@@ -83,7 +83,7 @@ def _inside(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             path = Path(entry.path)
-            yield path  # and looked at, before it is gone into
+            yield path  # checked before its contents are listed
             if entry.is_dir(follow_symlinks=False):
                 yield from _inside(path)
 
@@ -119,7 +119,7 @@ def _user(uid: int) -> str:
 def hooks_of(programs: Iterable[str]) -> tuple[Hook, ...]:
     """The hooks of a C file, by its functions' names: HOOK__MECHANISM, or HOOK__MECHANISM__TARGET.
 
-    Several for one hook are tried in the order of READ_ONLY until one holds.  Other names are functions of no hook.
+    Several for one hook are tried in the order of READ_ONLY until one succeeds.  Other names are functions of no hook.
     Raises NettopError for a mechanism by which traffic could be changed.
     """
     found: dict[str, list[Candidate]] = {}

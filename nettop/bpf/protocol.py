@@ -11,9 +11,11 @@ import json
 import os
 import re
 import socket
+from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nettop.bpf.filter import FilterError, from_words
 
@@ -42,7 +44,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_interface(self.interface)
-        _check_names(self.probes, "probes")
+        _check_probes(self.probes)
         if len(self.entries) > 64 or not all(1 <= count <= MOST_ENTRIES for _, count in self.entries):
             raise ProtocolError("entries out of range")
         if not (0 <= self.subnet4 <= 32 and 0 <= self.subnet6 <= 128):
@@ -99,7 +101,7 @@ class Load:
 
 @dataclass(frozen=True)
 class AttachInterface:
-    """Screen to loader: attach again to this interface, which is back (perhaps as another device) or has lost what was
+    """Screen to loader: attach again to this interface, which is back (perhaps as another device) or lost what was
     attached.  Answered like Load; maps are kept.
     """
 
@@ -130,9 +132,9 @@ def _check_interface(name: str) -> None:
         raise ProtocolError(f"not an interface name: {name!r}")
 
 
-def _check_names(names: tuple[str, ...], what: str) -> None:
+def _check_probes(names: tuple[str, ...]) -> None:
     if not all(NAME.match(name) for name in names) or len(names) > 32:
-        raise ProtocolError(f"not a list of {what}")
+        raise ProtocolError("not a list of probes")
 
 
 def _check_filter(words: tuple[int, ...]) -> None:
@@ -143,30 +145,26 @@ def _check_filter(words: tuple[int, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class ResumeProbes:
+class _Named:
+    probes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_probes(self.probes)
+
+
+class ResumeProbes(_Named):
     """Screen to loader: attach these probes again, which the screen has suspended by closing their links.
 
     Answered by one Loaded a probe, with links and without maps, and a Done.  What their programs knew of packets that
     were under way is cleared; what they have counted is kept.
     """
 
-    probes: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        _check_names(self.probes, "probes")
-
-
-@dataclass(frozen=True)
-class RetryProbes:
+class RetryProbes(_Named):
     """Screen to loader: compile, load and attach these probes of the plan anew, which have failed.
 
     Answered like Load.  Whatever was left of them is closed first.
     """
-
-    probes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        _check_names(self.probes, "probes")
 
 
 @dataclass(frozen=True)
@@ -199,9 +197,7 @@ class Done:
 
 Request = Load | AttachInterface | Filter | ResumeProbes | RetryProbes | Stats
 Message = Request | Loaded | Done
-_KINDS: Mapping[str, type[Any]] = {
-    k.__name__: k for k in (Load, AttachInterface, Filter, ResumeProbes, RetryProbes, Stats, Loaded, Done)
-}
+_KINDS: Mapping[str, type[Any]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def send(sock: socket.socket, message: Message) -> None:
@@ -240,64 +236,49 @@ def receive(sock: socket.socket) -> Message:
 def _decode(data: bytes, fds: tuple[int, ...]) -> Message:
     try:
         name, body = json.loads(data)
-        kind = _KINDS[name]
-        if kind is Load:
-            return Load(_strict(Plan, body["plan"]))
-        if kind is Loaded:
-            return Loaded(_probe(body["probe"], len(fds)), fds)
-        if fds:
-            raise ProtocolError("descriptors where there should be none")
-        message: Message = _strict(kind, body)
+        message: Message = typed(_KINDS[name], body)
     except ProtocolError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f"not a message: {error}") from None
+    if isinstance(message, Loaded):
+        if message.fds:
+            raise ProtocolError("descriptors in the text")
+        _check_descriptors(message.probe, len(fds))
+        return replace(message, fds=fds)
+    if fds:
+        raise ProtocolError("descriptors where there should be none")
     return message
 
 
-_PAIRS = {"tuple[tuple[str, int], ...]": int, "tuple[tuple[str, str], ...]": str}
+_hints = cache(get_type_hints)
 
 
-def _strict(kind: type[Any], body: Mapping[str, Any]) -> Any:
-    """A flat dataclass from JSON, every value of the declared type, no field unknown."""
-    declared = {f.name: str(f.type) for f in fields(kind)}
-    if not isinstance(body, dict) or set(body) - set(declared):
-        raise ProtocolError(f"unknown fields for {kind.__name__}")
-    values: dict[str, Any] = {}
-    for name, value in body.items():
-        expected = declared[name]
-        if expected == "bool":
-            good = isinstance(value, bool)
-        elif expected == "int":
-            good = isinstance(value, int) and not isinstance(value, bool)
-        elif expected == "str":
-            good = isinstance(value, str)
-        elif expected == "tuple[str, ...]":
-            good = isinstance(value, list) and all(isinstance(v, str) for v in value)
-            value = tuple(value) if good else value
-        elif expected == "tuple[int, ...]":
-            good = isinstance(value, list) and all(type(v) is int for v in value)
-            value = tuple(value) if good else value
-        elif expected in _PAIRS:
-            kinds = [str, _PAIRS[expected]]
-            good = isinstance(value, list) and all(
-                isinstance(v, list) and [type(each) for each in v] == kinds for v in value
-            )
-            value = tuple((v[0], v[1]) for v in value) if good else value
-        else:
-            good = False
-        if not good:
-            raise ProtocolError(f"{kind.__name__}.{name} is not {expected}")
-        values[name] = value
-    return kind(**values)
+def typed(kind: Any, value: Any) -> Any:
+    """What JSON gave as a value of this type: a dataclass, tuple, mapping, literal, scalar, or bytes as base64.
+
+    Raises TypeError or ValueError for whatever is not exactly that.
+    """
+    origin, kinds = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = _hints(kind)
+        if type(value) is not dict or value.keys() - hints.keys():
+            raise TypeError(f"not the fields of {kind.__name__}")
+        return kind(**{name: typed(hints[name], each) for name, each in value.items()})
+    if origin is Mapping and type(value) is dict:
+        return {name: typed(kinds[1], each) for name, each in value.items()}
+    if origin is tuple and type(value) is list:
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return tuple(typed(each, part) for each, part in zip(kinds, value, strict=True))
+    if kind is bytes and type(value) is str:
+        return b64decode(value)
+    fits = value in kinds if origin is Literal else type(value) is kind
+    if not fits:
+        raise TypeError(f"{str(value)[:80]!r} is no {kind}")
+    return value
 
 
-def _probe(body: Mapping[str, Any], fds: int) -> ProbeInfo:
-    flat = {k: v for k, v in body.items() if k not in ("maps", "hooks")}
-    info: ProbeInfo = _strict(ProbeInfo, flat)
-    maps = tuple(_strict(MapInfo, m) for m in body.get("maps", ()))
-    hooks = tuple(_strict(HookInfo, h) for h in body.get("hooks", ()))
-    used = [m.fd for m in maps] + [n for h in hooks for n in (*h.programs, *h.links) if n != -1]
-    if any(not 0 <= n < fds for n in used):
+def _check_descriptors(probe: ProbeInfo, fds: int) -> None:
+    attached = [n for hook in probe.hooks for n in (*hook.programs, *hook.links) if n != -1]
+    if any(not 0 <= n < fds for n in (*attached, *(made.fd for made in probe.maps))):
         raise ProtocolError("a descriptor that did not come")
-    return ProbeInfo(info.name, info.state, info.detail, info.hint, maps, hooks, info.missing)

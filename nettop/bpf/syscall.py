@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _NUMBERS = {"x86_64": 321, "i386": 357, "i686": 357, "armv7l": 386, "ppc64le": 361, "ppc64": 361}
 _GENERIC_NUMBER = 280  # asm-generic/unistd.h: arm64, riscv, loongarch
@@ -82,20 +83,27 @@ class AttachType(IntEnum):
     TCX_EGRESS = 47
 
 
-def _call(cmd: Cmd, attr: bytes | bytearray) -> int:
-    buffer = (ctypes.c_char * _ATTR_SIZE).from_buffer_copy(bytes(attr).ljust(_ATTR_SIZE, b"\0"))
-    return _call_buffer(cmd, buffer, len(attr))
+Buffer = ctypes.Array[ctypes.c_char]
 
 
-def _call_buffer(cmd: Cmd, buffer: ctypes.Array[ctypes.c_char], size: int) -> int:
-    result = int(_libc.syscall(_NUMBER, int(cmd), buffer, size))
+def _attr(form: str, *values: Any) -> Buffer:
+    """union bpf_attr: the rest is zeros, which the kernel takes of any length."""
+    return ctypes.create_string_buffer(struct.pack("<" + form, *values), _ATTR_SIZE)
+
+
+def _call(cmd: Cmd, attr: Buffer) -> int:
+    result = int(_libc.syscall(_NUMBER, int(cmd), attr, _ATTR_SIZE))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"bpf {cmd.name.lower()}: {os.strerror(number)}")
     return result
 
 
-def _address(data: ctypes.Array[ctypes.c_char] | None) -> int:
+def _held(data: bytes) -> Buffer:
+    return ctypes.create_string_buffer(data, len(data))
+
+
+def _address(data: Buffer | None) -> int:
     return ctypes.addressof(data) if data is not None else 0
 
 
@@ -112,54 +120,51 @@ def _name(name: str) -> bytes:
 
 def map_create(kind: int, key_size: int, value_size: int, max_entries: int, flags: int, name: str) -> int:
     """A new map's descriptor; sizes in bytes, for a ring buffer max_entries is its size in bytes."""
-    attr = struct.pack(
-        "<IIIIIII16s", kind, key_size, value_size, max_entries, flags, 0, 0, _name(name)
-    )  # inner_map_fd and numa_node stay 0
-    return _call(Cmd.MAP_CREATE, attr)
+    sizes = (kind, key_size, value_size, max_entries, flags)
+    return _call(Cmd.MAP_CREATE, _attr("5I8x16s", *sizes, _name(name)))  # no inner map, no NUMA node
 
 
 def map_lookup(fd: int, key: bytes, value: int) -> bool:
     """Read one value to the address ``value``; False where there is no such key."""
-    held = ctypes.create_string_buffer(key, len(key))
+    held = _held(key)
     try:
-        _call(Cmd.MAP_LOOKUP_ELEM, struct.pack("<IxxxxQQQ", fd, _address(held), value, 0))
+        _call(Cmd.MAP_LOOKUP_ELEM, _attr("I4xQQ", fd, _address(held), value))
     except FileNotFoundError:
         return False
     return True
 
 
-def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
+def map_update(fd: int, key: bytes, value: bytes) -> None:
     """Write one value."""
-    held = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
-    _call(Cmd.MAP_UPDATE_ELEM, struct.pack("<IxxxxQQQ", fd, _address(held[0]), _address(held[1]), flags))
+    held = _held(key), _held(value)
+    _call(Cmd.MAP_UPDATE_ELEM, _attr("I4xQQ", fd, *map(_address, held)))
 
 
 def map_delete(fd: int, key: bytes) -> bool:
     """Delete one entry; False where there was none."""
-    held = ctypes.create_string_buffer(key, len(key))
+    held = _held(key)
     try:
-        _call(Cmd.MAP_DELETE_ELEM, struct.pack("<IxxxxQ", fd, _address(held)))
+        _call(Cmd.MAP_DELETE_ELEM, _attr("I4xQ", fd, _address(held)))
     except FileNotFoundError:
         return False
     return True
 
 
-def map_batch(
-    cmd: Cmd, fd: int, cursor_in: int, cursor_out: int, keys: int, values: int, count: int
+def map_lookup_batch(
+    fd: int, cursor_in: int, cursor_out: int, keys: int, values: int, count: int
 ) -> tuple[int, bool]:
-    """One batch operation on raw addresses (0 for none).
+    """Read up to so many entries of a hash map to raw addresses; ``cursor_in`` is 0 at its beginning.
 
-    Returns the number of entries done and whether the end of the map was reached (the kernel says ENOENT).
+    Returns the number of entries read and whether the end of the map was reached (the kernel says ENOENT).
     ENOSPC means that one bucket holds more entries than the buffer.
     """
-    attr = struct.pack("<QQQQIIQQ", cursor_in, cursor_out, keys, values, count, fd, 0, 0)
-    buffer = (ctypes.c_char * _ATTR_SIZE).from_buffer_copy(attr.ljust(_ATTR_SIZE, b"\0"))
+    attr = _attr("QQQQII", cursor_in, cursor_out, keys, values, count, fd)
     end = False
     try:
-        _call_buffer(cmd, buffer, len(attr))
+        _call(Cmd.MAP_LOOKUP_BATCH, attr)
     except FileNotFoundError:
         end = True
-    return struct.unpack_from("<I", buffer.raw, 32)[0], end
+    return struct.unpack_from("<I", attr, 32)[0], end
 
 
 def prog_load(
@@ -168,51 +173,36 @@ def prog_load(
     name: str,
     attach_type: int = 0,
     attach_btf_id: int = 0,
-    log: ctypes.Array[ctypes.c_char] | None = None,
+    log: Buffer | None = None,
 ) -> int:
     """Load a program; its descriptor.  With a log buffer the verifier's words are left in it, also on refusal."""
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    licence = ctypes.create_string_buffer(LICENSE)
-    attr = struct.pack(
-        "<IIQQIIQII16sIIIIQIIQII",
-        kind,
-        len(instructions) // 8,
-        _address(code),
-        _address(licence),
-        1 if log is not None else 0,
-        len(log) if log is not None else 0,
-        _address(log),
-        0,  # kern_version: not looked at since 5.0
-        0,
-        _name(name),
-        0,
-        attach_type,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        attach_btf_id,
-    )
+    code, licence = _held(instructions), ctypes.create_string_buffer(LICENSE)
+    program = (kind, len(instructions) // 8, _address(code), _address(licence))
+    verifier = (0, 0, 0) if log is None else (1, len(log), _address(log))
+    attr = _attr("IIQQIIQ8x16s4xI36xI", *program, *verifier, _name(name), attach_type, attach_btf_id)
     return _call(Cmd.PROG_LOAD, attr)
 
 
 def raw_tracepoint_open(prog: int, name: str = "") -> int:
     """Attach to a raw tracepoint, or (no name) a tracing program to its function; the link's descriptor."""
     held = ctypes.create_string_buffer(name.encode())
-    return _call(Cmd.RAW_TRACEPOINT_OPEN, struct.pack("<QI", _address(held) if name else 0, prog))
+    return _call(Cmd.RAW_TRACEPOINT_OPEN, _attr("QI", _address(held) if name else 0, prog))
 
 
 def link_create(prog: int, target: int, attach_type: AttachType, extra: bytes = b"", flags: int = 0) -> int:
     """BPF_LINK_CREATE; the link's descriptor is the attachment."""
-    return _call(Cmd.LINK_CREATE, struct.pack("<IIII", prog, target, attach_type, flags) + extra)
+    return _call(Cmd.LINK_CREATE, _attr(f"IIII{len(extra)}s", prog, target, attach_type, flags, extra))
 
 
 def link_update(link: int, prog: int) -> None:
     """Replace the program of a link, atomically."""
-    _call(Cmd.LINK_UPDATE, struct.pack("<IIII", link, prog, 0, 0))
+    _call(Cmd.LINK_UPDATE, _attr("II", link, prog))
+
+
+def _info(fd: int, size: int) -> bytes:
+    info = ctypes.create_string_buffer(size)
+    _call(Cmd.OBJ_GET_INFO_BY_FD, _attr("IIQ", fd, size, _address(info)))
+    return info.raw
 
 
 def link_interface(link: int) -> int:
@@ -220,14 +210,12 @@ def link_interface(link: int) -> int:
 
     struct bpf_link_info: type, id and program, then what belongs to the type; for TCX the index is the first of it.
     """
-    info = ctypes.create_string_buffer(64)
-    _call(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", link, len(info), _address(info)))
-    return int(struct.unpack_from("<I", info.raw, 16)[0])
+    return int(struct.unpack_from("<I", _info(link, 64), 16)[0])
 
 
 def enable_stats() -> int:
     """Switch run statistics on for as long as the descriptor is open (BPF_STATS_RUN_TIME)."""
-    return _call(Cmd.ENABLE_STATS, struct.pack("<I", 0))
+    return _call(Cmd.ENABLE_STATS, _attr("I", 0))
 
 
 @dataclass(frozen=True)
@@ -243,39 +231,18 @@ class ProgramInfo:
 
 def program_info(fd: int) -> ProgramInfo:
     """Identity and run statistics of a program."""
-    info = ctypes.create_string_buffer(232)
-    _call(Cmd.OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", fd, len(info), _address(info)))
-    ident = struct.unpack_from("<I", info.raw, 4)[0]
-    name = info.raw[64:80].split(b"\0", 1)[0].decode(errors="replace")
-    run_ns, runs, missed = struct.unpack_from("<QQQ", info.raw, 192)
-    return ProgramInfo(ident, name, runs, run_ns, missed)
+    info = _info(fd, 232)
+    ident, name = struct.unpack_from("<4xI56x16s", info)
+    run_ns, runs, missed = struct.unpack_from("<QQQ", info, 192)
+    return ProgramInfo(ident, name.split(b"\0", 1)[0].decode(errors="replace"), runs, run_ns, missed)
 
 
 def test_run(prog: int, packet: bytes, repeat: int = 1, context: bytes = b"") -> tuple[int, bytes, int]:
     """BPF_PROG_TEST_RUN: the program's return value, the packet afterwards, and ns per run."""
-    data_in = ctypes.create_string_buffer(packet, len(packet))
-    data_out = ctypes.create_string_buffer(len(packet) + 256)
-    ctx_in = ctypes.create_string_buffer(context, len(context)) if context else None
-    attr = struct.pack(
-        "<IIIIQQIIIIQQIII",
-        prog,
-        0,
-        len(packet),
-        len(data_out),
-        _address(data_in),
-        _address(data_out),
-        repeat,
-        0,
-        len(context),
-        0,
-        _address(ctx_in),
-        0,
-        0,
-        0,
-        0,
-    )
-    buffer = (ctypes.c_char * _ATTR_SIZE).from_buffer_copy(attr.ljust(_ATTR_SIZE, b"\0"))
-    _call_buffer(Cmd.PROG_TEST_RUN, buffer, len(attr))
-    _, result, _, size_out = struct.unpack_from("<IIII", buffer.raw)
-    duration = struct.unpack_from("<I", buffer.raw, 36)[0]
-    return result, data_out.raw[:size_out], duration
+    sent, back = _held(packet), ctypes.create_string_buffer(len(packet) + 256)
+    given = _held(context) if context else None
+    sizes, data = (len(packet), len(back)), (_address(sent), _address(back))
+    attr = _attr("I4xIIQQI4xI4xQ", prog, *sizes, *data, repeat, len(context), _address(given))
+    _call(Cmd.PROG_TEST_RUN, attr)
+    result, size, duration = struct.unpack_from("<4xI4xI20xI", attr)
+    return result, back.raw[:size], duration

@@ -1,7 +1,7 @@
 """What is attached, and what the programs are told: the descriptors of programs and links, and the config maps.
 
 One control thread owns ``Attachments``; every method is called there, and most block.  What others get of it is
-immutable: ``hooks`` is replaced and never changed.  A link is closed here.  A program's descriptor is the meter's to
+immutable, as ``hooks`` is.  A link is closed here.  A program's descriptor is the meter's to
 close (meter.py), once it has seen ``hooks`` without it: until then it may be taking its run statistics.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from nettop.bpf import syscall
-from nettop.bpf.config import Config, Flag
+from nettop.bpf.config import CONFIG, Config, Flag
 from nettop.bpf.protocol import (
     AttachInterface,
     Filter,
@@ -30,6 +30,7 @@ from nettop.core.errors import NettopError
 from nettop.netdev import netlink
 
 _BOUND = ("tcx", "clsact")  # mechanisms that are bound to the interface
+_OF_DEVICE = ("ifindex", "netns", "l2_len", "count_in", "count_out", "cut_above", "epoch")  # of struct config
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,14 @@ class Attachments:
     def __init__(self, handle: LoaderHandle) -> None:
         self._handle = handle
         self._config_maps: dict[str, tuple[int, str]] = {}  # by probe: descriptor, and how it is laid out
-        self.hooks: tuple[Attachment, ...] = ()
+        self._hooks: dict[tuple[str, str], Attachment] = {}  # by probe and hook
         self.config = Config()  # as it was written last
         self.changed = 0.0  # time.monotonic() since when everything counts as it does now
+
+    @property
+    def hooks(self) -> tuple[Attachment, ...]:
+        """What is attached now."""
+        return tuple(self._hooks.values())
 
     def load(self, plan: Plan) -> tuple[list[Loaded], str]:
         """Have everything compiled, loaded and attached; the probes, and what the user is told of it."""
@@ -102,20 +108,17 @@ class Attachments:
 
     def _exchange(self, probe: str, info: HookInfo, programs: tuple[int, ...]) -> None:
         """Give the links of one hook their new programs: each packet meets the one or the other."""
-        (hook,) = (h for h in self.hooks if (h.probe, h.hook) == (probe, info.hook))
-        for link, fd in zip(
-            hook.links, programs, strict=False
-        ):  # no links: clsact, which the loader has done
+        hook = self._hooks[probe, info.hook]
+        # no links: clsact, which the loader has done
+        for link, fd in zip(hook.links, programs, strict=False):
             try:
                 syscall.link_update(link, fd)
             except OSError as error:
-                if (
-                    error.errno != errno.ENOLINK
-                ):  # its interface has gone; what is attached next has the new filter
-                    raise NettopError(
-                        f"the filter of {info.hook} cannot be changed: {error.strerror}"
-                    ) from error
-        self._replace(hook, replace(hook, programs=programs))
+                # ENOLINK: its interface has gone; what is attached next has the new filter
+                if error.errno != errno.ENOLINK:
+                    message = f"the filter of {info.hook} cannot be changed: {error.strerror}"
+                    raise NettopError(message) from error
+        self._hooks[probe, info.hook] = replace(hook, programs=programs)
 
     def intact(self) -> bool:
         """Whether everything that was attached to the interface is there still."""
@@ -127,7 +130,7 @@ class Attachments:
             by_filter = [fd for hook in bound if hook.via == "clsact" for fd in hook.programs]
             if not by_filter:
                 return True
-            there = {f.program for parent in netlink.PARENTS.values() for f in netlink.filters(index, parent)}
+            there = {f.program for f in netlink.all_filters(index)}
             return {syscall.program_info(fd).id for fd in by_filter} <= there
         except OSError:  # not known is not lost
             return True
@@ -139,7 +142,7 @@ class Attachments:
 
     def attach_interface(self, name: str) -> None:
         """Attach to the interface that has this name now.  NettopError where not all of it can be attached."""
-        wanted = {(hook.probe, hook.hook) for hook in self.hooks if hook.bound}
+        wanted = {key for key, hook in self._hooks.items() if hook.bound}
         loaded, done = self._handle.request(AttachInterface(name))
         for answer in loaded:
             self._put(answer, answer.probe.hooks)
@@ -148,18 +151,10 @@ class Attachments:
                 "; ".join(f"{hook}: {why}" for answer in loaded for hook, why in answer.probe.missing)
             )
         made = Config.from_json(done.config)
-        config = replace(
-            self.config,  # with the flow in focus and other things that the loader does not know
-            ifindex=made.ifindex,
-            netns=made.netns,
-            l2_len=made.l2_len,
-            count_in=made.count_in,
-            count_out=made.count_out,
-            cut_above=made.cut_above,
-            epoch=made.epoch,
-            flags=(self.config.flags & ~Flag.OF_DEVICE) | (made.flags & Flag.OF_DEVICE),
-        )
-        self.configure(config)
+        # All else (the flow in focus, say) the loader does not know.
+        of_device = {name: getattr(made, name) for name in _OF_DEVICE}
+        flags = (self.config.flags & ~Flag.OF_DEVICE) | (made.flags & Flag.OF_DEVICE)
+        self.configure(replace(self.config, flags=flags, **of_device))
 
     def suspend(self, probes: Collection[str]) -> None:
         """Detach what these probes have attached; their maps stay as they are."""
@@ -170,51 +165,39 @@ class Attachments:
         loaded, _ = self._handle.request(ResumeProbes(tuple(probes)))
         for answer in loaded:
             links = {hook.hook: tuple(answer.fds[n] for n in hook.links) for hook in answer.probe.hooks}
-            for hook in (hook for hook in self.hooks if hook.probe == answer.probe.name):
-                self._replace(hook, replace(hook, links=links.get(hook.hook, ())))
+            for (probe, name), hook in self._hooks.items():
+                if probe == answer.probe.name:
+                    self._hooks[probe, name] = replace(hook, links=links.get(name, ()))
             # The others are descriptors of programs that are known.
             _close(set(answer.fds) - {fd for fds in links.values() for fd in fds})
 
     def _take(self, answer: Loaded) -> None:
         """A probe's hooks and its config map."""
         for made in answer.probe.maps:
-            if made.name == "config":
+            if made.name == CONFIG:
                 self._config_maps[answer.probe.name] = answer.fds[made.fd], made.value_layout
         self._put(answer, answer.probe.hooks)
 
     def _drop(self, probes: Collection[str]) -> None:
-        for hook in self.hooks:
-            if hook.probe in probes:
-                _close(hook.links)
-        self.hooks = tuple(hook for hook in self.hooks if hook.probe not in probes)
+        for key in [key for key in self._hooks if key[0] in probes]:
+            _close(self._hooks.pop(key).links)
         for name in probes:
             self._config_maps.pop(name, None)
 
-    def _put(self, answer: Loaded, hooks: Sequence[HookInfo]) -> None:
+    def _put(self, answer: Loaded, hooks: Iterable[HookInfo]) -> None:
         """Hooks of a probe in the places of those of the same names."""
-        names = {hook.hook for hook in hooks}
-        replaced = [h for h in self.hooks if h.probe == answer.probe.name and h.hook in names]
-        made = (
-            Attachment(
-                answer.probe.name,
-                hook.hook,
-                hook.via,
-                tuple(answer.fds[n] for n in hook.programs),
-                tuple(answer.fds[n] for n in hook.links if n >= 0),
-            )
-            for hook in hooks
-        )
-        self.hooks = (*(h for h in self.hooks if h not in replaced), *made)
-        for old in replaced:
-            _close(old.links)
-
-    def _replace(self, old: Attachment, new: Attachment) -> None:
-        self.hooks = tuple(new if hook is old else hook for hook in self.hooks)
+        for info in hooks:
+            key = answer.probe.name, info.hook
+            programs = tuple(answer.fds[n] for n in info.programs)
+            links = tuple(answer.fds[n] for n in info.links if n >= 0)
+            old = self._hooks.pop(key, None)
+            self._hooks[key] = Attachment(*key, info.via, programs, links)
+            _close(old.links if old else ())
 
     def _close_links(self, hooks: Iterable[Attachment]) -> None:
-        for hook in tuple(hooks):
+        for hook in hooks:
             _close(hook.links)
-            self._replace(hook, replace(hook, links=()))
+            self._hooks[hook.probe, hook.hook] = replace(hook, links=())
 
     def _write(self) -> None:
         self.changed = time.monotonic()

@@ -1,8 +1,7 @@
-"""What is left out when watching costs more than it may, and taken up again when the load falls.
+"""What is shed when watching costs more than the budget, and resumed when the load falls.
 
-A pure controller: costs in, a step of a ladder out.  It knows nothing of where the cost comes from, and learns from
-each change of step how much that step is worth, so that it takes nothing up again that it would have to give up at
-once: on a constant load it comes to rest.
+A pure controller: costs in, a step of a ladder out.  It learns from each change of step how much that step saves, so
+that it resumes nothing that it would have to shed again at once: on a constant load it settles.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Ladder:
         self.steps: tuple[Mapping[str, int], ...] = tuple(steps)
 
     def left(self, step: int) -> _Cost:
-        """Roughly, how much of what can be left out is left at this step, of either part of the cost.
+        """Roughly, the share of what can be shed that remains at this step, of either part of the cost.
 
         Duty-cycled probes cost by being called at every boundary of every packet, and more by what they do there.
         """
@@ -68,14 +67,11 @@ class Budget:
 
     @property
     def shed(self) -> Mapping[str, int]:
-        """What is left out now."""
+        """What is shed now."""
         return self._steps[self.level]
 
     def update(self, kernel: float, user: float, seconds: float) -> Mapping[str, int]:
-        """Take in what programs and processes took in the last ``seconds``, as shares of a core.
-
-        Returns what is to be left out from now on.
-        """
+        """What is shed from now on, after the last ``seconds`` cost so much, as shares of a core."""
         self._clock += seconds
         # The first frame after a change tells of before it.
         if self.limit <= 0 or self._clock - self._changed < max(SETTLE_S, 1.5 * seconds):
@@ -101,7 +97,7 @@ class Budget:
             crossed = [step for step in range(low + 1, high + 1) if self._parts[step] == part]
             if not crossed:
                 continue
-            # A line through both: what does not depend on what is left out, and what does.
+            # A line through both: the constant part, and what depends on the step.
             most, least = (self._ladder.left(step)[part] for step in (crossed[0] - 1, crossed[-1]))
             slope = max(dear[part] - cheap[part], 0.0) / (most - least)
             for step in crossed:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nettop.bpf import protocol
-from nettop.bpf.protocol import Loaded, Plan, ProbeInfo, Stats
+from nettop.bpf.protocol import Loaded, Plan, ProbeInfo, ProtocolError
 from nettop.collect.attachments import Attachment, Attachments
 from nettop.collect.filter_exchange import FilterExchange
 from nettop.collect.interface_watch import InterfaceWatch
@@ -75,18 +74,13 @@ class ControlThread:
         probes = all_probes()
         wanted = tuple(name for name in settings.probes or probes if not probes[name].problem)
         words = self._filter.compiled(settings.filter, settings.interface)
-        sized = [
-            (f"{name}.{m.name}", m.entries(settings))
-            for name in wanted
-            for m in probes[name].maps
-            if m.entries
-        ]
+        maps = [(name, m) for name in wanted for m in probes[name].maps]
+        sized = tuple((f"{name}.{m.name}", m.entries(settings)) for name, m in maps if m.entries)
         try:
-            plan = Plan(settings.interface, wanted, tuple(sized), *settings.subnets, words, bool(trace))
-        except protocol.ProtocolError as error:  # a name that the kernel allows and no tool gives
-            raise NettopError(
-                str(error), "ip link set NAME name NEW gives it another one", ExitCode.USAGE
-            ) from None
+            plan = Plan(settings.interface, wanted, sized, *settings.subnets, words, bool(trace))
+        except ProtocolError as error:  # a name that the kernel allows and no tool gives
+            hint = "ip link set NAME name NEW gives it another one"
+            raise NettopError(str(error), hint, ExitCode.USAGE) from None
         loaded, note = self._attachments.load(plan)
         self._filter.applied = settings.filter
         self.infos = {answer.probe.name: answer.probe for answer in loaded}
@@ -116,10 +110,6 @@ class ControlThread:
         """Tell the programs which flow is in focus."""
         self._attachments.configure(self._attachments.config.focused(focus))
         return self._state()
-
-    def switch_statistics(self, on: bool) -> None:
-        """Turn the kernel's run statistics on or off."""
-        self._handle.request(Stats(on))
 
     def _retry(self) -> tuple[Worker, ...]:
         """Try those probes again that have failed and whose time has come."""

@@ -13,26 +13,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
 
+from nettop.collect.meter import LiveMeter
 from nettop.collect.notes import Clocks, Notes
 from nettop.collect.worker import DRAIN_NS, Worker
-from nettop.core.frame import Frame, Health, HookStatus, Section
+from nettop.core.frame import Frame, Section
 
 _log = logging.getLogger(__name__)
-
-
-class Meter(Protocol):
-    """Where the cost of the programs and of the processes comes from."""
-
-    async def measure(self) -> None:
-        """Take one sample of run statistics; at most once a second."""
-
-    def hooks(self, probe: str, interval_ns: int) -> tuple[HookStatus, ...]:
-        """The hooks of a probe with estimates for the interval."""
-
-    def health(self, interval_ns: int) -> Health:
-        """The program's own cost in the interval."""
 
 
 class Pace:
@@ -69,7 +56,7 @@ class Engine:
         self,
         workers: Sequence[Worker],
         pace: Pace,
-        meter: Meter,
+        meter: LiveMeter,
         describe: Callable[[], Frame],
         notes: Notes | None = None,
     ) -> None:
@@ -126,9 +113,8 @@ class Engine:
         while True:
             await asyncio.sleep(DRAIN_NS / 1e9)
             async with self._busy:
-                _drain_all(
-                    self.workers
-                )  # microseconds where nothing has come, so not worth a change of thread
+                # Microseconds where nothing has come, so not worth a change of thread.
+                _drain_all(self.workers)
 
     async def _measure(self) -> None:
         while True:

@@ -35,14 +35,8 @@ class FilterExchange:
 
     def follow(self, wanted: str, interface: str) -> bool:
         """Apply what the user wants; whether programs were exchanged.  Blocks while they are compiled."""
-        if wanted == self.applied:
-            return False
-        try:
-            self._exchange(wanted, interface)
-        except NettopError as error:
-            shown = wanted if len(wanted) <= 60 else wanted[:59] + "…"
-            self.note = f"the filter {shown!r} is not applied: {error.message}"
-            _log.warning("%s (%s)", self.note, error.hint)
+        shown = wanted if len(wanted) <= 60 else wanted[:59] + "…"
+        if wanted == self.applied or not self._exchange(wanted, interface, f"{shown!r} is not applied"):
             return False
         self.note = ""
         return True
@@ -51,13 +45,14 @@ class FilterExchange:
         """Fit the filter to another kind of device, whose frames are laid out differently; whether it had to be."""
         if not self.applied or filters.link_type(self._attachments.config.l2_len) == self._link_type:
             return False
-        try:
-            self._exchange(self.applied, interface)
-        except NettopError as error:
-            self.note = f"the filter {self.applied!r} does not fit {interface}: {error.message}"
-            return False
-        return True
+        return self._exchange(self.applied, interface, f"{self.applied!r} does not fit {interface}")
 
-    def _exchange(self, text: str, interface: str) -> None:
-        self._attachments.exchange_filter(self.compiled(text, interface))
+    def _exchange(self, text: str, interface: str, complaint: str) -> bool:
+        try:
+            self._attachments.exchange_filter(self.compiled(text, interface))
+        except NettopError as error:
+            self.note = f"the filter {complaint}: {error.message}"
+            _log.warning("%s (%s)", self.note, error.hint)
+            return False
         self.applied = text
+        return True

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from nettop.bpf.protocol import Stats
 from nettop.collect.control_thread import ControlThread, State, Wanted
 from nettop.collect.engine import Engine, Pace
 from nettop.collect.loader_client import LoaderHandle
@@ -44,7 +45,9 @@ class Live:
         self._unseen = Unseen()
         self._notes = Notes(lambda: control.delay)
         self._shedder = Shedder(settings.budget)
-        self._meter = LiveMeter((os.getpid(), handle.pid), self._switch_statistics)
+        self._meter = LiveMeter(
+            (os.getpid(), handle.pid), lambda on: self._run(partial(handle.request, Stats(on)))
+        )
         self.least: dict[str, int] = {}  # see Wanted
         self._engine: Engine
 
@@ -69,7 +72,7 @@ class Live:
             await self._follow_focus()
 
     def finished(self, frame: Frame) -> Frame:
-        """The engine's frame as it goes out; and what it says about what is to be left out, or is not seen."""
+        """The engine's frame with its budget; its cost decides what is shed, its counts what is said to be unseen."""
         state = self._state
         self._unseen.look(frame, not (state.filter or state.gone), state.changed)
         return self._shedder.account(frame)
@@ -110,9 +113,6 @@ class Live:
         if self._control.focus != self._focus:
             self._focus = self._control.focus
             self._take(await self._run(partial(self._thread.set_focus, self._focus)))
-
-    async def _switch_statistics(self, on: bool) -> None:
-        await self._run(partial(self._thread.switch_statistics, on))
 
     async def _run(self, job: Callable[[], _T]) -> _T:
         """On the control thread: one change of thread, which costs as much as most jobs."""

@@ -34,14 +34,10 @@ _log = logging.getLogger(__name__)
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 # For a whole answer.  A compiler has 300 s (loader/compile.py), and those of a start run one after another.  The other
 # requests take milliseconds; what they may have to wait for is the kernel's rtnl lock, and a machine that swaps.
-_COMPILING, _ATTACHING, _SWITCHING = 900.0, 60.0, 30.0
 _SECONDS: Mapping[type[Request], float] = {
-    Load: _COMPILING,
-    Filter: _COMPILING,
-    RetryProbes: _COMPILING,
-    AttachInterface: _ATTACHING,
-    ResumeProbes: _ATTACHING,
-    Stats: _SWITCHING,
+    **dict.fromkeys((Load, Filter, RetryProbes), 900.0),
+    **dict.fromkeys((AttachInterface, ResumeProbes), 60.0),
+    Stats: 30.0,
 }
 LOADER = (sys.executable, "-m", "nettop.loader")
 

@@ -30,13 +30,11 @@ class LiveMeter:
     ``switch`` turns the kernel's run statistics on or off; NettopError or OSError where it cannot.
     """
 
-    def __init__(self, pids: tuple[int, ...], switch: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(self, pids: tuple[int, ...], switch: Callable[[bool], Awaitable[object]]) -> None:
         self._pids = pids
         self._switch = switch
         self._hooks: tuple[Attachment, ...] = ()
-        self._share: Mapping[
-            str, float
-        ] = {}  # of the time in which a probe is attached, where that is not all
+        self._share: Mapping[str, float] = {}  # of the time in which a probe is attached, where not all
         self._switches = 0  # how often one has been attached or detached, and odd while it is not
         self._cost: programs.Cost | None = None
         self._cpu_ns = self._cpu()
@@ -48,14 +46,13 @@ class LiveMeter:
         self, hooks: tuple[Attachment, ...], share: Mapping[str, float] | None = None, switches: int = 0
     ) -> None:
         """What is attached now, and for which share of the time (see DutyCycle)."""
-        if hooks is not self._hooks:
-            self._retired |= _programs(self._hooks)
-            self._retired -= _programs(hooks)
-            self._missed = {fd: n for fd, n in self._missed.items() if fd not in self._retired}
+        self._retired |= _programs(self._hooks)
+        self._retired -= _programs(hooks)
+        self._missed = {fd: n for fd, n in self._missed.items() if fd not in self._retired}
         self._hooks, self._share, self._switches = hooks, share or {}, switches
 
     async def measure(self) -> None:
-        """Statistics on for a tenth of a second; the rates found stand for the whole second."""
+        """Statistics on for a tenth of a second; the rates found stand for the whole second.  Once a second at most."""
         self._close_retired()
         fds = tuple(sorted(_programs(self._hooks)))
         if not fds or not self._can:
@@ -75,7 +72,10 @@ class LiveMeter:
         if self._cost and self._share and (switches != self._switches or switches & 1):
             # Not attached for all of it: what was found when they were stands, for the share of time that they are.
             suspended = {fd for hook in self._hooks if hook.probe in self._share for fd in hook.programs}
-            found = programs.kept(found, self._cost, suspended)
+            found = {
+                fd: self._cost.get(fd, (0.0, 0.0)) if fd in suspended else rates
+                for fd, rates in found.items()
+            }
         self._cost = found
 
     def _close_retired(self) -> None:
@@ -85,18 +85,16 @@ class LiveMeter:
         self._retired.clear()
 
     def hooks(self, probe: str, interval_ns: int) -> tuple[HookStatus, ...]:
+        """The hooks of a probe with estimates for the interval."""
         result: list[HookStatus] = []
         for hook in (h for h in self._hooks if h.probe == probe):
             missed = self._recursion_misses(hook)
-            # no figures, or only those of programs that a change of the filter has ended
-            if self._cost is None or not self._cost.runs.keys() & set(hook.programs):
+            rates = [self._cost[fd] for fd in set(hook.programs) if fd in self._cost] if self._cost else []
+            if not rates:  # or only those of programs that a change of the filter has ended
                 result.append(HookStatus(hook.hook, hook.via, recursion_misses=missed))
                 continue
             attached_ns = interval_ns * self._share.get(probe, 1.0)
-            runs, ns = (
-                int(sum(rates.get(fd, 0.0) for fd in set(hook.programs)) * attached_ns)
-                for rates in (self._cost.runs, self._cost.ns)
-            )
+            runs, ns = (int(sum(each) * attached_ns) for each in zip(*rates, strict=True))
             result.append(HookStatus(hook.hook, hook.via, runs, ns, missed))
         return tuple(result)
 
@@ -113,6 +111,7 @@ class LiveMeter:
         return missed
 
     def health(self, interval_ns: int) -> Health:
+        """The program's own cost in the interval."""
         now = self._cpu()
         used, self._cpu_ns = max(now - self._cpu_ns, 0), now
         kernel = None if self._cost is None else int(self._kernel(self._cost) * interval_ns)
@@ -121,7 +120,7 @@ class LiveMeter:
     def _kernel(self, cost: programs.Cost) -> float:
         """ns of programs in each ns."""
         shares = {fd: self._share.get(hook.probe, 1.0) for hook in self._hooks for fd in hook.programs}
-        return sum(rate * shares.get(fd, 1.0) for fd, rate in cost.ns.items())
+        return sum(rate * shares.get(fd, 1.0) for fd, (_, rate) in cost.items())
 
     def _cpu(self) -> int:
         return sum(map(counters.cpu_ns, self._pids))

@@ -23,7 +23,7 @@ class Notes:
         self._said: list[tuple[float, str]] = []
 
     def add(self, text: str) -> None:
-        """Say it; the oldest of too many is left out."""
+        """Show it; the oldest of too many is dropped."""
         _log.info(text)
         self._said = [*((t, s) for t, s in self._said if s != text), (self._now(), text)][-self._MOST :]
 

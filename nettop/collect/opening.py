@@ -1,4 +1,4 @@
-"""From what the loader hands over of a probe to its worker: readers of its maps, system readings, programs to run."""
+"""From a loaded probe to its worker: readers of its maps, system readings, programs to run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is left out to stay within the budget: decided from what each frame cost, and told to the programs.
+"""What is shed to stay within the budget: decided from what each frame cost, and told to the programs.
 
-``Shedder`` is the loop's: a frame in, what to leave out from then on.  ``DutyCycle``, which makes that so, is the
+``Shedder`` is the loop's: a frame in, what to shed from then on.  ``DutyCycle``, which makes that so, is the
 control thread's, as are the attachments that it is given.  Between them goes the frame's ``health.shed``, a value.
 """
 
@@ -37,15 +37,15 @@ class Shedder:
 
     @property
     def shed(self) -> Mapping[str, int]:
-        """What is to be left out now."""
+        """What is shed now."""
         return self._budget.shed
 
     def probes_changed(self, live: Iterable[Probe]) -> None:
-        """These run now: of others there is nothing to leave out."""
+        """These run now: of others there is nothing to shed."""
         self._budget = Budget(self._limit, Ladder(live))
 
     def account(self, frame: Frame) -> Frame:
-        """The frame with its budget, and with what was left out in it; what it cost decides on what is from now on."""
+        """The frame with its budget and what was shed in it; its cost decides what is shed from now on."""
         shed, health = self.shed, frame.health
         if not self._limit:
             return replace(frame, health=replace(health, shed=shed))
@@ -87,7 +87,7 @@ class DutyCycle:
             self._attachments.suspend(self._cycled)
 
     def follow(self, shed: Mapping[str, int], least: Mapping[str, int]) -> None:
-        """Leave out what is to be, and by each field of struct config in ``least`` at least so much.  Blocks."""
+        """Shed this, and by each field of struct config in ``least`` at least so much.  Blocks."""
         self._tell(shed, least)
         one_in = shed.get(SECONDS, 1)
         self.share = dict.fromkeys(self._cycled, 1 / one_in) if one_in > 1 else {}
@@ -112,7 +112,7 @@ class DutyCycle:
         self.switches += 1
 
     def _tell(self, shed: Mapping[str, int], least: Mapping[str, int]) -> None:
-        """Tell the programs how much to leave out."""
+        """Tell the programs how much to shed."""
 
         def value(what: Shedding) -> int:
             if self._suspended and what.suspended is not None:

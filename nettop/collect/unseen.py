@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from itertools import pairwise
 
 from nettop.core.frame import Frame
@@ -15,7 +14,6 @@ _JUDGED_SHARE = 0.05  # of them: from here on it is told
 _JUDGED_FRAMES = 24  # that are looked at together
 
 
-@dataclass
 class Compared:
     """What passed in one direction of late, in bytes or packets: by the interface, and by us.
 
@@ -79,24 +77,21 @@ class Unseen:
             if total is not None:
                 self._totals[direction, what] = total
         # What waits in the queue has been counted by us, and will be by the interface.
-        waited, self._waits = (
-            self._waits,
-            getattr(getattr(section, "qdisc", None), "backlog_bytes", None) or 0,
-        )
+        waited = self._waits
+        self._waits = getattr(getattr(section, "qdisc", None), "backlog_bytes", None) or 0
         if not comparable or time.monotonic() - changed < 1.5 * frame.seconds:
             self._judged = _unjudged()
             return
         self.note = ""
         for (direction, what), now in self._totals.items():
             if (direction, what) in before:
-                seen = getattr(getattr(section, direction), what) - (
-                    self._waits - waited if direction == "tx" else 0
-                )
+                seen = getattr(getattr(section, direction), what)
+                if direction == "tx":
+                    seen -= self._waits - waited
                 share = self._judged[direction, what].add(now - before[direction, what], seen)
                 # We have more of what is sent where the queue drops, which comes behind us.
-                if not self.note and (
-                    share < -_JUDGED_SHARE or (share > _JUDGED_SHARE and direction == "rx")
-                ):
+                tells = share < -_JUDGED_SHARE or (share > _JUDGED_SHARE and direction == "rx")
+                if tells and not self.note:
                     self.note = getattr(section, "differs", None) or _sentence(direction, what, share)
 
 

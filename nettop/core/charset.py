@@ -8,6 +8,7 @@ from __future__ import annotations
 import locale
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 CHARSETS = ("auto", "ascii", "unicode")
 
@@ -46,11 +47,10 @@ def _codeset() -> str:
 
 def _first() -> Mapping[str, str] | None:
     try:
-        with open("/proc/self/environ", "rb") as file:
-            pairs = (part.partition(b"=") for part in file.read().split(b"\0"))
-            return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+        pairs = (part.partition(b"=") for part in Path("/proc/self/environ").read_bytes().split(b"\0"))
     except OSError:
         return None
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
 
 
 # Now, at the import: who becomes another user may not read it any more.
@@ -64,6 +64,6 @@ def _started_with() -> Mapping[str, str]:
         return now
     if "LC_CTYPE" not in first and now.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8"):
         del now["LC_CTYPE"]
-    elif first.get("LC_CTYPE") in ("C", "POSIX", "") and "LC_CTYPE" in first:
+    elif first.get("LC_CTYPE") in ("C", "POSIX", ""):
         now["LC_CTYPE"] = first["LC_CTYPE"]
     return now

@@ -102,12 +102,24 @@ class Described:
     name: str
     spec: Spec
     codec: Codec
+    hint: Any  # its annotation
     derived: bool = False
     way: int = -1  # of a pair, which
+    optional: bool = False  # a reader can do without it
 
     @property
     def total(self) -> bool:
         return self.spec.total or self.name.endswith("_total")
+
+    @property
+    def part(self) -> type[Part] | None:
+        """The kind of part that it holds, if any: alone, in a tuple, or None beside it."""
+        return _inner_part(self.hint)
+
+    @property
+    def several(self) -> bool:
+        hints = (self.hint, *get_args(self.hint))
+        return bool(self.codec.columns) or any(get_origin(hint) is tuple for hint in hints)
 
 
 class Part:
@@ -116,7 +128,6 @@ class Part:
     __slots__ = ()
 
     def to_json(self) -> dict[str, Json]:
-        """Its fields by name."""
         result = {}
         kind: Any = type(self)
         for f in described(kind):
@@ -172,7 +183,7 @@ def _made_of(kind: Any) -> tuple[tuple[str, bool, bool, bool], ...]:
         (
             each.name,
             bool(each.metadata.get("spec") and each.metadata["spec"].ways),
-            each.default is each.default_factory,  # both are missing
+            _needed(each),
             NoneType in get_args(_hints(kind)[each.name]),
         )
         for each in dataclasses.fields(kind)
@@ -203,26 +214,25 @@ def _described(kind: Any) -> Iterator[Described]:
         spec: Spec | None = each.metadata.get("spec")
         if spec is None:
             continue
-        if get_origin(hints[each.name]) is Literal:
+        hint = hints[each.name]
+        if get_origin(hint) is Literal:
             spec = dataclasses.replace(spec, privacy="harmless")  # one of our own words
-        name = spec.name or each.name
-        if spec.ways:
-            codec = spec.codec or codec_of(_first_of_pair(hints[each.name]), spec)
-            yield from (
-                Described(each.name, f"{way}_{name}", spec, codec, way=n)
-                for n, way in enumerate(("rx", "tx"))
-            )
-        else:
-            yield Described(each.name, name, spec, spec.codec or codec_of(hints[each.name], spec))
+        codec = spec.codec or codec_of(_first_of_pair(hint) if spec.ways else hint)
+        optional = not _needed(each)
+        for prefix, way in (("rx_", 0), ("tx_", 1)) if spec.ways else (("", -1),):
+            name = prefix + (spec.name or each.name)
+            yield Described(each.name, name, spec, codec, hint, way=way, optional=optional)
     for ancestor in reversed(kind.__mro__):
         for attribute, value in vars(ancestor).items():
             if isinstance(value, Derived):
                 assert value.fget is not None
-                hint = get_type_hints(value.fget)["return"]
-                spec = value.spec
-                yield Described(
-                    attribute, spec.name or attribute, spec, spec.codec or codec_of(hint, spec), derived=True
-                )
+                hint, spec = get_type_hints(value.fget)["return"], value.spec
+                codec = spec.codec or codec_of(hint)
+                yield Described(attribute, spec.name or attribute, spec, codec, hint, derived=True)
+
+
+def _needed(each: dataclasses.Field[Any]) -> bool:
+    return each.default is each.default_factory  # both are missing
 
 
 @cache
@@ -255,10 +265,10 @@ def count(value: Json) -> int:
     return int(value)
 
 
-def _below(value: int, limit: int) -> int:
-    if value >= limit:
+def _time(value: Json) -> int:
+    if count(value) >= LARGEST:  # it is a signed number in other languages
         raise ValueError("too large")
-    return value
+    return int(value)
 
 
 def _number(value: Json) -> float:
@@ -267,16 +277,13 @@ def _number(value: Json) -> float:
     return float(value)
 
 
-def _text(value: Json) -> str:
-    if type(value) is not str:
-        raise ValueError("not a text")
-    return value
+def _exactly(kind: type, error: str) -> Callable[[Json], Any]:
+    def read(value: Json) -> Any:
+        if type(value) is not kind:
+            raise ValueError(error)
+        return value
 
-
-def _truth(value: Json) -> bool:
-    if type(value) is not bool:
-        raise ValueError("neither true nor false")
-    return value
+    return read
 
 
 def _histogram(value: Json) -> Histogram:
@@ -290,32 +297,31 @@ def _same(value: Any) -> Any:
     return value
 
 
+_text = _exactly(str, "not a text")
 COUNT = Codec(int, count, lambda: {"type": "integer", "minimum": 0})
-TIME = Codec(
-    int, lambda value: _below(count(value), LARGEST), COUNT.schema
-)  # a signed number in other languages
+TIME = Codec(int, _time, COUNT.schema)
 _SIMPLE: Mapping[Any, Codec] = {
     int: COUNT,
     float: Codec(float, _number, lambda: {"type": "number"}),
     str: Codec(_same, _text, lambda: {"type": "string"}),
-    bool: Codec(bool, _truth, lambda: {"type": "boolean"}),
+    bool: Codec(bool, _exactly(bool, "neither true nor false"), lambda: {"type": "boolean"}),
     Histogram: Codec(histogram_json, _histogram, lambda: {"$ref": "#/$defs/histogram"}),
 }
 
 
-def codec_of(hint: Any, spec: Spec) -> Codec:
+def codec_of(hint: Any) -> Codec:
     """How values with this annotation are written.  TypeError for one that has no place in a frame."""
     if hint in _SIMPLE:
         return _SIMPLE[hint]
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType) and NoneType in inner and len(inner) == 2:
-        return _or_null(codec_of(next(each for each in inner if each is not NoneType), spec))
+        return _or_null(codec_of(next(each for each in inner if each is not NoneType)))
     if origin is Literal:
         return _one_of(inner)
     if origin is Mapping and inner[0] is str:
-        return _table_of(codec_of(inner[1], spec))
+        return _table_of(codec_of(inner[1]))
     if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
-        return _list_of(codec_of(inner[0], spec))
+        return _list_of(codec_of(inner[0]))
     if isinstance(hint, type) and issubclass(hint, Part):
         return Codec(lambda part: part.to_json(), hint.from_json, lambda: part_schema(hint))
     raise TypeError(f"{hint} has no place in a frame")
@@ -324,10 +330,10 @@ def codec_of(hint: Any, spec: Spec) -> Codec:
 def _or_null(codec: Codec) -> Codec:
     def schema() -> Schema:
         inner = codec.schema()
-        if isinstance(inner.get("type"), str) and "properties" not in inner and "items" not in inner:
-            return {**inner, "type": [inner["type"], "null"]}
         if "enum" in inner:
             return {**inner, "enum": [*inner["enum"], None]}
+        if isinstance(inner.get("type"), str) and not {"properties", "items"} & inner.keys():
+            return {**inner, "type": [inner["type"], "null"]}
         return {"anyOf": [inner, {"type": "null"}]}
 
     return Codec(
@@ -379,7 +385,7 @@ def part_schema(kind: Any) -> Schema:
     """JSON Schema of a part."""
     fields = described(kind)
     closed = [f for f in fields if not f.spec.open]
-    needed = [f.name for f in closed if not f.spec.absent and not f.derived and not has_default(kind, f)]
+    needed = [f.name for f in closed if not (f.spec.absent or f.derived or f.optional)]
     schema: Schema = {"type": "object", "properties": {f.name: field_schema(f) for f in closed}}
     return {**schema, "required": needed} if needed else schema
 
@@ -389,28 +395,6 @@ def field_schema(f: Described) -> Schema:
     inner = f.codec.schema()
     text = f"{f.spec.text}, {f.spec.unit}" if f.spec.unit else f.spec.text
     return {"description": text, **inner} if "$ref" not in inner else {"description": text, "allOf": [inner]}
-
-
-def has_default(kind: Any, f: Described) -> bool:
-    """Whether a reader can do without it."""
-    each = next(e for e in dataclasses.fields(kind) if e.name == f.attribute)
-    return each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
-
-
-def parts_of(kind: Any) -> Iterator[tuple[Described, type[Part] | None]]:
-    """Each field of a part, with the kind of part that it holds, if any (alone, in a tuple, or None beside it)."""
-    hints = _hints(kind)
-    for f in described(kind):
-        hint = get_type_hints(vars(kind)[f.attribute].fget)["return"] if f.derived else hints.get(f.attribute)
-        yield f, _inner_part(hint)
-
-
-def is_list(kind: Any, f: Described) -> bool:
-    """Whether a field holds several of something."""
-    return bool(f.codec.columns) or any(
-        get_origin(hint) is tuple
-        for hint in (_hints(kind).get(f.attribute), *get_args(_hints(kind).get(f.attribute)))
-    )
 
 
 def _inner_part(hint: Any) -> type[Part] | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
-from nettop.core.fields import TIME, Described, Part, elsewhere, field
+from nettop.core.fields import TIME, Part, elsewhere, field
 from nettop.core.table import Rows
 
 SCHEMA = "nettop/1"
@@ -74,7 +74,7 @@ class Health(Part):
     """What the frame missed and what it cost, in the interval."""
 
     # By name, as the sections declare it.
-    missed: Mapping[str, int] = field("what the probes missed", factory=dict, open=True)
+    missed: Mapping[str, int] = field("what the probes missed", factory=dict, open=True, privacy="harmless")
     kernel_ns: int | None = field("CPU time of all programs: the sum of `run_ns`", "ns", default=None)
     user_ns: int = field("CPU time of nettop's two processes, by their CPU clocks", "ns", default=0)
     rss_bytes: int = field("their resident memory, /proc/PID/statm", "bytes", default=0)
@@ -83,20 +83,13 @@ class Health(Part):
     )
     # By name, as the probes declare it; FRAMES and SECONDS are the engine's own.
     shed: Mapping[str, int] = field(
-        "what was left out to stay within it, one in so many; 1: nothing", factory=dict
+        "what was left out to stay within it, one in so many; 1: nothing", factory=dict, privacy="harmless"
     )
 
     @property
     def seconds_one_in(self) -> int:
         """The seconds in which the duty-cycled probes were attached: one in so many."""
         return self.shed.get(SECONDS, 1)
-
-
-def _count_of(f: Described, health: Mapping[str, Any]) -> Any:
-    try:
-        return f.codec.read(health[f.name])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"health: {f.name}: {error}") from None
 
 
 class Section(Part):
@@ -119,24 +112,38 @@ class Section(Part):
         made = cls.from_json((data.get(cls.PLACE) or {}) if cls.PLACE else data)
         health = data.get("health") or {}
         kind: Any = cls
-        there = [f for f in elsewhere(kind, "health") if health.get(f.name) is not None]
-        found = {f.attribute: _count_of(f, health) for f in there}
+        found: dict[str, Any] = {}
+        for f in elsewhere(kind, "health"):
+            if health.get(f.name) is not None:
+                try:
+                    found[f.attribute] = f.codec.read(health[f.name])
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"health: {f.name}: {error}") from None
         return dataclasses.replace(made, **found) if found else made  # type: ignore[type-var]
+
+    @classmethod
+    def find(cls, frame: Frame) -> Self | None:
+        """This section of a frame; None where its probe is not live."""
+        return next((section for section in frame.sections.values() if isinstance(section, cls)), None)
+
+    @classmethod
+    def of(cls, frame: Frame) -> Self:
+        found = cls.find(frame)
+        assert found is not None
+        return found
 
     def shown(self, top: int, sort: str) -> Self:
         """The section with at most ``top`` rows, in the order of column ``sort``."""
         if self.TABLE is None:
             return self
-        name, changed = self.TABLE.attribute, {}
-        changed[name] = self.TABLE.top(getattr(self, name), top, sort)
-        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+        rows = self.TABLE.top(getattr(self, self.TABLE.attribute), top, sort)
+        return dataclasses.replace(self, **{self.TABLE.attribute: rows})  # type: ignore[type-var]
 
     def trimmed(self, top: int) -> Self:
         """The section with at most ``top`` rows: what a history can afford to keep."""
         return self.shown(top, "")
 
     def health(self) -> Mapping[str, int]:
-        """What it missed, by name."""
         kind: Any = type(self)
         return {f.name: getattr(self, f.attribute) for f in elsewhere(kind, "health")}
 

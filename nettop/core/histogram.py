@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 # Log-linear histogram: STEPS buckets to an octave, so a bucket is at most 1/STEPS = 6.25 % wide.  The same in
 # bpf_src/include/hist.h: a test compiles that and compares.  The last bucket is open above.
@@ -40,13 +40,8 @@ class Histogram:
 
     @classmethod
     def total(cls, parts: Sequence[Histogram]) -> Histogram:
-        """The sum of any number of histograms."""
-        return Histogram(
-            np.sum([p.counts for p in parts], axis=0, dtype=np.uint64)
-            if parts
-            else np.zeros(SLOTS, np.uint64),
-            sum(p.sum_ns for p in parts),
-        )
+        counts = [np.zeros(SLOTS, np.uint64), *(part.counts for part in parts)]
+        return Histogram(np.sum(counts, axis=0, dtype=np.uint64), sum(part.sum_ns for part in parts))
 
 
 class PackedHistogram(Histogram):
@@ -185,17 +180,22 @@ def difference(now: NDArray[np.uint64], before: NDArray[np.uint64] | None) -> ND
     return np.where(now >= before, now - before, now)
 
 
-def rebin(histogram: Histogram, edges: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Counts between consecutive ``edges`` (ns, ascending): uint64[len(edges) - 1]; outliers go to the end bins.
+class Growth:
+    """By what counters that only grow have grown since they were last given, by name."""
 
-    A bucket is put where its middle lies.
-    """
-    lowers = bucket_lowers()
-    middles = (lowers[:-1] + lowers[1:]) // 2
-    place = np.clip(np.searchsorted(edges, middles, side="right") - 1, 0, len(edges) - 2)
-    result = np.zeros(len(edges) - 1, np.uint64)
-    np.add.at(result, place, histogram.counts)
-    return result
+    def __init__(self) -> None:
+        self._before: dict[str, NDArray[np.uint64]] = {}
+
+    def __call__(self, name: str, now: ArrayLike) -> NDArray[np.uint64]:
+        before, self._before[name] = self._before.get(name), np.array(now, np.uint64)
+        return difference(self._before[name], before)
+
+    def histogram(self, name: str, values: NDArray[Any]) -> Histogram:
+        """The growth of one struct hist of bpf_src, given by CPU (hist[cpus]) or as one."""
+        slots, total = (values[part].reshape(-1, *values.dtype[part].shape) for part in ("slots", "sum"))
+        running = np.append(slots.sum(axis=0, dtype=np.uint64), total.sum(dtype=np.uint64))
+        grown = self(name, running)
+        return Histogram(grown[:-1].copy(), int(grown[-1]))
 
 
 def decades(histograms: Iterable[Histogram | None], least: int, empty: tuple[int, int]) -> tuple[int, int]:
@@ -203,11 +203,9 @@ def decades(histograms: Iterable[Histogram | None], least: int, empty: tuple[int
 
     From that of ``least`` on; ``empty`` where there are no samples.
     """
-    total = np.sum([h.counts for h in histograms if h is not None] or [np.zeros(SLOTS, np.uint64)], axis=0)
-    used = np.flatnonzero(total)
-    if not used.size:
+    total = Histogram.total([h for h in histograms if h is not None])
+    low, high = smallest(total), largest(total)
+    if low is None or high is None:
         return empty
-    lowers = bucket_lowers()
-    low, high = int(lowers[used[0]]), int(lowers[used[-1] + 1])
     bottom = 10 ** (len(str(max(low, least))) - 1)
     return bottom, max(10 ** len(str(max(high - 1, 1))), 100 * bottom)

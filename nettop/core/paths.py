@@ -1,7 +1,8 @@
-"""Where the program's own files are."""
+"""The installed program: where its files are, and its version."""
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -42,3 +43,11 @@ def bpf_source(probe: str) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(f"{probe}.c")
+
+
+def version() -> str:
+    """The version of the installed program."""
+    try:
+        return metadata.version("nettop")
+    except metadata.PackageNotFoundError:
+        return "unknown"

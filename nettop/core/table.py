@@ -16,9 +16,21 @@ from numpy.typing import NDArray
 
 from nettop.core import units
 from nettop.core.fields import COUNT, Codec, Json, Privacy, Schema
-from nettop.core.row_order import Sorting, first
 
 Array = NDArray[Any]
+Order = NDArray[np.intp]
+Rule = Callable[[Array, str], Array]  # of rows and a column's name
+
+
+@dataclass(frozen=True)
+class Sorting:
+    """What rows can be sorted by: ``sort`` gives the array that orders them, NaN where a value is not known.
+
+    Largest first unless ``ascending``.
+    """
+
+    sort: Callable[[Array], Array]
+    ascending: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,65 +44,47 @@ class Kind:
     write: Callable[[Array, str], list[Json]]
     read: Callable[[Array, str, list[Json]], None] | None
     schema: Callable[[], Schema]
-    order: Callable[[Array, str], Array] | None = None
+    order: Rule | None = None
     words: bool = False  # smallest first
-
-
-def _numbers(rows: Array, name: str) -> list[Json]:
-    return list(rows[name].tolist())
 
 
 def _read_numbers(rows: Array, name: str, values: list[Json]) -> None:
     rows[name] = [0 if value is None else COUNT.read(value) for value in values]
 
 
-def _known(rows: Array, name: str) -> Array:
-    values = rows[name].astype(np.float64)
-    values[rows[name] == 0] = np.nan
-    return np.asarray(values)
+def _as_they_are(rows: Array, name: str) -> Array:
+    return np.asarray(rows[name])
 
 
-def _or_null() -> Schema:
-    return {"type": ["integer", "null"], "minimum": 0}
-
-
-NUMBER = Kind(_numbers, _read_numbers, COUNT.schema, lambda rows, name: np.asarray(rows[name]))
-# 0 says that there is none.
-NUMBER_OR_NULL = Kind(
-    lambda rows, name: [value or None for value in rows[name].tolist()], _read_numbers, _or_null, _known
-)
-
-
-def number_where(holds: Callable[[Array], Array]) -> Kind:
+def number_where(holds: Rule) -> Kind:
     """A number in the rows where this holds (bool[n]), elsewhere null."""
+    return Kind(
+        lambda rows, name: [
+            value if there else None
+            for value, there in zip(rows[name].tolist(), holds(rows, name), strict=True)
+        ],
+        _read_numbers,
+        lambda: {"type": ["integer", "null"], "minimum": 0},
+        lambda rows, name: np.where(holds(rows, name), rows[name].astype(np.float64), np.nan),
+    )
 
-    def write(rows: Array, name: str) -> list[Json]:
-        return [
-            value if there else None for value, there in zip(rows[name].tolist(), holds(rows), strict=True)
-        ]
 
-    def order(rows: Array, name: str) -> Array:
-        return np.where(holds(rows), rows[name].astype(np.float64), np.nan)
-
-    return Kind(write, _read_numbers, _or_null, order)
+NUMBER = Kind(lambda rows, name: list(rows[name].tolist()), _read_numbers, COUNT.schema, _as_they_are)
+NUMBER_OR_NULL = number_where(lambda rows, name: np.asarray(rows[name] != 0))  # 0 says that there is none
 
 
 def one_of(words: Sequence[str]) -> Kind:
     """A word by its number; an empty one is null."""
 
     def read(rows: Array, name: str, values: list[Json]) -> None:
-        rows[name] = [
-            words.index(value) if value in words else 0 for value in (v or words[0] for v in values)
-        ]
-
-    def order(rows: Array, name: str) -> Array:
-        return np.asarray(np.array(words)[rows[name]])
-
-    def schema() -> Schema:
-        return {"enum": [word or None for word in words]}
+        rows[name] = [words.index(value) if value in words else 0 for value in values]
 
     return Kind(
-        lambda rows, name: [words[n] or None for n in rows[name].tolist()], read, schema, order, words=True
+        lambda rows, name: [words[n] or None for n in rows[name].tolist()],
+        read,
+        lambda: {"enum": [word or None for word in words]},
+        lambda rows, name: np.asarray(np.array(words)[rows[name]]),
+        words=True,
     )
 
 
@@ -99,23 +93,13 @@ def _texts(rows: Array, name: str) -> list[Json]:
 
 
 def _read_texts(rows: Array, name: str, values: list[Json]) -> None:
-    size = rows.dtype[name].itemsize
-    rows[name] = [units.clean(_text(value)).encode()[:size] for value in values]
-
-
-def _text(value: Json) -> str:
-    if value is not None and not isinstance(value, str):
+    if not all(value is None or isinstance(value, str) for value in values):
         raise ValueError("not a text")
-    return value or ""
+    size = rows.dtype[name].itemsize
+    rows[name] = [units.clean(value or "").encode()[:size] for value in values]
 
 
-TEXT = Kind(
-    _texts,
-    _read_texts,
-    lambda: {"type": ["string", "null"]},
-    lambda rows, name: np.asarray(rows[name]),
-    words=True,
-)
+TEXT = Kind(_texts, _read_texts, lambda: {"type": ["string", "null"]}, _as_they_are, words=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +109,7 @@ class Column:
     ``name`` is numpy's, with its type ``dtype``, or "" where the column is worked out from others; ``key`` its name in
     the frame, "" where it is not in the frame by itself.  ``text`` says what it is, ``unit`` in what it is counted.
     ``total``: it runs since the start.  ``columns`` are those of a group, an object in the frame, which is null where
-    ``present`` says so.  ``source`` is where it stands in the kernel's entry, see ``filled``.
+    ``present`` says so.  ``source`` is where it stands in the kernel's entry, for the probe's own use.
     """
 
     name: str
@@ -139,7 +123,7 @@ class Column:
     was: tuple[str, ...] = ()
     csv: str = ""
     columns: tuple[Column, ...] = ()
-    present: Callable[[Array, str], Array] | None = None
+    present: Rule | None = None
     source: tuple[Any, ...] = field(default=())
 
 
@@ -160,7 +144,7 @@ class Rows:
 
     def top(self, rows: Array, count: int, sort: str) -> Array:
         """The rows to show, in the screen's order; ties keep that of age."""
-        return np.asarray(rows[first(rows, self.identity, self.sorts, sort, self.default_sort, count)])
+        return np.asarray(rows[first(rows, self, sort, count)])
 
 
 def column(
@@ -182,11 +166,7 @@ def made(key: str, text: str, kind: Kind, unit: str = "", **more: Any) -> Column
 
 
 def group(
-    name: str,
-    columns: Sequence[Column],
-    text: str,
-    present: Callable[[Array, str], Array] | None = None,
-    **more: Any,
+    name: str, columns: Sequence[Column], text: str, present: Rule | None = None, **more: Any
 ) -> Column:
     """Columns that are an object of the frame; null where ``present`` does not hold: bool[n], of rows and its name."""
     return Column(name, layout(columns), name, text, columns=tuple(columns), present=present, **more)
@@ -199,11 +179,8 @@ def layout(columns: Sequence[Column]) -> np.dtype[Any]:
 
 def rows_json(columns: Sequence[Column], rows: Array) -> list[dict[str, Json]]:
     """The rows as the frame has them."""
-    shown = [c for c in columns if c.key]
-    names = [c.key for c in shown]
-    return [
-        dict(zip(names, row, strict=True)) for row in zip(*(_written(c, rows) for c in shown), strict=True)
-    ]
+    shown = {c.key: _written(c, rows) for c in columns if c.key}
+    return [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
 
 
 def _written(c: Column, rows: Array) -> list[Json]:
@@ -283,27 +260,66 @@ def flat(
             yield c.csv or f"{prefix}{c.key}", (*path, c.key)
 
 
-def sortings(columns: Sequence[Column]) -> Mapping[str, Sorting]:
+def sortings(
+    columns: Sequence[Column], prefix: str = "", path: tuple[str, ...] = ()
+) -> Mapping[str, Sorting]:
     """What rows can be sorted by, by each field's name, ``rtt.min_ns`` within a group: numbers largest first."""
-    return dict(_sortings(columns, "", lambda rows: rows))
-
-
-def _sortings(
-    columns: Sequence[Column], prefix: str, part: Callable[[Array], Array]
-) -> Iterator[tuple[str, Sorting]]:
+    found: dict[str, Sorting] = {}
     for c in columns:
         if c.columns:
-            yield from _sortings(c.columns, f"{prefix}{c.key}.", partial(_within, part, c.name))
+            found |= sortings(c.columns, f"{prefix}{c.key}.", (*path, c.name))
         elif c.key and c.kind.order:
-            by = partial(_ordered, c.kind.order, part, c.name)
-            yield f"{prefix}{c.key}", Sorting(by, ascending=c.kind.words)
+            by = partial(_ordered, c.kind.order, path, c.name)
+            found[f"{prefix}{c.key}"] = Sorting(by, ascending=c.kind.words)
+    return found
 
 
-def _within(part: Callable[[Array], Array], name: str, rows: Array) -> Array:
-    return np.asarray(part(rows)[name])
+def _ordered(order: Rule, path: tuple[str, ...], name: str, rows: Array) -> Array:
+    for part in path:
+        rows = rows[part]
+    return order(rows, name)
 
 
-def _ordered(
-    order: Callable[[Array, str], Array], part: Callable[[Array], Array], name: str, rows: Array
-) -> Array:
-    return order(part(rows), name)
+# --- the order of rows: pure, stable, and cheap for many ------------------------------------------------------------
+
+MOST = 20_000  # rows that are put in full order; of more, the first ones by the sort column
+
+
+def order(rows: NDArray[np.void], identity: str, by: Sorting, reverse: bool, most: int = 0) -> Order:
+    """intp[n]: indices of the rows in the order to show, n <= ``most`` (0: MOST).
+
+    Rows that tie are in the order of their identities.  NaN is not known and comes last in either direction.
+    """
+    most = most or MOST
+    key = np.asarray(by.sort(rows))
+    ascending = by.ascending != reverse
+    candidates = _foremost(key, ascending, most) if len(rows) > most else np.arange(len(rows))
+    candidates = candidates[np.argsort(rows[identity][candidates], kind="stable")]
+    key = key[candidates]
+    if ascending:
+        index = np.argsort(key, kind="stable")
+    else:
+        index = len(key) - 1 - np.argsort(key[::-1], kind="stable")[::-1]
+        if key.dtype.kind == "f":
+            unknown = int(np.isnan(key).sum())  # sorted to the end, so they came first when turned round
+            index = np.concatenate((index[unknown:], index[:unknown]))
+    return candidates[index]
+
+
+def _foremost(key: Array, ascending: bool, most: int) -> Order:
+    if key.dtype.kind not in "fiu":
+        return np.argsort(key, kind="stable")[:most] if ascending else np.argsort(key, kind="stable")[-most:]
+    if ascending:
+        return np.argpartition(key, most)[:most]
+    if key.dtype.kind == "f":
+        key = np.nan_to_num(key, nan=-np.inf)
+    return np.argpartition(key, len(key) - most)[-most:]
+
+
+def first(rows: NDArray[np.void], table: Any, name: str, count: int) -> Order:
+    """The first rows of a table (Rows, or a pane's) by what has this name, as on the screen.
+
+    An unknown name is the default one; ties by identity.
+    """
+    by = table.sorts.get(name) or table.sorts[table.default_sort]
+    return order(rows, table.identity, by, False, max(count, MOST))[:count]

@@ -11,12 +11,8 @@ import unicodedata
 from datetime import UTC, datetime
 
 NONE = "-"
-_INVISIBLE = (
-    "Cf",
-    "Cs",
-    "Co",
-    "Cn",
-)  # Unicode categories: format and direction marks, surrogates, unassigned
+# Categories: format and direction marks, surrogates, private, unassigned.
+_INVISIBLE = ("Cf", "Cs", "Co", "Cn")
 _MARKS = 2  # combining marks on one letter: Vietnamese has two, and a hundred cover the lines around
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that look like spaces
 _SI = ("", "k", "M", "G", "T", "P", "E")
@@ -71,10 +67,12 @@ def duration(ns: float | None) -> str:
     if ns is None:
         return NONE
     value = abs(float(ns))
-    for unit, scale in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
+    if value < 999.5:
+        return f"{value:.0f} ns"
+    for unit, scale in (("µs", 1e3), ("ms", 1e6)):
         if value / scale < 999.5:
-            return f"{value / scale:.0f} {unit}" if scale == 1.0 else f"{figure(value / scale)} {unit}"
-    return f"{figure(value / 1e9)} s" if value < 999.5e9 else f"{value / 1e9:.0f} s"
+            return f"{figure(value / scale)} {unit}"
+    return f"{figure(value / 1e9)} s"
 
 
 def age(ns: float | None) -> str:
@@ -90,9 +88,9 @@ def age(ns: float | None) -> str:
 
 def clock(ns: int) -> str:
     """A span as on a stop-watch: ``00:12``, ``1:02:03``."""
-    seconds = ns // 1_000_000_000
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60:02d}:{rest % 60:02d}"
+    hours, rest = divmod(ns // 1_000_000_000, 3600)
+    minutes = f"{rest // 60:02d}:{rest % 60:02d}"
+    return f"{hours}:{minutes}" if hours else minutes
 
 
 def timestamp(ns: int) -> str:
@@ -166,6 +164,11 @@ def parse_endpoint(text: str) -> tuple[bytes, int]:
         return bytes(16), 0
     raw = parsed.packed if parsed.version == 6 else b"\0" * 10 + b"\xff\xff" + parsed.packed
     return raw, number & 0xFFFF
+
+
+def name(raw: bytes) -> str:
+    """A name from the kernel, which ends at the first NUL."""
+    return clean(bytes(raw).split(b"\0")[0].decode("utf-8", "replace"))
 
 
 def clean(text: str, limit: int = 256) -> str:

@@ -1,7 +1,7 @@
-"""The privileged process.  Compiles, attaches, hands the descriptors over, answers a few fixed requests, and goes.
+"""The privileged process: compiles, attaches, passes descriptors, answers a few fixed requests.
 
 Started by the screen's process with the descriptor of one end of a socket pair as its argument.  It reads nothing but
-that socket, and ends when the other end is gone.
+that socket, and ends when the other end closes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Loader:
         self._epoch = 0  # counted up whenever packets may have passed unseen
 
     def serve(self) -> None:
-        """Answer requests until the other end is gone."""
+        """Answer requests until the other end closes."""
         while True:
             try:
                 request = receive(self._sock)
@@ -80,7 +80,7 @@ class Loader:
             send(self._sock, answer)
 
     def close(self) -> None:
-        """Take away what no descriptor takes away."""
+        """Remove what closing descriptors does not."""
         self._target.clsact.detach()
         for probe in self._probes:
             probe.close()
@@ -111,24 +111,27 @@ class Loader:
 
     def _load(self, plan: Plan) -> Done:
         allowed.check()
-        config = link.describe(plan)
+        self._filter = from_words(plan.filter)
+        config = self._configuration(plan)
         self._plan = plan
         self._target.interface, self._target.ifindex = plan.interface, config.ifindex
         note = self._sweep()
         self._cache, self._scratch = cache_directory()
-        self._filter = from_words(plan.filter)
         return Done(config=self._start(plan, plan.probes, config).to_json(), note=note)
 
     def _retry(self, names: tuple[str, ...]) -> Done:
         assert self._plan
         names = tuple(name for name in self._plan.probes if name in names)
-        config = replace(link.describe(self._plan), epoch=self._epoch)
-        self._target.ifindex = config.ifindex
         for probe in [probe for probe in self._probes if probe.name in names]:
             self._discard(probe)
-        for probe in self._probes:
-            config = replace(config, flags=config.flags | attach.flags(probe))
+        config = self._configuration(self._plan)
+        self._target.ifindex = config.ifindex
         return Done(config=self._start(self._plan, names, config, background=True).to_json())
+
+    def _configuration(self, plan: Plan) -> Config:
+        """What the programs are told of the plan's interface, and of what the kernel lacks of the probes that run."""
+        config = attach.flagged(replace(link.describe(plan), epoch=self._epoch), *self._probes)
+        return config.filtered(self._generation, bool(self._filter))
 
     def _start(self, plan: Plan, names: tuple[str, ...], config: Config, background: bool = False) -> Config:
         """Compile, load and attach probes, and hand each over; the configuration, with what their programs lack."""
@@ -149,16 +152,18 @@ class Loader:
                     probe.object = self._compiled(probe, self._filter, self._generation, background)
                     attach.attach(probe, self._target, missing_only=True)
                 attach.check(probe)
-                config = replace(config, flags=config.flags | attach.flags(probe))
-                config = config.filtered(self._generation, bool(self._filter))
+                config = attach.flagged(config, probe)
                 # Until now the programs found no interface and did nothing: a half-attached probe that sees one
                 # direction before the other would take its first answers for late ones.
                 attach.write_config(probe, config)
                 self._probes.append(probe)
-                send(self._sock, attach.report(probe))
-                attach.handed_over(probe)
+                self._hand_over(probe, attach.report(probe))
         TYPES.close()
         return config
+
+    def _hand_over(self, probe: attach.Attached, answer: Loaded) -> None:
+        send(self._sock, answer)
+        attach.handed_over(probe)
 
     @contextlib.contextmanager
     def _failing(self, probe: attach.Attached) -> Iterator[None]:
@@ -166,8 +171,7 @@ class Loader:
         try:
             yield
         except (NettopError, OSError) as error:
-            if not isinstance(error, NettopError):
-                error = NettopError(str(error))
+            error = error if isinstance(error, NettopError) else NettopError(str(error))
             if error.code == ExitCode.UNSUPPORTED:
                 raise
             print(f"{probe.name}: {error.message}\n{error.hint}", file=sys.stderr, flush=True)
@@ -183,7 +187,7 @@ class Loader:
             self._probes.remove(probe)
 
     def _sweep(self) -> str:
-        """Take away what a killed loader has left on the interface; what the user is told of it."""
+        """Remove what a killed loader has left on the interface; what the user is told of it."""
         try:
             count = self._target.clsact.sweep(self._target.ifindex)
         except OSError as error:  # we can run beside it
@@ -196,19 +200,15 @@ class Loader:
         assert self._plan
         plan = replace(self._plan, interface=name or self._plan.interface)
         self._epoch += 1
-        config = replace(link.describe(plan), epoch=self._epoch)
+        config = self._configuration(plan)
         self._plan, self._target.interface = plan, plan.interface
-        for probe in self._probes:
-            config = replace(config, flags=config.flags | attach.flags(probe))
-        config = config.filtered(self._generation, bool(self._filter))
         self._target.clsact.release(config.ifindex)
         self._target.ifindex = config.ifindex
         for probe in self._probes:
             attach.write_config(probe, Config())
             attach.attach(probe, self._target, bound_only=True)
             attach.write_config(probe, config)
-            send(self._sock, attach.report(probe, bound_only=True))
-            attach.handed_over(probe)
+            self._hand_over(probe, attach.report(probe, bound_only=True))
         return Done(config=config.to_json())
 
     def _exchange_filter(self, words: tuple[int, ...]) -> Done:
@@ -217,36 +217,31 @@ class Loader:
 
         instructions = from_words(words)
         generation = (self._generation + 1) % GENERATIONS
-        made: list[attach.Exchange] = []
-        try:
-            probes = [probe for probe in self._probes if takes_filter(probe.name)]
+        probes = [probe for probe in self._probes if takes_filter(probe.name)]
+        made: list[tuple[attach.Attached, attach.Attached]] = []
+        with contextlib.closing(TYPES), contextlib.ExitStack() as undo:
             with ThreadPoolExecutor() as pool:  # each waits for a compiler of its own
-                fresh = pool.map(lambda p: self._compiled(p, instructions, generation, True), probes)
-                for probe, new in zip(probes, fresh, strict=True):
-                    made.append(attach.prepare(probe, new, self._target))
-        except BaseException:
-            for ready in made:
-                ready.close()
-            raise
-        finally:
-            TYPES.close()
+                objects = pool.map(lambda p: self._compiled(p, instructions, generation, True), probes)
+                for probe, new in zip(probes, objects, strict=True):
+                    fresh = attach.prepare(probe, new, self._target)
+                    undo.callback(fresh.close_programs)
+                    made.append((probe, fresh))
+            undo.pop_all()
         self._filter, self._generation = instructions, generation
         self._epoch += 1
-        for ready in made:
-            send(self._sock, attach.exchange(ready, self._target))
-            attach.handed_over(ready.probe)
+        for probe, fresh in made:
+            self._hand_over(probe, attach.exchange(probe, fresh, self._target))
         return Done(generation=generation, epoch=self._epoch)
 
     def _resume(self, names: tuple[str, ...]) -> Done:
         for probe in self._probes:
             if probe.name in names:
                 attach.resume(probe, self._target)
-                send(self._sock, attach.report(probe, bound_only=True))
-                attach.handed_over(probe)
+                self._hand_over(probe, attach.report(probe, bound_only=True))
         return Done()
 
     def _compiled(
-        self, probe: attach.Attached, wanted: Instructions, generation: int = 0, background: bool = False
+        self, probe: attach.Attached, wanted: Instructions, generation: int, background: bool
     ) -> Object:
         users = own.is_own(probe.name)
         if users:

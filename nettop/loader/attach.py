@@ -10,12 +10,13 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from operator import or_
 
 from nettop.bpf import syscall
-from nettop.bpf.config import Config
-from nettop.bpf.hooks import Candidate, Hook
+from nettop.bpf.config import CONFIG, Config
+from nettop.bpf.hooks import Attachment, Candidate, Hook, Via
 from nettop.bpf.protocol import HookInfo, Loaded, MapInfo, Plan, ProbeInfo
 from nettop.core.errors import NettopError
 from nettop.loader.compile import Object
@@ -25,12 +26,10 @@ _LOG_BYTES = 1 << 20
 _SIDE_BY_SIDE = 4  # programs that are loaded at once, at most
 # What may work a moment later, whatever this kernel is: memory, descriptors, a place that is taken, an interface.
 _TRANSIENT = frozenset(
-    (
-        *(errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE),
-        *(errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT),
-        *(errno.ENODEV, errno.ENXIO),
-    )
+    getattr(errno, name)
+    for name in "ENOMEM ENOSPC EMFILE ENFILE EAGAIN EINTR EBUSY ETIMEDOUT ENODEV ENXIO".split()
 )
+_ANYWHERE = (syscall.ProgType.SCHED_CLS, syscall.ProgType.RAW_TRACEPOINT, syscall.ProgType.NETFILTER)
 
 
 @dataclass
@@ -43,10 +42,8 @@ class Attached:
     entries: list[int] = field(default_factory=list)  # as made
     programs: dict[tuple[str, str], int] = field(
         default_factory=dict
-    )  # (function, mechanism and target) -> fd
-    links: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # hook -> descriptors, until they are handed over
+    )  # by function, and mechanism and target
+    links: dict[str, list[int]] = field(default_factory=dict)  # by hook, until they are handed over
     via: dict[str, Candidate] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # hook -> each mechanism's error
     transient: set[str] = field(default_factory=set)  # of the missing ones, those that may work later
@@ -54,24 +51,30 @@ class Attached:
 
     def close(self) -> None:
         """Close every descriptor that is still ours.  The links that the screen has stay."""
-        for fd in (*self.maps, *self.programs.values(), *(fd for fds in self.links.values() for fd in fds)):
-            with contextlib.suppress(OSError):
-                if fd >= 0:
-                    os.close(fd)
+        self.close_programs()
+        _close(self.maps)
         self.maps.clear()
+
+    def close_programs(self) -> None:
+        """The same, but the maps stay."""
+        _close((*self.programs.values(), *(fd for fds in self.links.values() for fd in fds)))
         self.programs.clear()
         self.links.clear()
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            if fd >= 0:
+                os.close(fd)
 
 
 def make_maps(probe: Attached, plan: Plan) -> None:
     """Create the probe's maps, sized by the plan where its module says so."""
     for spec in probe.object.maps:
-        sized = spec.name in probe.object.entries
-        entries = (
-            dict(plan.entries).get(f"{probe.name}.{spec.name}", spec.max_entries)
-            if sized
-            else spec.max_entries
-        )
+        entries = spec.max_entries
+        if spec.name in probe.object.entries:
+            entries = dict(plan.entries).get(f"{probe.name}.{spec.name}", entries)
         try:
             fd = syscall.map_create(spec.kind, spec.key_size, spec.value_size, entries, spec.flags, spec.name)
         except OSError as error:
@@ -86,7 +89,7 @@ def make_maps(probe: Attached, plan: Plan) -> None:
 def write_config(probe: Attached, config: Config) -> None:
     """Tell the programs what to watch.  Without an interface they do nothing."""
     for spec, fd in zip(probe.object.maps, probe.maps, strict=True):
-        if spec.name == "config":
+        if spec.name == CONFIG:
             try:
                 value = config.pack(spec.value_layout)
             except ValueError as error:
@@ -96,51 +99,42 @@ def write_config(probe: Attached, config: Config) -> None:
             syscall.map_update(fd, bytes(4), value)
 
 
-def _key(candidate: Candidate, index: int) -> tuple[str, str]:
+def _key(via: Via, attachment: Attachment) -> tuple[str, str]:
     """Of the program of one attachment.  One of these types can be attached anywhere: load it once for all places."""
-    attachment, kind = candidate.attachments[index], MECHANISMS[candidate.via].program
-    anywhere = kind in (
-        syscall.ProgType.SCHED_CLS,
-        syscall.ProgType.RAW_TRACEPOINT,
-        syscall.ProgType.NETFILTER,
-    )
-    return attachment.program, "" if anywhere else f"{candidate.via} {attachment.target}"
+    anywhere = MECHANISMS[via].program in _ANYWHERE
+    return attachment.program, "" if anywhere else f"{via} {attachment.target}"
 
 
-def _program(
-    probe: Attached, candidate: Candidate, index: int
-) -> Callable[[ctypes.Array[ctypes.c_char] | None], int]:
+def _program(probe: Attached, via: Via, attachment: Attachment) -> Callable[[syscall.Buffer | None], int]:
     """What loads it, all but the call into the kernel done."""
-    attachment = candidate.attachments[index]
-    mechanism = MECHANISMS[candidate.via]
+    mechanism = MECHANISMS[via]
     return partial(
         syscall.prog_load,
         mechanism.program,
         probe.object.linked(attachment.program, probe.maps),
         attachment.program,
-        mechanism.attach_type(attachment),
+        mechanism.attach_type,
         mechanism.btf_id(attachment),
     )
 
 
-def _load(probe: Attached, candidate: Candidate, index: int) -> int:
+def load(probe: Attached, via: Via, attachment: Attachment) -> int:
     """The program of one attachment, loaded for its mechanism; the verifier's words go to the log if it refuses."""
-    key = _key(candidate, index)
+    key = _key(via, attachment)
     if key in probe.programs:
         return probe.programs[key]
-    load = _program(probe, candidate, index)
+    into_kernel = _program(probe, via, attachment)
     try:
-        fd = load(None)
+        fd = into_kernel(None)
     except OSError as error:
         log = ctypes.create_string_buffer(_LOG_BYTES)
         with contextlib.suppress(OSError):
-            os.close(load(log))
+            os.close(into_kernel(log))
         words = log.value.decode(errors="replace").strip()
         print(f"{key[0]} refused: {error}\n{words}", file=sys.stderr, flush=True)
         lines = [w for w in words.splitlines() if not w.startswith("processed ")]
-        raise OSError(
-            error.errno, f"{error.strerror}: {lines[-1]}" if lines else str(error.strerror)
-        ) from error
+        reason = f"{error.strerror}: {lines[-1]}" if lines else str(error.strerror)
+        raise OSError(error.errno, reason) from error
     probe.programs[key] = fd
     return fd
 
@@ -153,23 +147,23 @@ def load_first_choices(probes: Iterable[Attached]) -> None:
     wanted: dict[tuple[str, tuple[str, str]], tuple[Attached, Callable[..., int]]] = {}
     for probe in probes:
         for hook in probe.object.hooks:
-            for candidate in _candidates(probe, hook)[:1]:
-                for index in range(len(candidate.attachments)):
+            first = next((c for c in hook.candidates if _compiled(probe, c)), None)
+            if first:
+                for attachment in first.attachments:
                     with contextlib.suppress(OSError):  # a function or tracepoint that is not there
-                        load = _program(probe, candidate, index)
-                        wanted.setdefault((probe.name, _key(candidate, index)), (probe, load))
+                        into_kernel = _program(probe, first.via, attachment)
+                        key = _key(first.via, attachment)
+                        wanted.setdefault((probe.name, key), (probe, into_kernel))
     # The longest last, from where they are taken first.
-    left = sorted(wanted, key=lambda name: len(wanted[name][0].object.programs[name[1][0]]))
+    left = [(key, *wanted[name, key]) for name, key in wanted]
+    left.sort(key=lambda each: len(each[1].object.programs[each[0][0]]))
 
     def work() -> None:
-        while True:
-            try:
-                name = left.pop()
-            except IndexError:
-                return
-            probe, load = wanted[name]
-            with contextlib.suppress(OSError):
-                probe.programs[name[1]] = load(None)
+        with contextlib.suppress(IndexError):  # none is left
+            while True:
+                key, probe, into_kernel = left.pop()
+                with contextlib.suppress(OSError):
+                    probe.programs[key] = into_kernel(None)
 
     others = [threading.Thread(target=work) for _ in os.sched_getaffinity(0)][1:_SIDE_BY_SIDE]
     for thread in others:
@@ -183,13 +177,11 @@ def _try(probe: Attached, hook: Hook, candidate: Candidate, target: Target) -> N
     """Attach all of a candidate, or nothing of it."""
     links: list[int] = []
     try:
-        for index, attachment in enumerate(candidate.attachments):
-            program = _load(probe, candidate, index)
+        for attachment in candidate.attachments:
+            program = load(probe, candidate.via, attachment)
             links.append(MECHANISMS[candidate.via].attach(program, attachment, target))
     except BaseException:
-        for fd in links:
-            if fd >= 0:
-                os.close(fd)
+        _close(links)
         if candidate.via == "clsact":
             target.clsact.remove({a.program for a in candidate.attachments})
         raise
@@ -197,10 +189,8 @@ def _try(probe: Attached, hook: Hook, candidate: Candidate, target: Target) -> N
     probe.via[hook.name] = candidate
 
 
-def _candidates(probe: Attached, hook: Hook) -> list[Candidate]:
-    """Those whose programs were compiled, best first."""
-    compiled = probe.object.programs
-    return [c for c in hook.candidates if all(a.program in compiled for a in c.attachments)]
+def _compiled(probe: Attached, candidate: Candidate) -> bool:
+    return all(a.program in probe.object.programs for a in candidate.attachments)
 
 
 def attach(probe: Attached, target: Target, bound_only: bool = False, missing_only: bool = False) -> None:
@@ -212,7 +202,7 @@ def attach(probe: Attached, target: Target, bound_only: bool = False, missing_on
     for hook in probe.object.hooks:
         if missing_only and hook.name not in probe.missing:
             continue
-        candidates = _candidates(probe, hook)
+        candidates = [c for c in hook.candidates if _compiled(probe, c)]
         if bound_only:
             candidates = [c for c in candidates if MECHANISMS[c.via].bound]
             if not candidates:
@@ -281,148 +271,109 @@ def clear_state(probe: Attached) -> None:
 
 def lacks_programs(probe: Attached) -> bool:
     """Whether a hook is missing for which there are programs in the C file that were not compiled."""
-    return any(
-        a.program not in probe.object.programs
-        for hook in probe.object.hooks
-        if hook.name in probe.missing
-        for candidate in hook.candidates
-        if possible(candidate.via)
-        for a in candidate.attachments
-    )
+    missing = (hook for hook in probe.object.hooks if hook.name in probe.missing)
+    candidates = (c for hook in missing for c in hook.candidates if possible(c.via))
+    return not all(_compiled(probe, candidate) for candidate in candidates)
 
 
-def flags(probe: Attached) -> int:
-    """What the programs must know of missing hooks: bits of the config's flags."""
-    return sum(hook.flag for hook in probe.object.hooks if hook.name in probe.missing)
+def flagged(config: Config, *probes: Attached) -> Config:
+    """The same, with what the programs must know of hooks that these probes lack: bits of its flags."""
+    missing = (hook.flag for probe in probes for hook in probe.object.hooks if hook.name in probe.missing)
+    return replace(config, flags=reduce(or_, missing, config.flags))
 
 
 def report(probe: Attached, bound_only: bool = False) -> Loaded:
     """What the screen is told and given.  The links are its own from here on: ``handed_over`` closes our copies."""
     fds: list[int] = []
-
-    def number(fd: int) -> int:
-        if fd < 0:
-            return -1
-        if fd not in fds:
-            fds.append(fd)
-        return fds.index(fd)
-
     maps: list[MapInfo] = []
     if not bound_only:
         for spec, fd, entries in zip(probe.object.maps, probe.maps, probe.entries, strict=True):
+            if spec.name not in probe.object.read:
+                continue  # the programs' own, with what of kernel addresses tells packets and sockets apart
             sizes, layouts = (spec.key_size, spec.value_size), (spec.key_layout, spec.value_layout)
-            maps.append(MapInfo(spec.name, spec.kind, *sizes, entries, number(fd), *layouts))
-    hooks: list[HookInfo] = []
-    for hook, links in probe.links.items():
-        candidate = probe.via[hook]
-        programs = [_load(probe, candidate, index) for index in range(len(candidate.attachments))]
-        hooks.append(
-            HookInfo(
-                hook, candidate.via, tuple(number(p) for p in programs), tuple(number(fd) for fd in links)
-            )
-        )
+            maps.append(MapInfo(spec.name, spec.kind, *sizes, entries, _number(fd, fds), *layouts))
     lost = _lost(probe)
     state = "unavailable" if lost or not probe.via else "live"
     detail = "; ".join(f"{name}: {probe.missing[name]}" for name in lost)
-    info = ProbeInfo(
-        probe.name, state, detail, "", tuple(maps), tuple(hooks), tuple(sorted(probe.missing.items()))
-    )
-    return Loaded(info, tuple(fds))
+    hooks, missing = _hooks(probe, probe.links, fds), tuple(sorted(probe.missing.items()))
+    return Loaded(ProbeInfo(probe.name, state, detail, "", tuple(maps), hooks, missing), tuple(fds))
 
 
-@dataclass
-class Exchange:
-    """New programs for a running probe, loaded against its own maps, until ``exchange`` puts them in.
+def _hooks(probe: Attached, names: Iterable[str], fds: list[int]) -> tuple[HookInfo, ...]:
+    """Hooks as the screen is told of them; their descriptors go into ``fds``."""
+    infos: list[HookInfo] = []
+    for name in names:
+        candidate = probe.via[name]
+        programs = [load(probe, candidate.via, attachment) for attachment in candidate.attachments]
+        numbers = ([_number(fd, fds) for fd in part] for part in (programs, probe.links.get(name, ())))
+        infos.append(HookInfo(name, candidate.via, *map(tuple, numbers)))
+    return tuple(infos)
+
+
+def _number(fd: int, fds: list[int]) -> int:
+    """Where a descriptor is in an answer, from now on; -1 for none."""
+    if fd < 0:
+        return -1
+    if fd not in fds:
+        fds.append(fd)
+    return fds.index(fd)
+
+
+def prepare(probe: Attached, new: Object, target: Target) -> Attached:
+    """Load what of another compilation of the same probe differs, against the same maps.  Nothing that runs is touched.
 
     Where a link can be given another program, they are only loaded.  Elsewhere they are attached beside those that run,
-    and do nothing until the config names their generation.
-    """
-
-    probe: Attached
-    object: Object
-    programs: dict[tuple[str, str], int] = field(default_factory=dict)
-    links: dict[str, list[int]] = field(default_factory=dict)  # by hook
-
-    def close(self) -> None:
-        """Close the programs and their links; those that run stay."""
-        for fd in (*self.programs.values(), *(fd for fds in self.links.values() for fd in fds)):
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        self.programs.clear()
-        self.links.clear()
-
-
-def prepare(probe: Attached, new: Object, target: Target) -> Exchange:
-    """Load what of another compilation of the same probe differs.  Nothing that runs is touched.
-
-    Raises NettopError where the kernel refuses a program.
+    and do nothing until the config names their generation.  Raises NettopError where the kernel refuses a program.
     """
     if new.maps != probe.object.maps:
         raise NettopError(f"{probe.name} has changed on disk since it was started", "start nettop again")
-    # The same maps, other instructions: what _load needs, and the running programs out of its reach.
-    shadow = Attached(probe.name, new, probe.maps, probe.entries)
-    made = Exchange(probe, new, shadow.programs, shadow.links)
-    try:
-        for hook in probe.object.hooks:
-            candidate = probe.via.get(hook.name)
-            if candidate is None:
-                continue
-            names = {a.program for a in candidate.attachments}
-            if all(new.programs.get(name) == probe.object.programs.get(name) for name in names):
-                continue
-            if MECHANISMS[candidate.via].swaps:
-                for index in range(len(candidate.attachments)):
-                    _load(shadow, candidate, index)
-            else:
-                _try(shadow, hook, candidate, target)
-    except OSError as error:
-        made.close()
-        raise NettopError(f"the kernel refuses the filter for {probe.name}: {error.strerror}", "") from error
-    except BaseException:
-        made.close()
-        raise
-    return made
+    fresh = Attached(probe.name, new, probe.maps, probe.entries)
+    with contextlib.ExitStack() as undo:
+        undo.callback(fresh.close_programs)
+        try:
+            for hook in probe.object.hooks:
+                candidate = probe.via.get(hook.name)
+                if candidate is None or all(
+                    new.programs.get(a.program) == probe.object.programs.get(a.program)
+                    for a in candidate.attachments
+                ):
+                    continue
+                if MECHANISMS[candidate.via].swaps:
+                    for attachment in candidate.attachments:
+                        load(fresh, candidate.via, attachment)
+                else:
+                    _try(fresh, hook, candidate, target)
+        except OSError as error:
+            message = f"the kernel refuses the filter for {probe.name}: {error.strerror}"
+            raise NettopError(message) from error
+        undo.pop_all()
+    return fresh
 
 
-def exchange(made: Exchange, target: Target) -> Loaded:
-    """Put the programs in; the answer has them by hook.
+def exchange(probe: Attached, fresh: Attached, target: Target) -> Loaded:
+    """Put the programs in that ``prepare`` has loaded; the answer has them by hook.
 
     Where there are links, it is for the screen, which holds them, to give them their new programs, or to take the new
     links for the old ones.  clsact's filters are exchanged here.
     """
-    probe = made.probe
     ours = {a.program for c in probe.via.values() if c.via == "clsact" for a in c.attachments}
     try:
-        target.clsact.replace({name: fd for (name, _), fd in made.programs.items() if name in ours})
+        target.clsact.replace({name: fd for (name, _), fd in fresh.programs.items() if name in ours})
     except OSError as error:
-        made.close()
+        fresh.close_programs()
         raise NettopError(f"{probe.name}: tc did not exchange the programs: {error}") from error
-    for key, fd in made.programs.items():
+    for key, fd in fresh.programs.items():
         os.close(probe.programs[key])
         probe.programs[key] = fd
-    probe.object = made.object
-    probe.links = made.links  # until they are handed over
+    probe.object, probe.links = fresh.object, fresh.links
+    changed = {name for name, _ in fresh.programs}
+    names = [hook for hook, c in probe.via.items() if any(a.program in changed for a in c.attachments)]
     fds: list[int] = []
-
-    def number(fd: int) -> int:
-        if fd not in fds:
-            fds.append(fd)
-        return fds.index(fd)
-
-    changed = {name for name, _ in made.programs}
-    hooks: list[HookInfo] = []
-    for hook, candidate in probe.via.items():
-        if any(a.program in changed for a in candidate.attachments):
-            programs = [_load(probe, candidate, index) for index in range(len(candidate.attachments))]
-            links = tuple(number(fd) for fd in made.links.get(hook, ()))
-            hooks.append(HookInfo(hook, candidate.via, tuple(number(fd) for fd in programs), links))
-    return Loaded(ProbeInfo(probe.name, "live", hooks=tuple(hooks)), tuple(fds))
+    hooks = _hooks(probe, names, fds)
+    return Loaded(ProbeInfo(probe.name, "live", hooks=hooks), tuple(fds))
 
 
 def handed_over(probe: Attached) -> None:
     """Close our copies of the links: only the screen's descriptors keep the programs attached."""
-    for links in probe.links.values():
-        for fd in links:
-            if fd >= 0:
-                os.close(fd)
+    _close(fd for links in probe.links.values() for fd in links)
     probe.links.clear()

@@ -27,17 +27,10 @@ _MADE = "+"  # behind the token: the qdisc is ours too
 
 
 @dataclass
-class _Ours:
-    ifindex: int
-    program: str  # its name
-    filter: netlink.Filter
-
-
-@dataclass
 class Clsact:
     """Our filters, and the qdiscs that we made."""
 
-    filters: list[_Ours] = field(default_factory=list)
+    filters: list[tuple[int, netlink.Filter]] = field(default_factory=list)  # with the interface's index
     made: set[int] = field(default_factory=set)
     _token: str = ""
     _alive: socket.socket | None = None  # bound for as long as we live
@@ -48,22 +41,22 @@ class Clsact:
         if not netlink.has_clsact(ifindex):
             netlink.add_clsact(ifindex)
             self.made.add(ifindex)
-        elif any(_owner(f) and _is_made(f) for f in _all(ifindex)):
+        elif any(_owner(f) and _is_made(f) for f in netlink.all_filters(ifindex)):
             self.made.add(ifindex)  # by another of us: the last to leave takes it away
         priority, handle = _first(netlink.filters(ifindex, parent))
         label = f"{_MARK}:{self._own()}{_MADE if ifindex in self.made else ''}:{name}"
         ours = netlink.Filter("bpf", parent, handle, priority, htons(_ETH_P_ALL), label)
         netlink.put_filter(ifindex, ours, program)
-        self.filters.append(_Ours(ifindex, name, ours))
+        self.filters.append((ifindex, ours))
 
     def replace(self, programs: Mapping[str, int]) -> None:
         """Other programs in the places of those of the same names.  Each packet is seen by the one or the other.
 
         The kernel puts the new filter into the old one's place in the list (cls_bpf_change: list_replace_rcu).
         """
-        for ours in self.filters:
-            if ours.program in programs:
-                netlink.put_filter(ours.ifindex, ours.filter, programs[ours.program], replace=True)
+        for ifindex, ours in self.filters:
+            if _program(ours) in programs:
+                netlink.put_filter(ifindex, ours, programs[_program(ours)], replace=True)
 
     def release(self, ifindex: int) -> None:
         """Take our filters away, before they are attached again to this interface; a qdisc that we made stays ours."""
@@ -72,7 +65,7 @@ class Clsact:
 
     def remove(self, programs: Collection[str]) -> None:
         """Take the filters of these programs away."""
-        self._delete([ours for ours in self.filters if ours.program in programs])
+        self._delete([each for each in self.filters if _program(each[1]) in programs])
 
     def detach(self) -> None:
         """Take away what is ours; quiet where it has gone, or the interface has, and its filters with it."""
@@ -81,19 +74,19 @@ class Clsact:
             _delete_empty(ifindex)
         self.made.clear()
 
-    def _delete(self, unwanted: Sequence[_Ours]) -> None:
-        for ifindex in {ours.ifindex for ours in unwanted}:
-            labels = {ours.filter.name for ours in unwanted if ours.ifindex == ifindex}
-            there = _all(ifindex)
+    def _delete(self, unwanted: Sequence[tuple[int, netlink.Filter]]) -> None:
+        for ifindex in {index for index, _ in unwanted}:
+            labels = {ours.name for index, ours in unwanted if index == ifindex}
+            there = netlink.all_filters(ifindex)
             found = [f for f in there if f.name in labels]
             _delete(ifindex, found)
             if there and not found:  # another qdisc of the same name, and somebody else's
                 self.made.discard(ifindex)
-        self.filters = [ours for ours in self.filters if ours not in unwanted]
+        self.filters = [each for each in self.filters if each not in unwanted]
 
     def sweep(self, ifindex: int) -> int:
         """Take away what loaders that are no more have left on this interface; how many filters that were."""
-        there = _all(ifindex)
+        there = netlink.all_filters(ifindex)
         owners = {owner for f in there if (owner := _owner(f))}
         dead = {owner for owner in owners if owner != self._token and not _lives(owner)}
         left = [f for f in there if _owner(f) in dead]
@@ -102,7 +95,7 @@ class Clsact:
         _delete(ifindex, left)
         if any(map(_is_made, left)):
             _delete_empty(ifindex)
-        remain = {(f.parent, f.name) for f in _all(ifindex)}
+        remain = {(f.parent, f.name) for f in netlink.all_filters(ifindex)}
         return sum((f.parent, f.name) not in remain for f in left)
 
     def _own(self) -> str:
@@ -119,10 +112,13 @@ def _address(token: str) -> str:
 
 def _owner(found: netlink.Filter) -> str:
     """The token in a filter's name; empty where it is none of ours."""
-    words = found.name.split(":")
-    return (
-        words[1].removesuffix(_MADE) if found.kind == "bpf" and words[0] == _MARK and len(words) == 3 else ""
-    )
+    mark, *words = found.name.split(":")
+    ours = found.kind == "bpf" and mark == _MARK and len(words) == 2
+    return words[0].removesuffix(_MADE) if ours else ""
+
+
+def _program(ours: netlink.Filter) -> str:
+    return ours.name.rpartition(":")[2]
 
 
 def _is_made(found: netlink.Filter) -> bool:
@@ -140,10 +136,6 @@ def _lives(token: str) -> bool:
     return True
 
 
-def _all(ifindex: int) -> list[netlink.Filter]:
-    return [f for parent in netlink.PARENTS.values() for f in netlink.filters(ifindex, parent)]
-
-
 def _delete(ifindex: int, filters: Sequence[netlink.Filter]) -> None:
     for one in filters:
         with contextlib.suppress(OSError):
@@ -152,7 +144,7 @@ def _delete(ifindex: int, filters: Sequence[netlink.Filter]) -> None:
 
 def _delete_empty(ifindex: int) -> None:
     with contextlib.suppress(OSError):
-        if not _all(ifindex):
+        if not netlink.all_filters(ifindex):
             netlink.delete_clsact(ifindex)
 
 

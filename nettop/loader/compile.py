@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,14 +26,16 @@ from typing import Any
 
 from nettop import privilege
 from nettop.bpf import own
+from nettop.bpf.config import CONFIG
 from nettop.bpf.filter import Instructions, to_c
-from nettop.bpf.hooks import Attachment, Candidate, Hook
+from nettop.bpf.hooks import Hook
+from nettop.bpf.protocol import typed
 from nettop.core.errors import ExitCode, NettopError
 from nettop.core.paths import PACKAGE, bpf_include, bpf_source
 from nettop.loader.blake2 import blake2b
 from nettop.loader.headers import KFUNC_CALL, header_tree
 
-FORMAT = 7  # of the cached objects
+FORMAT = 9  # of the cached objects
 _FAR = 32767  # instructions that a jump can reach; clang before 17 does not say so where one cannot
 _BACKGROUND = 10  # nice: the screen goes on drawing while a compiler runs beside it
 _KEPT = 128  # cached objects, before the oldest go: each filter makes its own
@@ -79,8 +81,8 @@ class MapSpec:
 class Object:
     """One compiled C file: its maps, and each function's instructions (map references by index into ``maps``).
 
-    With it what the probe's module says of it: the hooks, which maps the plan sizes, and which hold
-    what is under way.  So the loader need not import the modules, which bring numpy with them.
+    With it what the probe's module says of it: the hooks, which maps the plan sizes, which hold what is under way, and
+    which the screen reads.  So the loader need not import the modules, which bring numpy with them.
     ``compiler``: the libraries that made it (BCC, clang, LLVM), each with its size in bytes and its mtime in ns.
     """
 
@@ -89,42 +91,21 @@ class Object:
     hooks: tuple[Hook, ...] = ()
     entries: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
     compiler: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "maps": [asdict(m) for m in self.maps],
-                "programs": {name: b64encode(code).decode() for name, code in self.programs.items()},
-                "hooks": [asdict(h) for h in self.hooks],
-                "entries": list(self.entries),
-                "state": list(self.state),
-                "compiler": dict(self.compiler),
-            }
-        )
+        """For the cache, and from the child."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, default=lambda code: b64encode(code).decode())
 
     @classmethod
     def from_json(cls, text: str) -> Object:
+        """The inverse.  ValueError or TypeError for what is none."""
         data = json.loads(text)
-        if data["format"] != FORMAT:
+        if data.pop("format", 0) != FORMAT:
             raise ValueError("another format")
-        maps = tuple(MapSpec(**m) for m in data["maps"])
-        programs = {name: b64decode(code) for name, code in data["programs"].items()}
-        hooks = tuple(
-            Hook(
-                h["name"],
-                tuple(
-                    Candidate(c["via"], tuple(Attachment(**a) for a in c["attachments"]))
-                    for c in h["candidates"]
-                ),
-                h["required"],
-                h["flag"],
-            )
-            for h in data["hooks"]
-        )
-        compiler = {path: (size, mtime) for path, (size, mtime) in data["compiler"].items()}
-        return cls(maps, programs, hooks, tuple(data["entries"]), tuple(data["state"]), compiler)
+        result: Object = typed(cls, data)
+        return result
 
     def linked(self, program: str, map_fds: list[int]) -> bytes:
         """Instructions of one function with its map references resolved to descriptors."""
@@ -134,10 +115,9 @@ class Object:
 def rewrite_maps(code: bytes, numbers: Mapping[int, int]) -> bytes:
     """Replace the number in every map reference (``ld_imm64`` with BPF_PSEUDO_MAP_FD) by the table's entry for it."""
     result = bytearray(code)
-    for offset in range(0, len(code), 8):
-        opcode, registers, _, number = struct.unpack_from("<BBhi", code, offset)
+    for index, (opcode, registers, _, number) in enumerate(struct.iter_unpack("<BBhi", code)):
         if opcode == _LD_IMM64 and registers >> 4 == _PSEUDO_MAP_FD:
-            struct.pack_into("<i", result, offset + 4, numbers[number])
+            struct.pack_into("<i", result, 8 * index + 4, numbers[number])
     return bytes(result)
 
 
@@ -150,14 +130,12 @@ def kernel_calls(code: bytes) -> bytes:
     of the kernel (BPF_PSEUDO_KFUNC_CALL).
     """
     result = bytearray(code)
-    for offset in range(0, len(code), 8):
-        opcode, registers, _, number = struct.unpack_from("<BBhi", code, offset)
-        if (opcode, registers) != (_CALL, 0):
-            continue
-        if number == _PROBE_READ:
-            struct.pack_into("<i", result, offset + 4, _PROBE_READ_KERNEL)
-        elif number & KFUNC_CALL:
-            struct.pack_into("<BBhi", result, offset, _CALL, _PSEUDO_KFUNC_CALL << 4, 0, number & ~KFUNC_CALL)
+    for index, (opcode, registers, _, number) in enumerate(struct.iter_unpack("<BBhi", code)):
+        if (opcode, registers, number) == (_CALL, 0, _PROBE_READ):
+            struct.pack_into("<i", result, 8 * index + 4, _PROBE_READ_KERNEL)
+        elif (opcode, registers) == (_CALL, 0) and number & KFUNC_CALL:
+            ident = number & ~KFUNC_CALL
+            struct.pack_into("<BBhi", result, 8 * index, _CALL, _PSEUDO_KFUNC_CALL << 4, 0, ident)
     return bytes(result)
 
 
@@ -208,16 +186,15 @@ def compile_source(
     source = source.resolve()  # BCC changes the directory while it compiles
     flags = (f"-I{bpf_include()}", *FLAGS, *defines)
     path = cache / f"{source.stem}-{_identity(source, tree, flags, probe, filter_text)}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         found = Object.from_json(path.read_text())
         if all(_stamp(library) == stamp for library, stamp in found.compiler.items()):
             os.utime(path)  # it is in use: see _store
             return found
     with contextlib.ExitStack() as stack:
         if filter_text:
-            folder = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="filter-", dir=cache))
-            ).resolve()
+            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="filter-", dir=cache))
+            folder = Path(made).resolve()
             (folder / "filter_generated.h").write_text(filter_text)
             flags += ("-DFILTER", f"-I{folder}")
         job = json.dumps({"source": str(source), "flags": flags, "probe": probe, "background": background})
@@ -366,22 +343,15 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
     for index in range(lib.bpf_num_tables(module.module)):
         name = lib.bpf_table_name(module.module, index)
         numbers[lib.bpf_table_fd(module.module, name)] = index
-        key, leaf = (
-            describe(module.module, name) or b""
+        kind, key, leaf, most, flag_bits = (
+            getattr(lib, f"bpf_table_{what}_id")(module.module, index)
+            for what in ("type", "key_size", "leaf_size", "max_entries", "flags")
+        )
+        of_key, of_leaf = (
+            (describe(module.module, name) or b"").decode()
             for describe in (lib.bpf_table_key_desc, lib.bpf_table_leaf_desc)
         )
-        maps.append(
-            MapSpec(
-                name.decode(),
-                lib.bpf_table_type_id(module.module, index),
-                lib.bpf_table_key_size_id(module.module, index),
-                lib.bpf_table_leaf_size_id(module.module, index),
-                lib.bpf_table_max_entries_id(module.module, index),
-                lib.bpf_table_flags_id(module.module, index),
-                key.decode(),
-                leaf.decode(),
-            )
-        )
+        maps.append(MapSpec(name.decode(), kind, key, leaf, most, flag_bits, of_key, of_leaf))
     programs: dict[str, bytes] = {}
     for index in range(lib.bpf_num_functions(module.module)):
         name = lib.bpf_function_name(module.module, index)
@@ -393,8 +363,9 @@ def _compile(source: Path, flags: list[str], probe: str) -> Object:
     # From here on Python's modules alone run: with the capability to read what lies in a closed directory, at most.
     privilege.confine(privilege.permitted() & privilege.mask(privilege.DAC_READ_SEARCH))
     declared = importlib.import_module(f"nettop.probes.{probe}.probe").PROBE
-    entries = tuple(m.name for m in declared.maps if m.entries)
-    return Object(tuple(maps), programs, declared.hooks, entries, declared.state, compiler)
+    sized = tuple(m.name for m in declared.maps if m.entries)
+    read = (CONFIG, *(m.name for m in declared.maps))
+    return Object(tuple(maps), programs, declared.hooks, sized, declared.state, read, compiler)
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ than against real headers, and needs nothing installed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import re
@@ -25,6 +24,7 @@ from nettop.bpf import own
 from nettop.core.errors import ExitCode, NettopError
 from nettop.core.paths import OWN_PROBES, bpf_sources
 from nettop.loader.blake2 import blake2b
+from nettop.loader.btf import ENUM, FUNC, STRUCT, TYPEDEF, Btf
 
 BTF = Path("/sys/kernel/btf/vmlinux")
 VERSION = 22  # of the tree's layout: a cache with another number is thrown away
@@ -58,35 +58,9 @@ typedef unsigned long uintptr_t;
 """
 
 # Typedefs that the preamble of BCC needs even if no structure above brings them along.
-_TYPEDEFS = (
-    "__u8",
-    "__s8",
-    "__u16",
-    "__s16",
-    "__u32",
-    "__s32",
-    "__u64",
-    "__s64",
-    "u8",
-    "s8",
-    "u16",
-    "s16",
-    "u32",
-    "s32",
-    "u64",
-    "s64",
-    "__be16",
-    "__be32",
-    "__be64",
-    "__le16",
-    "__le32",
-    "__le64",
-    "__sum16",
-    "__wsum",
-    "size_t",
-    "ssize_t",
-    "bool",
-    "pid_t",
+_TYPEDEFS = tuple(
+    "__u8 __s8 __u16 __s16 __u32 __s32 __u64 __s64 u8 s8 u16 s16 u32 s32 u64 s64 __be16 __be32 __be64 "
+    "__le16 __le32 __le64 __sum16 __wsum size_t ssize_t bool pid_t".split()
 )
 
 # BCC's own bpf.h, which comes later, defines the user-visible types and constants of BPF: where the kernel's structures
@@ -95,160 +69,29 @@ _OWN_TYPES = re.compile(r"\b(struct|enum|union) (?!bpf_nf_ctx\b)(bpf_\w+|__sk_bu
 _OWN_CONSTANTS = re.compile(r"\b(BPF_\w+)\b")
 
 _EMPTY = (
-    "linux/types.h",
-    "linux/bpf.h",
-    "uapi/linux/bpf.h",
-    "uapi/linux/ptrace.h",
-    "uapi/linux/if_ether.h",
-    "uapi/linux/if_packet.h",
-    "uapi/linux/types.h",
-    "uapi/linux/ip.h",
-    "uapi/linux/ipv6.h",
-    "uapi/linux/tcp.h",
-    "uapi/linux/udp.h",
-    "uapi/linux/in.h",
-    "uapi/linux/pkt_cls.h",
-    "linux/ptrace.h",
-    "linux/sched.h",
-    "linux/skbuff.h",
-    "linux/netdevice.h",
-    "linux/tcp.h",
-    "net/sock.h",
-    "asm/types.h",
+    "linux/types.h linux/bpf.h linux/bpf_common.h linux/ptrace.h linux/sched.h linux/skbuff.h linux/netdevice.h "
+    "linux/tcp.h uapi/linux/bpf.h uapi/linux/ptrace.h uapi/linux/if_ether.h uapi/linux/if_packet.h uapi/linux/types.h "
+    "uapi/linux/ip.h uapi/linux/ipv6.h uapi/linux/tcp.h uapi/linux/udp.h uapi/linux/in.h uapi/linux/pkt_cls.h "
+    "net/sock.h asm/types.h".split()
 )
+
+_VERSION = """\
+#pragma once
+#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + ((c) > 255 ? 255 : (c)))
+#define LINUX_VERSION_CODE """
 
 _LOG2 = """\
 #pragma once
 #define roundup_pow_of_two(n) (1UL << (64 - __builtin_clzl((n) - 1)))
 """
 
-# uapi/linux/bpf_common.h: instruction classes, which BCC's helpers name and guests without libc headers lack.
-_BPF_COMMON = """\
-#pragma once
-#define BPF_CLASS(code) ((code) & 0x07)
-#define BPF_LD 0x00
-#define BPF_LDX 0x01
-#define BPF_ST 0x02
-#define BPF_STX 0x03
-#define BPF_ALU 0x04
-#define BPF_JMP 0x05
-#define BPF_RET 0x06
-#define BPF_MISC 0x07
-#define BPF_SIZE(code) ((code) & 0x18)
-#define BPF_W 0x00
-#define BPF_H 0x08
-#define BPF_B 0x10
-#define BPF_MODE(code) ((code) & 0xe0)
-#define BPF_IMM 0x00
-#define BPF_ABS 0x20
-#define BPF_IND 0x40
-#define BPF_MEM 0x60
-#define BPF_LEN 0x80
-#define BPF_MSH 0xa0
-#define BPF_OP(code) ((code) & 0xf0)
-#define BPF_ADD 0x00
-#define BPF_SUB 0x10
-#define BPF_MUL 0x20
-#define BPF_DIV 0x30
-#define BPF_OR 0x40
-#define BPF_AND 0x50
-#define BPF_LSH 0x60
-#define BPF_RSH 0x70
-#define BPF_NEG 0x80
-#define BPF_MOD 0x90
-#define BPF_XOR 0xa0
-#define BPF_JA 0x00
-#define BPF_JEQ 0x10
-#define BPF_JGT 0x20
-#define BPF_JGE 0x30
-#define BPF_JSET 0x40
-#define BPF_SRC(code) ((code) & 0x08)
-#define BPF_K 0x00
-#define BPF_X 0x08
-#ifndef BPF_MAXINSNS
-#define BPF_MAXINSNS 4096
-#endif
-"""
-
-
-_STRUCT, _ENUM, _TYPEDEF, _FUNC = 4, 6, 8, 12  # BTF_KIND_*
-
-
-class _Btf:
-    """libbpf's BTF dumper over ctypes."""
-
-    _PRINT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-
-    def __init__(self) -> None:
-        self._lib = libbpf()
-        self._libc = ctypes.CDLL(None)
-        for name in ("btf__load_vmlinux_btf", "btf_dump__new"):
-            getattr(self._lib, name).restype = ctypes.c_void_p
-        self._lib.btf__resolve_size.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-        self._lib.btf__resolve_size.restype = ctypes.c_int64
-        self._lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
-        self._lib.btf_dump__dump_type.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-        self._lib.btf_dump__free.argtypes = [ctypes.c_void_p]
-        self._lib.btf__free.argtypes = [ctypes.c_void_p]
-        self._lib.btf_dump__new.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-        ]
-        self._libc.vsnprintf.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p]
-        self._btf = self._lib.btf__load_vmlinux_btf()
-        if not self._btf:
-            raise OSError("libbpf cannot read the kernel's BTF")
-
-    def dump(self, named: Mapping[int, tuple[str, ...]]) -> str:
-        """C text of these types, by kind, and of all that they hold by value; unknown names are left out."""
-        parts: list[bytes] = []
-        line = ctypes.create_string_buffer(4096)
-
-        def append(_context: int, form: bytes, arguments: int) -> None:
-            # The callback is handed a va_list, which only libc can walk.
-            self._libc.vsnprintf(line, len(line), form, arguments)
-            parts.append(line.value)
-
-        print_line = self._PRINT(append)
-
-        # A null options structure is what libbpf takes for "defaults" in every release since 0.6.
-        dump = self._lib.btf_dump__new(self._btf, ctypes.cast(print_line, ctypes.c_void_p), None, None)
-        if not dump:
-            raise OSError("libbpf cannot dump the kernel's BTF")
-        try:
-            for kind, names in named.items():
-                for name in names:
-                    ident = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
-                    if ident > 0:
-                        self._lib.btf_dump__dump_type(dump, ident)
-        finally:
-            self._lib.btf_dump__free(dump)
-        return b"".join(parts).decode()
-
-    def idents(self, names: tuple[str, ...], kind: int) -> dict[str, int]:
-        """Numbers of those that the kernel has."""
-        found = {n: self._lib.btf__find_by_name_kind(self._btf, n.encode(), kind) for n in names}
-        return {name: ident for name, ident in found.items() if ident > 0}
-
-    def size(self, ident: int) -> int:
-        return int(self._lib.btf__resolve_size(self._btf, ident))
-
-    def close(self) -> None:
-        self._lib.btf__free(self._btf)
-
-
-def libbpf() -> ctypes.CDLL:
-    """libbpf itself, else the copy of it that BCC brings along."""
-    for name in ("libbpf.so.1", "libbcc_bpf.so.0", "libbpf.so.0"):
-        with contextlib.suppress(OSError):
-            library = ctypes.CDLL(name)
-            if hasattr(library, "btf_dump__new"):
-                return library
-    raise NettopError(
-        "libbpf is not installed", "install it: apt install libbpf1 (Debian, Ubuntu)", ExitCode.UNSUPPORTED
-    )
+# HAVE_*: what not all kernels have, by how the types' text shows it.
+_OPTIONAL = {
+    "is_mptcp": r"\bis_mptcp;",  # in tcp_sock: CONFIG_MPTCP
+    "gso_ipv4_max_size": r"\bgso_ipv4_max_size;",  # in net_device: since 6.3
+    "QUEUE_PURGE": r"\bSKB_DROP_REASON_QUEUE_PURGE\b",  # since 6.6
+    "pkt_vlan_present_offset": r"\b__pkt_vlan_present_offset\b",  # in sk_buff: before 6.2
+}
 
 
 def _renamed(text: str) -> str:
@@ -283,42 +126,32 @@ def _named(sources: tuple[tuple[Path, int, int], ...]) -> Mapping[int, tuple[str
     text = "\n".join(_COMMENT.sub("", path.read_text(errors="replace")) for path, *_ in sources)
     result = {}
     text += "".join(f"struct {name};" for name in _IN_FIELD.findall(text))
-    for kind, word in ((_STRUCT, "struct"), (_ENUM, "enum")):
+    for kind, word in ((STRUCT, "struct"), (ENUM, "enum")):
         names = set(re.findall(rf"\b{word} (\w+)", text)) - set(re.findall(rf"\b{word} (\w+) *\{{", text))
         result[kind] = tuple(sorted(n for n in names if not _OWN_TYPES.fullmatch(f"{word} {n}")))
     return result
 
 
 def _kernel_types() -> str:
-    btf = _Btf()
-    try:
+    with contextlib.closing(Btf()) as btf:
         named = named_types()
-        text = _renamed(btf.dump({_TYPEDEF: _TYPEDEFS, **named}))
-        for name, ident in btf.idents(named[_STRUCT], _STRUCT).items():
-            # So that a program can leave out what this kernel has no types for.
-            text += f"#define HAVE_{name} 1\n#define BTF_{name} {ident}\n"
-            # What clang reads otherwise than libbpf says it must not compile: fields would be read at wrong places.
-            text += (
-                f"_Static_assert(sizeof(struct {name}) == {btf.size(ident)}, "
-                f'"struct {name} is not what BTF says");\n'
-            )
-        functions = btf.idents(KFUNCS, _FUNC)
-        if functions.keys() == set(KFUNCS):
-            text += f"#define KFUNC_CALL {KFUNC_CALL}\n"
-            text += "".join(f"#define KFUNC_{name} {ident}\n" for name, ident in functions.items())
-        if re.search(r"\bis_mptcp;", text):  # in tcp_sock: CONFIG_MPTCP
-            text += "#define HAVE_is_mptcp 1\n"
-        if re.search(r"\bgso_ipv4_max_size;", text):  # in net_device: since 6.3
-            text += "#define HAVE_gso_ipv4_max_size 1\n"
-        if btf.idents(("bpf_jmp_history_entry",), _STRUCT):  # of the verifier: since 6.8
-            text += "#define HAVE_bpf_jmp_history_entry 1\n"
-        if re.search(r"\bSKB_DROP_REASON_QUEUE_PURGE\b", text):  # since 6.6
-            text += "#define HAVE_QUEUE_PURGE 1\n"
-        if re.search(r"\b__pkt_vlan_present_offset\b", text):  # in sk_buff: before 6.2
-            text += "#define HAVE_pkt_vlan_present_offset 1\n"
-        return text
-    finally:
-        btf.close()
+        text = _renamed(btf.dump({TYPEDEF: _TYPEDEFS, **named}))
+        lines = []
+        for name in named[STRUCT]:
+            if (ident := btf.find(name, STRUCT)) > 0:
+                # For programs that do without what this kernel has no types for.
+                lines += [f"#define HAVE_{name} 1", f"#define BTF_{name} {ident}"]
+                # What clang reads otherwise than libbpf says it must not compile: fields would be read at wrong places.
+                size = f'sizeof(struct {name}) == {btf.size(ident)}, "struct {name} is not what BTF says"'
+                lines.append(f"_Static_assert({size});")
+        functions = {name: btf.find(name, FUNC) for name in KFUNCS}
+        if min(functions.values()) > 0:
+            lines.append(f"#define KFUNC_CALL {KFUNC_CALL}")
+            lines += [f"#define KFUNC_{name} {ident}" for name, ident in functions.items()]
+        lines += [f"#define HAVE_{name} 1" for name, form in _OPTIONAL.items() if re.search(form, text)]
+        if btf.find("bpf_jmp_history_entry", STRUCT) > 0:  # of the verifier: since 6.8
+            lines.append("#define HAVE_bpf_jmp_history_entry 1")
+    return text + "\n".join([*lines, ""])
 
 
 def kernel_version() -> tuple[int, int, int]:
@@ -344,21 +177,12 @@ def check_machine() -> None:
         )
 
 
-def _version_header() -> str:
-    major, minor, patch = kernel_version()
-    return (
-        "#pragma once\n#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + ((c) > 255 ? 255 : (c)))\n"
-        f"#define LINUX_VERSION_CODE KERNEL_VERSION({major}, {minor}, {patch})\n"
-    )
-
-
 def _write_tree(root: Path) -> None:
     files = dict.fromkeys(_EMPTY, "")
     files |= {
         "linux/kconfig.h": _PREAMBLE + _kernel_types() + _EPILOGUE,
-        "linux/version.h": _version_header(),
+        "linux/version.h": _VERSION + "KERNEL_VERSION({}, {}, {})\n".format(*kernel_version()),
         "linux/log2.h": _LOG2,
-        "linux/bpf_common.h": _BPF_COMMON,
         "asm/page.h": f"#pragma once\n#define PAGE_SIZE {os.sysconf('SC_PAGESIZE')}UL\n",
     }
     for name, text in files.items():
@@ -382,15 +206,6 @@ def _intact(root: Path) -> bool:
     return False
 
 
-def installed_headers() -> Path | None:
-    """The distribution's kernel headers for the running kernel, if they are there."""
-    for name in ("build", "source"):
-        path = Path("/lib/modules") / platform.release() / name
-        if (path / "include/linux/kconfig.h").exists():
-            return path
-    return None
-
-
 def header_tree(cache: Path) -> Path:
     """The directory to give to BCC as its kernel source; made, reused or, if anything is wrong with it, remade.
 
@@ -399,9 +214,10 @@ def header_tree(cache: Path) -> Path:
     """
     check_machine()
     if not BTF.exists():
-        headers = installed_headers()
+        release = platform.release()
+        places = (Path("/lib/modules", release, name) for name in ("build", "source"))
+        headers = next((place for place in places if (place / "include/linux/kconfig.h").exists()), None)
         if headers is None:
-            release = platform.release()
             raise NettopError(
                 f"kernel {release} has no BTF (/sys/kernel/btf/vmlinux) and its headers are not installed",
                 f"install the kernel's headers: apt install linux-headers-{release} (dnf install kernel-devel)",

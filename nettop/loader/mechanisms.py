@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nettop.bpf import syscall
 from nettop.bpf.hooks import Attachment, Via
+from nettop.loader.btf import FUNC, TYPEDEF, Btf
 from nettop.loader.clsact import Clsact
 
 _BPF_F_BEFORE = 1 << 3  # with no program named: before all others
@@ -46,7 +47,7 @@ class Mechanism:
 
     program: syscall.ProgType
     attach: Callable[[int, Attachment, Target], int]
-    attach_type: Callable[[Attachment], syscall.AttachType] = lambda _: syscall.AttachType.NONE
+    attach_type: syscall.AttachType = syscall.AttachType.NONE
     btf_id: Callable[[Attachment], int] = lambda _: 0
     bound: bool = False  # to the interface: attached again when that comes back
     swaps: bool = False  # its program can be exchanged without a packet missed
@@ -78,68 +79,43 @@ def _netfilter(program: int, attachment: Attachment, _: Target) -> int:
     raise OSError(errno.EBUSY, f"{_NF_NEIGHBOURS} programs are at {attachment.target} already")
 
 
-def _raw_tracepoint(program: int, attachment: Attachment, _: Target) -> int:
-    return syscall.raw_tracepoint_open(program, attachment.target)
-
-
-def _tracing(program: int, _attachment: Attachment, _: Target) -> int:
-    return syscall.raw_tracepoint_open(program)
-
-
-def _prog_run(program: int, _attachment: Attachment, _: Target) -> int:
-    return os.dup(program)  # nothing to attach to: who has the descriptor runs it
-
-
 class _Types:
     """The kernel's BTF, parsed when first asked for: 10 ms and as many megabytes, so once, and not for long."""
 
-    _KIND_TYPEDEF, _KIND_FUNC = 8, 12
-
     def __init__(self) -> None:
-        self._library: ctypes.CDLL | None = None
-        self._btf = 0
+        self._btf: Btf | None = None
 
     def find(self, name: str, attach_type: syscall.AttachType) -> int:
         """Id of a function, or of the type of a tracepoint's arguments; 0 or less: there is none."""
-        library = self._open()
-        traced = attach_type == syscall.AttachType.TRACE_RAW_TP
-        kind, prefix = (self._KIND_TYPEDEF, "btf_trace_") if traced else (self._KIND_FUNC, "")
-        return int(library.btf__find_by_name_kind(self._btf, f"{prefix}{name}".encode(), kind))
+        self._btf = self._btf or Btf()
+        if attach_type == syscall.AttachType.TRACE_RAW_TP:
+            return self._btf.find(f"btf_trace_{name}", TYPEDEF)
+        return self._btf.find(name, FUNC)
 
     def close(self) -> None:
         """Give the memory back."""
-        if self._library and self._btf:
-            self._library.btf__free(self._btf)
-        self._btf = 0
-
-    def _open(self) -> ctypes.CDLL:
-        from nettop.loader.headers import libbpf
-
-        if self._library is None:
-            self._library = library = libbpf()
-            library.btf__load_vmlinux_btf.restype = ctypes.c_void_p
-            library.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
-            library.btf__free.argtypes = [ctypes.c_void_p]
-        if not self._btf:
-            self._btf = self._library.btf__load_vmlinux_btf() or 0
-        if not self._btf:
-            raise OSError(errno.EOPNOTSUPP, "the kernel has no type information (BTF)")
-        return self._library
+        if self._btf:
+            self._btf.close()
+        self._btf = None
 
 
 TYPES = _Types()
 
 
-def _btf_id(attach_type: syscall.AttachType) -> Callable[[Attachment], int]:
-    def find(attachment: Attachment) -> int:
+def _tracing(attach_type: syscall.AttachType, what: str) -> Mechanism:
+    """A program whose arguments the verifier knows by type: it reads fields by plain loads, without a helper."""
+
+    def btf_id(attachment: Attachment) -> int:
         for name in attachment.target.split("|"):
             ident = TYPES.find(name, attach_type)
             if ident > 0:
                 return ident
-        what = "tracepoint" if attach_type == syscall.AttachType.TRACE_RAW_TP else "function"
         raise OSError(errno.ENOENT, f"the kernel has no {what} {attachment.target}")
 
-    return find
+    def attach(program: int, _attachment: Attachment, _: Target) -> int:
+        return syscall.raw_tracepoint_open(program)
+
+    return Mechanism(syscall.ProgType.TRACING, attach, attach_type, btf_id)
 
 
 _KPROBES = Path("/sys/bus/event_source/devices/kprobe")
@@ -170,10 +146,9 @@ def _kprobe(program: int, attachment: Attachment, _: Target) -> int:
 
 def _perf_kprobe(function: str) -> int:
     """A kprobe as a perf event of its own (kernel/trace/trace_event_perf.c): gone when its descriptor is."""
-    pmu = _KPROBES
-    if not pmu.exists():
+    if not _KPROBES.exists():
         raise OSError(errno.EOPNOTSUPP, "this kernel has no kprobes")
-    kind = int((pmu / "type").read_text())
+    kind = int((_KPROBES / "type").read_text())
     name = ctypes.create_string_buffer(function.encode())
     # struct perf_event_attr: type, size, then zeros up to config1 (the name) and config2 (the offset)
     attr = bytearray(128)
@@ -194,22 +169,14 @@ def _perf_kprobe(function: str) -> int:
 MECHANISMS: dict[Via, Mechanism] = {
     "tcx": Mechanism(syscall.ProgType.SCHED_CLS, _tcx, bound=True, swaps=True),
     "clsact": Mechanism(syscall.ProgType.SCHED_CLS, _clsact, bound=True, swaps=True),
-    "raw_tracepoint": Mechanism(syscall.ProgType.RAW_TRACEPOINT, _raw_tracepoint),
-    # A raw tracepoint whose arguments the verifier knows by type: fields are read by plain loads, without a helper.
-    "tp_btf": Mechanism(
-        syscall.ProgType.TRACING,
-        _tracing,
-        lambda _: syscall.AttachType.TRACE_RAW_TP,
-        _btf_id(syscall.AttachType.TRACE_RAW_TP),
+    "raw_tracepoint": Mechanism(
+        syscall.ProgType.RAW_TRACEPOINT,
+        lambda program, attachment, _: syscall.raw_tracepoint_open(program, attachment.target),
     ),
-    "netfilter": Mechanism(syscall.ProgType.NETFILTER, _netfilter, lambda _: syscall.AttachType.NETFILTER),
-    "fentry": Mechanism(
-        syscall.ProgType.TRACING,
-        _tracing,
-        lambda _: syscall.AttachType.TRACE_FENTRY,
-        _btf_id(syscall.AttachType.TRACE_FENTRY),
-    ),
+    "tp_btf": _tracing(syscall.AttachType.TRACE_RAW_TP, "tracepoint"),
+    "netfilter": Mechanism(syscall.ProgType.NETFILTER, _netfilter, syscall.AttachType.NETFILTER),
+    "fentry": _tracing(syscall.AttachType.TRACE_FENTRY, "function"),
     "kprobe": Mechanism(syscall.ProgType.KPROBE, _kprobe),
-    # A program of no packet, which user space runs when there is something in its map.
-    "prog_run": Mechanism(syscall.ProgType.SCHED_CLS, _prog_run),
+    # Run by user space when there is something in its map: who has the descriptor runs it.
+    "prog_run": Mechanism(syscall.ProgType.SCHED_CLS, lambda program, *_: os.dup(program)),
 }

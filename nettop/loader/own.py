@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 
 from nettop.bpf import c_layout, own, syscall
-from nettop.bpf.config import Config
+from nettop.bpf.config import CONFIG, Config
 from nettop.core.errors import NettopError
 from nettop.loader.compile import MapSpec, Object
 
 _CALL, _PSEUDO_CALL, _PSEUDO_KFUNC_CALL = 0x85, 1, 2
-_CONFIG = "config"  # see nettop.h
 _STATE = "state"
 
 # enum bpf_func_id (include/uapi/linux/bpf.h): what reads the kernel or the program's own maps, and nothing else.  By
@@ -72,11 +71,12 @@ def permitted(name: str, made: Object) -> Object:
             raise NettopError(
                 f"the map {spec.name} is of a type that nettop does not read", "use a hash or an array"
             )
-        if spec.name == _CONFIG and not _is_config(spec):
+        if spec.name == CONFIG and not _is_config(spec):
             raise NettopError("the map config is nettop's", "write CONFIG_MAP, or name yours otherwise")
     arrays = (syscall.MapType.ARRAY, syscall.MapType.PERCPU_ARRAY)
     state = tuple(m.name for m in made.maps if m.name.endswith(_STATE) and m.kind in arrays)
-    return replace(made, hooks=hooks, entries=(), state=state)
+    read = tuple(m.name for m in made.maps if m.name not in state)
+    return replace(made, hooks=hooks, entries=(), state=state, read=read)
 
 
 def _is_config(spec: MapSpec) -> bool:

@@ -13,43 +13,26 @@ from collections.abc import Callable
 from nettop.bpf.protocol import Filter, Load, Request, RetryProbes
 from nettop.core.errors import NettopError
 
-_COMPILING = (
-    20,
-    15.0,
-)  # requests at once, and seconds until another is served: a compiler takes seconds of CPU
-_QUICK = (100, 0.1)
-
-
-class Bucket:
-    """``size`` tokens, and a new one every ``seconds``."""
-
-    def __init__(self, size: int, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._size = size
-        self._seconds = seconds
-        self._now = now
-        self._tokens = float(size)
-        self._then = now()
-
-    def take(self) -> float:
-        """Take a token: 0; where there is none, seconds until there is."""
-        now = self._now()
-        self._tokens = min(self._tokens + (now - self._then) / self._seconds, self._size)
-        self._then = now
-        if self._tokens < 1:
-            return (1 - self._tokens) * self._seconds
-        self._tokens -= 1
-        return 0.0
+# Requests at once, and seconds until another is served: a compiler takes seconds of CPU.
+_COMPILING, _QUICK = (20, 15.0), (100, 0.1)
 
 
 class Limits:
     """The buckets of one loader."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._compiling = Bucket(*_COMPILING, now)
-        self._quick = Bucket(*_QUICK, now)
+        self._now = now
+        self._left = {
+            bucket: (float(bucket[0]), now()) for bucket in (_COMPILING, _QUICK)
+        }  # tokens, and when
 
     def admit(self, request: Request) -> None:
         """NettopError where this is one request too many; it says when there is room for another."""
-        bucket = self._compiling if isinstance(request, Load | Filter | RetryProbes) else self._quick
-        if wait := bucket.take():
+        bucket = _COMPILING if isinstance(request, Load | Filter | RetryProbes) else _QUICK
+        (size, seconds), (tokens, then) = bucket, self._left[bucket]
+        now = self._now()
+        tokens = min(tokens + (now - then) / seconds, size)
+        self._left[bucket] = tokens - (tokens >= 1), now
+        if tokens < 1:
+            wait = (1 - tokens) * seconds
             raise NettopError(f"too many requests in a short time; the next is served in {wait:.1f} s")

@@ -20,26 +20,18 @@ _CPUCLOCK_SCHED = 2
 
 
 @dataclass(frozen=True)
-class InterfaceCounters:
+class InterfaceCounters(netlink.Counters):
     """The interface's own counters since it exists, and its link.
 
     ``speed_bits_per_s`` is None where the driver does not know (virtual devices say 10 Gb/s and mean nothing by it).
     ``differs`` says why the programs cannot count what these counters count, where that is so.
     """
 
-    rx_bytes: int
-    rx_packets: int
-    rx_drops: int
-    rx_errors: int
-    tx_bytes: int
-    tx_packets: int
-    tx_drops: int
-    tx_errors: int
     speed_bits_per_s: int | None
     mtu: int
     up: bool
-    kind: str = ""
-    differs: str = ""
+    kind: str
+    differs: str
 
 
 def interface_counters(interface: str) -> InterfaceCounters:
@@ -54,19 +46,12 @@ def interface_counters(interface: str) -> InterfaceCounters:
         whole = not found.device or ethtool.driver(found.name) in device_kinds.PARAVIRTUAL_DRIVERS
         said += [text for text in (queue_kinds.cut(netlink.qdiscs(found), whole).differs,) if text]
     return InterfaceCounters(
-        own.rx_bytes,
-        own.rx_packets,
-        own.rx_drops,
-        own.rx_errors,
-        own.tx_bytes,
-        own.tx_packets,
-        own.tx_drops,
-        own.tx_errors,
-        ethtool.speed_bits_per_s(interface) if found.device else None,
-        found.mtu,
-        found.running,
-        found.kind,
-        "; ".join(said),
+        **vars(own),
+        speed_bits_per_s=ethtool.speed_bits_per_s(interface) if found.device else None,
+        mtu=found.mtu,
+        up=found.running,
+        kind=found.kind,
+        differs="; ".join(said),
     )
 
 

@@ -37,9 +37,8 @@ PARAVIRTUAL_DRIVERS = ("virtio_net", "xen_netfront", "vif", "hv_netvsc")
 OTHER = _PLAIN
 
 KINDS = {
-    "veth": Kind(
-        _NAPI | _MERGED | _BARE, _STACK | _NAPI
-    ),  # drivers/net/veth.c: where NAPI receives, that counts
+    # drivers/net/veth.c: where NAPI receives, that counts
+    "veth": Kind(_NAPI | _MERGED | _BARE, _STACK | _NAPI),
     "tun": Kind(_NAPI | _MERGED | _TAG, _STACK | _TAG),  # drivers/net/tun.c, tun_get_user and tun_put_user
     "bridge": Kind(_BARE, _STACK),  # net/bridge: br_pass_frame_up after the header is off, br_dev_xmit before
     "macvlan": _PLAIN,  # drivers/net/macvlan.c: len + ETH_HLEN of what the device below has merged

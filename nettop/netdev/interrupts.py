@@ -28,11 +28,8 @@ class Softnet:
 
 def parse_softnet(text: str) -> tuple[Softnet, ...]:
     """/proc/net/softnet_stat: a line for each CPU that is online, in hexadecimal."""
-    result: list[Softnet] = []
-    for line in text.splitlines():
-        words = [int(word, 16) for word in line.split()]
-        result.append(Softnet(words[12], *words[:3]))  # the 13th is the CPU's number
-    return tuple(result)
+    rows = ([int(word, 16) for word in line.split()] for line in text.splitlines())
+    return tuple(Softnet(words[12], *words[:3]) for words in rows)  # the 13th is the CPU's number
 
 
 def parse_interrupts(text: str) -> dict[int, tuple[int, str]]:
@@ -48,13 +45,12 @@ def parse_interrupts(text: str) -> dict[int, tuple[int, str]]:
         if not colon or not number.strip().isdigit():
             continue
         words = rest.split()
-        counts = words[:cpus]
         first = len(words) - 1
         # Handlers of a shared line are separated by commas: "eth0, ehci_hcd:usb1".
         while first > cpus and words[first - 1].endswith(","):
             first -= 1
         name = " ".join(words[first:]) if len(words) > cpus else ""
-        result[int(number)] = (sum(int(c) for c in counts if c.isdigit()), name)
+        result[int(number)] = (sum(int(c) for c in words[:cpus] if c.isdigit()), name)
     return result
 
 

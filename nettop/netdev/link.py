@@ -26,7 +26,11 @@ def trouble(name: str) -> str:
 
 def link_header(name: str) -> int:
     """Bytes of link header that an skb of this interface has at TC."""
-    return 14 if netlink.interface(name).hardware in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK) else 0
+    return _header_bytes(netlink.interface(name))
+
+
+def _header_bytes(found: netlink.Interface) -> int:
+    return 14 if found.hardware in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK) else 0
 
 
 # Whose packets the stack is handed as the lower device's, up to IP (RX_HANDLER_ANOTHER, vlan_do_receive).
@@ -81,7 +85,6 @@ def describe(plan: Plan) -> Config:
     """The configuration for a plan's interface.  Raises NettopError (exit code 5) if it is not there."""
     try:
         found = netlink.interface(plan.interface)
-        l2_len = link_header(plan.interface)
         kind = kind_of(found)
         above = cut_above(found, kind)
     except OSError:
@@ -92,7 +95,7 @@ def describe(plan: Plan) -> Config:
     return Config(
         ifindex=found.index,
         netns=os.stat("/proc/self/ns/net").st_ino & 0xFFFFFFFF,
-        l2_len=l2_len,
+        l2_len=_header_bytes(found),
         count_in=kind.received,
         count_out=kind.sent,
         subnet4=plan.subnet4,

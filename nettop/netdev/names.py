@@ -60,8 +60,8 @@ def _read(path: str) -> str:
 
 def begins_expression(word: str) -> bool:
     """Whether a word of the command line is how a filter begins."""
-    first = word.split()
-    return bool(first) and (first[0] in _EXPRESSION or first[0][0] in "(!")
+    first = (word.split() or [""])[0]
+    return first in _EXPRESSION or first.startswith(("(", "!"))
 
 
 def apart(argv: Sequence[str], existing: Sequence[str]) -> list[str]:

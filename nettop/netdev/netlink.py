@@ -16,7 +16,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Generator, Iterator
+import sys
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 # Parents of clsact's two chains (include/uapi/linux/pkt_sched.h: TC_H_CLSACT with TC_H_MIN_INGRESS/EGRESS).
@@ -136,7 +137,7 @@ def interface(which: str | int, counters: bool = False) -> Interface:
         body += _attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
     if not counters:
         body += _attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
-    for payload in _ask(_RTM_GETLINK, 0, body, _RTM_NEWLINK):
+    for payload in _answers(_RTM_GETLINK, 0, body, _RTM_NEWLINK):
         return _interface(payload)
     raise OSError(errno.ENODEV, f"no interface {which}")
 
@@ -145,7 +146,7 @@ def ports(master: int) -> tuple[Interface, ...]:
     """What is enslaved to a bond or the like; the kernel looks for them."""
     body = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_MASTER, struct.pack("=I", master))
     body += _attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
-    return tuple(_interface(p) for p in _ask(_RTM_GETLINK, _NLM_F_DUMP, body, _RTM_NEWLINK))
+    return tuple(map(_interface, _answers(_RTM_GETLINK, _NLM_F_DUMP, body, _RTM_NEWLINK)))
 
 
 def queue(interface: Interface) -> Queue:
@@ -159,22 +160,27 @@ def queue(interface: Interface) -> Queue:
     with contextlib.closing(_queues(interface)) as queues:
         for payload in queues:
             if _TCMSG.unpack_from(payload)[3] == _TC_H_ROOT:
-                found = dict(attributes(payload[_TCMSG.size :]))
-                stats = dict(attributes(found.get(_TCA_STATS2, b""))).get(_TCA_STATS_QUEUE, b"")
+                found = attributes(payload[_TCMSG.size :])
+                stats = attributes(found.get(_TCA_STATS2, b"")).get(_TCA_STATS_QUEUE, b"")
                 packets, length, drops, _, overlimits = _QUEUE.unpack_from(stats.ljust(_QUEUE.size, b"\0"))
-                return Queue(_text(found.get(_TCA_KIND, b"")), drops, length, packets, overlimits)
+                return Queue(_text(found, _TCA_KIND), drops, length, packets, overlimits)
     return Queue("none")
 
 
 def qdiscs(interface: Interface) -> tuple[Qdisc, ...]:
     """All queues of an interface, as the kernel lists them.  May raise OSError."""
-    return tuple(_qdisc(payload) for payload in _queues(interface))
+    return tuple(map(_qdisc, _queues(interface)))
 
 
 def filters(ifindex: int, parent: int) -> tuple[Filter, ...]:
     """All filters below this parent; none where there is no such qdisc, or no such interface.  May raise OSError."""
     body = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, parent, 0)
-    return tuple(_filter(payload) for payload in _ask(_RTM_GETTFILTER, _NLM_F_DUMP, body, _RTM_NEWTFILTER))
+    return tuple(map(_filter, _answers(_RTM_GETTFILTER, _NLM_F_DUMP, body, _RTM_NEWTFILTER)))
+
+
+def all_filters(ifindex: int) -> list[Filter]:
+    """Those of both of clsact's chains.  May raise OSError."""
+    return [found for parent in PARENTS.values() for found in filters(ifindex, parent)]
 
 
 def has_clsact(ifindex: int) -> bool:
@@ -234,19 +240,17 @@ def _queues(interface: Interface) -> Generator[bytes, None, None]:
 
 def _qdisc(payload: bytes) -> Qdisc:
     _, _, handle, parent, _ = _TCMSG.unpack_from(payload)
-    found = dict(attributes(payload[_TCMSG.size :]))
-    return Qdisc(
-        _text(found.get(_TCA_KIND, b"")), handle, parent, found.get(_TCA_OPTIONS, b""), _TCA_STAB in found
-    )
+    found = attributes(payload[_TCMSG.size :])
+    return Qdisc(_text(found, _TCA_KIND), handle, parent, found.get(_TCA_OPTIONS, b""), _TCA_STAB in found)
 
 
 def _interface(payload: bytes) -> Interface:
     _, hardware, index, flags, _ = _IFINFOMSG.unpack_from(payload)
-    found = dict(attributes(payload[_IFINFOMSG.size :]))
-    info = dict(attributes(found.get(_IFLA_LINKINFO, b"")))
-    kind = _text(info.get(_IFLA_INFO_KIND, b""))
-    data = dict(attributes(info.get(_IFLA_INFO_DATA, b""))) if kind == "bond" else {}
-    attached = dict(attributes(found.get(_IFLA_XDP, b""))).get(_IFLA_XDP_ATTACHED, b"\0")
+    found = attributes(payload[_IFINFOMSG.size :])
+    info = attributes(found.get(_IFLA_LINKINFO, b""))
+    kind = _text(info, _IFLA_INFO_KIND)
+    data = attributes(info.get(_IFLA_INFO_DATA, b"")) if kind == "bond" else {}
+    xdp = u32(attributes(found.get(_IFLA_XDP, b"")), _IFLA_XDP_ATTACHED)
     counters = None
     if stats := found.get(_IFLA_STATS64):
         numbers = list(_STATS64.unpack_from(stats)[:8])
@@ -254,77 +258,68 @@ def _interface(payload: bytes) -> Interface:
         counters = Counters(*numbers)
     return Interface(
         index=index,
-        name=found.get(_IFLA_IFNAME, b"").split(b"\0", 1)[0].decode(errors="surrogateescape"),
+        name=_text(found, _IFLA_IFNAME, "surrogateescape"),
         kind=kind,
         hardware=hardware,
-        mtu=_u32(found.get(_IFLA_MTU, b"")),
+        mtu=u32(found, _IFLA_MTU),
         up=bool(flags & _IFF_UP),
         running=bool(flags & _IFF_RUNNING),
-        bus=_text(found.get(_IFLA_PARENT_DEV_BUS_NAME, b"")),
-        device=_text(found.get(_IFLA_PARENT_DEV_NAME, b"")),
-        qdisc=_text(found.get(_IFLA_QDISC, b"")),
-        xdp=attached[:1] in (bytes([_XDP_ATTACHED_DRV]), bytes([_XDP_ATTACHED_MULTI])),
-        port=_u32(data.get(_IFLA_BOND_ACTIVE_SLAVE, b"")),
+        bus=_text(found, _IFLA_PARENT_DEV_BUS_NAME),
+        device=_text(found, _IFLA_PARENT_DEV_NAME),
+        qdisc=_text(found, _IFLA_QDISC),
+        xdp=xdp in (_XDP_ATTACHED_DRV, _XDP_ATTACHED_MULTI),
+        port=u32(data, _IFLA_BOND_ACTIVE_SLAVE),
         counters=counters,
     )
 
 
-def _ask(kind: int, flags: int, body: bytes, answer: int) -> list[bytes]:
-    """The messages of one kind that a request is answered by; none where it is refused."""
-    return list(_answers(kind, flags, body, answer))
+def _filter(payload: bytes) -> Filter:
+    _, _, handle, parent, info = _TCMSG.unpack_from(payload)
+    found = attributes(payload[_TCMSG.size :])
+    kind = _text(found, _TCA_KIND)
+    options = attributes(found.get(_TCA_OPTIONS, b"")) if kind == "bpf" else {}
+    name, program = _text(options, _TCA_BPF_NAME), u32(options, _TCA_BPF_ID)
+    return Filter(kind, parent, handle, info >> 16, info & 0xFFFF, name, program)
 
 
 def _answers(kind: int, flags: int, body: bytes, answer: int) -> Generator[bytes, None, None]:
-    """The same, as they come; a caller that needs no more closes it."""
-    request = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        sock.settimeout(_PATIENCE_S)
-        sock.send(request + body)
-        while True:
-            for got, payload in _messages(sock.recv(_RECEIVE_BYTES)):
-                if got in (_NLMSG_DONE, _NLMSG_ERROR):
-                    return
-                if got == answer:
-                    yield payload
-                    if not flags & _NLM_F_DUMP:
-                        return
+    """The messages of one kind that a request is answered by, as they come; none where it is refused.
+
+    A caller that needs no more closes it.
+    """
+    for got, payload in _messages(kind, flags, body, _PATIENCE_S):
+        if got in (_NLMSG_DONE, _NLMSG_ERROR):
+            return
+        if got == answer:
+            yield payload
+            if not flags & _NLM_F_DUMP:
+                return
 
 
 def _change(kind: int, flags: int, body: bytes) -> None:
     """A request that is acknowledged, or refused: OSError with the kernel's reason."""
-    head = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, 1, 0)
+    for got, payload in _messages(kind, _NLM_F_ACK | flags, body, _CHANGE_S):
+        if got == _NLMSG_ERROR:
+            (code,) = _ERROR.unpack_from(payload)
+            if code:
+                raise OSError(-code, os.strerror(-code))
+            return
+
+
+def _messages(kind: int, flags: int, body: bytes, patience_s: float) -> Iterator[tuple[int, bytes]]:
+    """Ask; type and payload of all that comes back, until the caller has heard enough."""
+    head = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        sock.settimeout(_CHANGE_S)
+        sock.settimeout(patience_s)
         sock.send(head + body)
         while True:
-            for got, payload in _messages(sock.recv(_RECEIVE_BYTES)):
-                if got == _NLMSG_ERROR:
-                    (code,) = _ERROR.unpack_from(payload)
-                    if code:
-                        raise OSError(-code, os.strerror(-code))
-                    return
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _HEADER.size:
-        length, kind, *_ = _HEADER.unpack_from(data)
-        if length < _HEADER.size:
-            return
-        yield kind, data[_HEADER.size : length]
-        data = data[(length + 3) & ~3 :]
-
-
-def _filter(payload: bytes) -> Filter:
-    _, _, handle, parent, info = _TCMSG.unpack_from(payload)
-    found = dict(attributes(payload[_TCMSG.size :]))
-    options = dict(attributes(found.get(_TCA_OPTIONS, b"")))
-    kind = _text(found.get(_TCA_KIND, b""))
-    name, program = "", 0
-    if kind == "bpf":
-        name = _text(options.get(_TCA_BPF_NAME, b""))
-        with contextlib.suppress(struct.error):
-            program = struct.unpack("=I", options.get(_TCA_BPF_ID, b""))[0]
-    return Filter(kind, parent, handle, info >> 16, info & 0xFFFF, name, program)
+            data = sock.recv(_RECEIVE_BYTES)
+            while len(data) >= _HEADER.size:
+                length, got, *_ = _HEADER.unpack_from(data)
+                if length < _HEADER.size:
+                    break
+                yield got, data[_HEADER.size : length]
+                data = data[(length + 3) & ~3 :]
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -332,19 +327,23 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return data.ljust((len(data) + 3) & ~3, b"\0")
 
 
-def _u32(data: bytes) -> int:
-    return int(struct.unpack_from("=I", data)[0]) if len(data) >= 4 else 0
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each attribute."""
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Attributes by their type."""
+    found: dict[int, bytes] = {}
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)
         if length < 4:
-            return
-        yield kind & _NLA_TYPE, data[4:length]
+            break
+        found[kind & _NLA_TYPE] = data[4:length]
         data = data[(length + 3) & ~3 :]
+    return found
 
 
-def _text(data: bytes) -> str:
-    return data.split(b"\0", 1)[0].decode(errors="replace")
+def u32(found: Mapping[int, bytes], kind: int, otherwise: int = 0) -> int:
+    """An attribute that is a number."""
+    data = found.get(kind, b"")
+    return int.from_bytes(data[:4], sys.byteorder) if data else otherwise
+
+
+def _text(found: Mapping[int, bytes], kind: int, errors: str = "replace") -> str:
+    return found.get(kind, b"").split(b"\0", 1)[0].decode(errors=errors)

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nettop.netdev.netlink import Qdisc, attributes
+from nettop.netdev.netlink import Qdisc, attributes, u32
 
 NOTHING, ALL = 0, 1  # Cut.above
 
@@ -51,30 +51,26 @@ class _Own:
 
 
 def _cake(qdisc: Qdisc) -> _Own:
-    return _Own(ALL if _u32(dict(attributes(qdisc.options)).get(_TCA_CAKE_SPLIT_GSO, b"\1")) else _NEVER)
+    return _Own(ALL if u32(attributes(qdisc.options), _TCA_CAKE_SPLIT_GSO, 1) else _NEVER)
 
 
 def _dualpi2(qdisc: Qdisc) -> _Own:
-    return _Own(ALL if _u32(dict(attributes(qdisc.options)).get(_TCA_DUALPI2_SPLIT_GSO, b"")) else _NEVER)
+    return _Own(ALL if u32(attributes(qdisc.options), _TCA_DUALPI2_SPLIT_GSO) else _NEVER)
 
 
 def _netem(qdisc: Qdisc) -> _Own:
     options = qdisc.options.ljust(_NETEM.size, b"\0")
     duplicate = _NETEM.unpack_from(options)[4]
-    corrupt = _u32(dict(attributes(options[_NETEM.size :])).get(_TCA_NETEM_CORRUPT, b""))
-    return _Own(
-        pieces="netem cuts up the large packets that it corrupts, and the device counts the pieces"
-        if corrupt
-        else "",
-        twice=bool(duplicate),
-    )
+    pieces = "netem cuts up the large packets that it corrupts, and the device counts the pieces"
+    corrupt = u32(attributes(options[_NETEM.size :]), _TCA_NETEM_CORRUPT)
+    return _Own(pieces=pieces if corrupt else "", twice=bool(duplicate))
 
 
 def _tbf(qdisc: Qdisc) -> _Own:
     """Its ``max_size``, of which the kernel tells the time that so much takes, in ticks (tbf_change, tbf_dump)."""
     if qdisc.sized:  # tc-stab(8): the queue takes them to be larger than they are
         return _Own(pieces="tbf cuts up what its size table makes larger than its burst")
-    found = dict(attributes(qdisc.options))
+    found = attributes(qdisc.options)
     parms = found.get(_TCA_TBF_PARMS, b"")
     if len(parms) < _TBF.size:
         return _Own()
@@ -160,14 +156,9 @@ def _below(qdisc: Qdisc, qdiscs: Sequence[Qdisc], depth: int) -> _Own:
 
 
 def _children(parent: Qdisc, qdiscs: Sequence[Qdisc]) -> Iterator[Qdisc]:
-    if (
-        not parent.handle and parent.parent != _ROOT
-    ):  # made by the kernel, below one that may have no handle either
+    # Without a handle: made by the kernel, below one that may have no handle either.
+    if not parent.handle and parent.parent != _ROOT:
         return
     for qdisc in qdiscs:
         if qdisc.parent >> 16 == parent.handle >> 16 and qdisc.parent != _ROOT and qdisc is not parent:
             yield qdisc
-
-
-def _u32(data: bytes) -> int:
-    return int.from_bytes(data[:4], "little")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nettop.output.base import Emit, Style, Writer
 from nettop.output.csv import CsvWriter
-from nettop.output.ndjson import NdjsonWriter
-from nettop.output.text import TextWriter
+from nettop.output.ndjson import NdjsonWriter, SnapshotWriter
+from nettop.output.text import TextWriter, TraceWriter
 
 WRITERS: dict[str, type[Writer]] = {"text": TextWriter, "ndjson": NdjsonWriter, "csv": CsvWriter}
 
-__all__ = ["WRITERS", "Emit", "Style", "Writer"]
+__all__ = ["WRITERS", "Emit", "SnapshotWriter", "Style", "TraceWriter", "Writer"]

@@ -24,6 +24,7 @@ class Style:
 
     top: int = 1000
     sort: str = ""
+    filter: str = ""  # as it was asked for: a snapshot keeps it
     width: int = 120
     bits: bool = True
     unicode: bool = True
@@ -40,12 +41,12 @@ class Writer(ABC):
         self.style = style
         self.explainer = Explainer(style.focus) if style.focus else None
         self._traced = False
+        self.begin()
 
     def begin(self) -> None:  # noqa: B027  (most have nothing at the head)
         """A file begins: what is due at its head comes with the next frame."""
 
     def write(self, frame: Frame) -> None:
-        """Write one frame."""
         self._traced = self._traced or traced(frame)
         self._emit(self.format(frame))
 

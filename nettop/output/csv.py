@@ -11,7 +11,7 @@ from typing import Any
 from nettop.core import units
 from nettop.core.frame import Frame
 from nettop.core.table import Rows, flat, rows_json
-from nettop.output.base import Emit, Style, Writer
+from nettop.output.base import Writer
 from nettop.probes.base import all_probes
 
 _FRAME = ("time", "time_ns", "interval_ns", "host", "interface", "age_ns")  # what all rows of a frame share
@@ -35,16 +35,10 @@ def table_of(frame: Frame) -> tuple[str, Rows]:
 class CsvWriter(Writer):
     """CSV of the first table there is; a frame without one has no rows."""
 
-    def __init__(self, emit: Emit, style: Style) -> None:
-        super().__init__(emit, style)
-        self._begun = False
-
     def begin(self) -> None:
-        """The titles are due."""
         self._begun = False
 
     def format(self, frame: Frame) -> str:
-        """The table's rows, after the header where this is the first frame."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\r\n")
         name, table = table_of(frame)

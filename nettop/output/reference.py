@@ -8,22 +8,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from nettop.analysis.verdict.explain import Explanation
-from nettop.core.fields import (
-    COUNT,
-    Described,
-    Schema,
-    field_schema,
-    is_list,
-    part_schema,
-    parts_of,
-)
-from nettop.core.frame import SCHEMA, Frame, Health, ProbeStatus, Section
+from nettop.core.fields import COUNT, Described, Schema, described, field_schema, part_schema
+from nettop.core.frame import SCHEMA, Frame, Health, ProbeStatus
 from nettop.core.table import Column
 from nettop.probes.base import Probe, all_probes, built_in, missed, sheddings
 from nettop.record.recording import Header
@@ -118,23 +110,21 @@ def page(text: str) -> str:
 def tables(name: str) -> str:
     """The tables of a part of the frame: its own fields, then those of the parts in it."""
     if name == "health":
-        own = [_row(f) for f in missed(built_in().values())] + list(_rows(Health))
-        return _HEAD + _lines(
-            [*own, *((f"shed.{s.name}", "", s.text) for s in sheddings(built_in().values()))]
-        )
+        counters = map(_row, missed(built_in().values()))
+        shed = ((f"shed.{s.name}", "", s.text) for s in sheddings(built_in().values()))
+        return _HEAD + _lines(chain(counters, _rows(Health), shed))
     kinds: Mapping[str, tuple[Any, str]] = {
         "frame": (Frame, ""),
         "probes": (ProbeStatus, "probes.NAME"),
         "verdict": (Explanation, "verdict"),
         "header": (Header, ""),
     }
-    kind, place = kinds[name] if name in kinds else _section(name)
-    return "\n".join(_tables(kind, place, inner=name not in ("frame",)))
-
-
-def _section(name: str) -> tuple[type[Section], str]:
-    section = built_in()[name].section
-    return section, section.PLACE
+    if name in kinds:
+        kind, place = kinds[name]
+    else:
+        kind = built_in()[name].section
+        place = kind.PLACE
+    return "\n".join(_tables(kind, place, inner=name != "frame"))
 
 
 def _tables(kind: Any, place: str, inner: bool) -> Iterator[str]:
@@ -148,43 +138,38 @@ def _tables(kind: Any, place: str, inner: bool) -> Iterator[str]:
 
 def _inner(kind: Any, prefix: str) -> Iterator[tuple[str, str]]:
     """The parts and tables in a part, however deep: where each is, and the lines of its table."""
-    for f, part in parts_of(kind):
-        where = f"{prefix}{f.name}{'[]' if is_list(kind, f) and f.way < 0 else ''}"
+    for f in described(kind):
+        where = f"{prefix}{f.name}{'[]' if f.several and f.way < 0 else ''}"
         if f.codec.columns:
             yield where, _lines(_columns(f.codec.columns))
             yield from (
                 (f"{where}.{c.key}", _lines(_columns(c.columns))) for c in f.codec.columns if c.columns
             )
-        elif part is not None:
-            yield where, _lines(_rows(part))
-            yield from _inner(part, f"{where}.")
+        elif f.part is not None:
+            yield where, _lines(_rows(f.part))
+            yield from _inner(f.part, f"{where}.")
 
 
 def _rows(kind: Any) -> Iterator[Row]:
-    return (_row(f) for f, _ in parts_of(kind) if not f.spec.open)
+    return (_row(f) for f in described(kind) if not f.spec.open)
 
 
 def _row(f: Described) -> Row:
-    return f.name, f.spec.unit or _unit_of(f), f.spec.text
-
-
-def _unit_of(f: Described) -> str:
-    return (
-        "HISTOGRAM" if "$ref" in str(f.codec.schema()) and "properties" not in str(f.codec.schema()) else ""
-    )
+    schema = str(f.codec.schema())
+    histogram = "$ref" in schema and "properties" not in schema
+    return f.name, f.spec.unit or ("HISTOGRAM" if histogram else ""), f.spec.text
 
 
 def _columns(columns: tuple[Column, ...]) -> Iterator[Row]:
     return ((c.key, c.unit, c.text) for c in columns if c.key)
 
 
-def _lines(rows: Iterator[Row] | list[Row]) -> str:
+def _lines(rows: Iterable[Row]) -> str:
     """A line a field; those that follow one another and have one text share it."""
-    lines = []
-    for (unit, text), group in groupby(rows, key=lambda row: row[1:]):
-        names = ", ".join(f"`{name}`" for name, _, _ in group)
-        lines.append(f"| {names} | {unit} | {text} |\n")
-    return "".join(lines)
+    return "".join(
+        f"| {', '.join(f'`{name}`' for name, _, _ in group)} | {unit} | {text} |\n"
+        for (unit, text), group in groupby(rows, key=lambda row: row[1:])
+    )
 
 
 def write(folder: Path) -> None:

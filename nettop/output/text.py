@@ -5,18 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nettop.analysis.flow_page import said
-from nettop.analysis.verdict.explain import row_of
+from nettop.analysis.trace import Trace
 from nettop.core import units
 from nettop.core.frame import Frame, ProbeStatus
-from nettop.core.row_order import first
+from nettop.core.table import first
 from nettop.output.base import Writer
 from nettop.probes.base import all_probes, shed_words
-from nettop.render.canvas import Canvas, Column, Pane, Table, cell_of, text_of
-from nettop.render.columns import place_columns
+from nettop.render.canvas import Canvas, Column, Pane, Table, cell_of, place_columns, text_of
 from nettop.render.draw import cells, fit, wrap
 
 _GAP = 2
@@ -51,7 +47,7 @@ class TextWriter(Writer):
         if found is None:
             return [f"Focus: no flow has {units.clean(self.style.focus)}"]
         canvas = Canvas(self.style.width, 24, bits=self.style.bits, unicode=self.style.unicode)
-        return [text_of(row) for row in said(found, row_of(frame, found.flow), canvas)]
+        return [text_of(row) for row in said(found, frame, canvas)]
 
     def _pane(self, pane: Pane, name: str, status: ProbeStatus, frame: Frame) -> list[str]:
         if name not in frame.sections:
@@ -62,10 +58,9 @@ class TextWriter(Writer):
         history = (frame,)
         subtitle = pane.subtitle(history, canvas) if pane.subtitle else ""
         title = f"{pane.title}  {subtitle}".rstrip()
-        if pane.table and self.style.plain:
-            return [title, *plain_lines(pane.table, frame, canvas, self.style.top, self.style.sort)]
         if pane.table:
-            return [title, *table_lines(pane.table, frame, canvas, self.style.top, self.style.sort)]
+            lines = plain_lines if self.style.plain else table_lines
+            return [title, *lines(pane.table, frame, canvas, self.style.top, self.style.sort)]
         if pane.compact:
             return [text_of(part) for part in pane.compact(history, canvas)]
         # A graph over time says nothing in one frame: its subtitle does.
@@ -73,46 +68,48 @@ class TextWriter(Writer):
         return [title, *(text_of(part) for part in drawn)]
 
 
+class TraceWriter(Writer):
+    """``--trace``: packets one by one, a line for every boundary that each of them passes.
+
+    Which flow it is, and the titles, are due where a file begins.
+    """
+
+    def begin(self) -> None:
+        self._trace = Trace()
+
+    def format(self, frame: Frame) -> str:
+        return self._trace.text(frame)
+
+
 def _headline(frame: Frame) -> str:
     parts = [units.timestamp(frame.time_ns), frame.interface, frame.host, units.duration(frame.interval_ns)]
-    if frame.filter:
-        parts.append(f"filter: {frame.filter}")
+    parts += [f"filter: {frame.filter}"] if frame.filter else []
     return "  ".join(units.clean(part) for part in parts if part)
 
 
 def _footline(frame: Frame) -> str:
-    health = frame.health
-    kernel = None if health.kernel_ns is None else health.kernel_ns / max(frame.interval_ns, 1)
-    return "  ".join(
-        (
-            *(f"{name.replace('_', ' ')} {units.count(count)}" for name, count in health.missed.items()),
-            f"kernel {units.percent(kernel)}",
-            f"user {units.percent(health.user_ns / max(frame.interval_ns, 1))}",
-            units.size(health.rss_bytes),
-            *(
-                (f"budget {units.percent(health.budget_ns / max(frame.interval_ns, 1))}",)
-                if health.budget_ns
-                else ()
-            ),
-            *((f"shed {', '.join(left_out)}",) if (left_out := shed_words(health.shed)) else ()),
-        )
-    )
-
-
-def _first(table: Table, rows: NDArray[np.void], sort: str, count: int) -> NDArray[np.intp]:
-    return first(rows, table.identity, table.sorts, sort, table.default_sort, count)
+    health, interval_ns = frame.health, max(frame.interval_ns, 1)
+    kernel = None if health.kernel_ns is None else health.kernel_ns / interval_ns
+    parts = [f"{name.replace('_', ' ')} {units.count(count)}" for name, count in health.missed.items()]
+    parts += [f"kernel {units.percent(kernel)}", f"user {units.percent(health.user_ns / interval_ns)}"]
+    parts += [units.size(health.rss_bytes)]
+    if health.budget_ns:
+        parts.append(f"budget {units.percent(health.budget_ns / interval_ns)}")
+    if left_out := shed_words(health.shed):
+        parts.append(f"shed {', '.join(left_out)}")
+    return "  ".join(parts)
 
 
 def table_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str) -> list[str]:
     """A table as aligned text, its titles first; ``sort`` is a column's key, or empty for the default."""
     rows = table.rows(frame)
-    shown = _first(table, rows, sort, top)
+    shown = rows[first(rows, table, sort, top)]
     wanted = [c for c in table.columns if c.wanted is None or c.wanted(rows)]
     columns = [(p.column, p.width) for p in place_columns(wanted, canvas.width, gap=_GAP)]
     cellular = [replace(canvas, width=width, height=1) for _, width in columns]
     absent = [c for c in table.columns if c.instead and c not in [kept for kept, _ in columns]]
     lines = [_row([c.title for c, _ in columns], columns)]
-    for row in rows[shown]:
+    for row in shown:
         texts = [
             cell_of(c, absent, row, cell, frame).text for (c, _), cell in zip(columns, cellular, strict=True)
         ]
@@ -127,11 +124,11 @@ def _more(count: int) -> list[str]:
 def plain_lines(table: Table, frame: Frame, canvas: Canvas, top: int, sort: str) -> list[str]:
     """The same for awk and its like: every column, nothing cut, each cell one word (``-`` where it is empty)."""
     rows = table.rows(frame)
-    shown = _first(table, rows, sort, top)
+    shown = rows[first(rows, table, sort, top)]
     wide = replace(canvas, width=_WIDE, height=1)
     ordered = sorted(table.columns, key=lambda c: c.wanted is not None)  # none moves another
     words = [[_word(c.key) for c in ordered]]
-    words += [[_word(c.cell(row, wide, frame).text) for c in ordered] for row in rows[shown]]
+    words += [[_word(c.cell(row, wide, frame).text) for c in ordered] for row in shown]
     widths = [max(map(cells, column)) for column in zip(*words, strict=True)]
     columns = list(zip(ordered, widths, strict=True))
     return [*(_row(line, columns) for line in words), *_more(len(rows) - len(shown))]
@@ -143,7 +140,5 @@ def _word(text: str) -> str:
 
 
 def _row(texts: list[str], columns: list[tuple[Column, int]]) -> str:
-    parts = []
-    for text, (column, width) in zip(texts, columns, strict=True):
-        parts.append(text if cells(text) == width else fit(text, width, column.align))
+    parts = (fit(text, width, c.align) for text, (c, width) in zip(texts, columns, strict=True))
     return (" " * _GAP).join(parts)

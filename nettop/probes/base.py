@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nettop.bpf.hooks import Attachment, Candidate, Hook, Via, one
+from nettop.bpf.hooks import Hook, Via, one
 from nettop.bpf.layout import Map
 from nettop.core.fields import Described, elsewhere
 from nettop.core.frame import FRAMES, SECONDS, Section
@@ -27,23 +27,6 @@ Array = NDArray[Any]
 # One second in so many: once few packets are followed, being called costs more than what is done.
 SECONDS_STEPS = (4, 8)
 FRAMES_STEPS = (2, 4)  # frames so many times as far apart
-__all__ = [
-    "Array",
-    "Attachment",
-    "Candidate",
-    "Fold",
-    "Folded",
-    "Hook",
-    "Map",
-    "Probe",
-    "Reads",
-    "Setup",
-    "Shedding",
-    "Via",
-    "all_probes",
-    "built_in",
-    "one",
-]
 
 
 @dataclass(frozen=True)
@@ -87,6 +70,13 @@ class Fold(Protocol):
     def __call__(self, reads: Reads) -> Folded: ...
 
 
+def tc_hook(probe: str, direction: str) -> Hook:
+    """Where the interface's packets pass traffic control, ``direction`` ingress or egress."""
+    mechanisms: tuple[Via, ...] = ("tcx", "clsact")
+    candidates = tuple(one(via, f"{probe}_{direction}", direction) for via in mechanisms)
+    return Hook(f"tc_{direction}", candidates, required=True)
+
+
 @dataclass(frozen=True)
 class Shedding:
     """What a probe can do less of to cost less: one in so many.  ``steps`` are for collect/budget.py.
@@ -102,7 +92,7 @@ class Shedding:
     text: str
     label: str
     steps: tuple[int, ...]
-    knob: str
+    knob: str = ""
     suspended: int | None = None
     weight: float = 1.0
     last: bool = False
@@ -132,10 +122,6 @@ class Probe:
     focuses: bool = False
     traces: bool = False
     problem: str = ""
-
-    @property
-    def source(self) -> str:
-        return f"{self.name}.c"
 
 
 @cache
@@ -172,15 +158,9 @@ def sheddings(probes: Iterable[Probe]) -> tuple[Shedding, ...]:
         f"seconds in which {cycled} are attached at all",
         f"{cycled} 1 s in {{}}",
         SECONDS_STEPS,
-        knob="",
     )
-    frames = Shedding(
-        FRAMES,
-        "frames, which are so many times as far apart as asked for",
-        "frames 1:{}",
-        FRAMES_STEPS,
-        knob="",
-    )
+    text = "frames, which are so many times as far apart as asked for"
+    frames = Shedding(FRAMES, text, "frames 1:{}", FRAMES_STEPS)
     declared = [s for p in probes for s in p.sheds]
     early, late = ([s for s in declared if s.last is last] for last in (False, True))
     return (*early, *([seconds] if cycled else ()), *late, frames)

@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count
 from typing import Any
 
 from nettop.bpf import own
@@ -34,14 +35,13 @@ def own_probes() -> Mapping[str, Probe]:
             found[name] = result
         elif NAME.match(name) and name not in built_in():
             found[name] = _broken(name, result)
-    number = max((pane.number for probe in built_in().values() for pane in probe.panes), default=0)
-    for name, probe in found.items():
-        panes = []
-        for pane in probe.panes:
-            number += 1
-            panes.append(replace(pane, number=number))
-        found[name] = replace(probe, panes=tuple(panes))
-    return found
+    numbers = count(
+        1 + max((pane.number for probe in built_in().values() for pane in probe.panes), default=0)
+    )
+    return {
+        name: replace(probe, panes=tuple(replace(pane, number=next(numbers)) for pane in probe.panes))
+        for name, probe in found.items()
+    }
 
 
 @cache
@@ -68,7 +68,6 @@ def _found() -> tuple[tuple[str, Probe | NettopError], ...]:
 
 
 def _load(name: str) -> Probe | NettopError:
-    """A probe from its folder, or why there is none."""
     try:
         if name in taken():
             return NettopError(
@@ -147,14 +146,16 @@ class _Nothing(Section):
     """No part of any frame."""
 
 
-def _no_fold(_: Setup) -> Fold:
-    def fold(reads: Reads) -> Folded:
-        return Folded(_Nothing())
-
-    return fold
-
-
 def _broken(name: str, error: NettopError) -> Probe:
     pane = Pane(name, title=name, number=0, band="bottom", height=4)
     text = _line(error)
-    return Probe(name, f"cannot be used: {text}", (), (), _no_fold, _Nothing, (pane,), problem=text)
+    return Probe(
+        name,
+        f"cannot be used: {text}",
+        (),
+        (),
+        lambda _: lambda reads: Folded(_Nothing()),
+        _Nothing,
+        (pane,),
+        problem=text,
+    )

@@ -64,7 +64,7 @@ def count(name: str, dtype: str, what: str, unit: str, *, title: str = "") -> Co
 def text(name: str, size: int, what: str, *, privacy: Privacy = "hidden", title: str = "") -> Column:
     """A ``char[size]``.  --redact hides it, whole or (privacy="name") as a name; not where it is "harmless"."""
     made = table.column(name, f"S{size}", what, kind=TEXT, privacy=privacy)
-    return Column((made,), title or name, f"S{size}", _decoded, min(size, 16), left=True)
+    return Column((made,), title or name, f"S{size}", units.name, min(size, 16), left=True)
 
 
 def share(name: str, what: str, of: Callable[[Array], Array], *, title: str = "") -> Column:
@@ -78,10 +78,6 @@ def share(name: str, what: str, of: Callable[[Array], Array], *, title: str = ""
 
     made = table.made(name, what, Kind(write, None, schema, lambda rows, _: np.asarray(of(rows))))
     return Column((made,), title or name, None, lambda value: units.percent(float(value)), _WIDTHS["share"])
-
-
-def _decoded(value: Any) -> str:
-    return units.clean(bytes(value).split(b"\0")[0].decode("utf-8", "replace"))
 
 
 def table_probe(
@@ -110,22 +106,14 @@ def table_probe(
     keys = _named(key)
     screen = Table(
         tuple(_drawn(each, sorts, priority) for priority, each in enumerate(shown)),
-        lambda frame: frame.sections[name].rows,  # type: ignore[attr-defined]
+        lambda frame: section.of(frame).rows,  # type: ignore[attr-defined]
         identity="id",
         default_sort=sort,
-        copy=lambda row: " ".join(f"{each.title} {_text(each, _one(row))}" for each in shown),
+        copy=lambda row: " ".join(f"{each.title} {_text(each, row)}" for each in shown),
         fields=sorts,
     )
-    pane = Pane(
-        name,
-        title or name,
-        0,
-        "bottom",
-        table=screen,
-        height=_LINES,
-        help=help or f"{summary}.",
-        subtitle=None,
-    )
+    said = help or f"{summary}."
+    pane = Pane(name, title or name, 0, "bottom", table=screen, height=_LINES, help=said)
     return Probe(
         name,
         summary,
@@ -160,24 +148,21 @@ def _section(name: str, key: str, rows: Rows) -> type[Section]:
 
 def _fold(name_of_map: str, section: type[Section], keys: list[str], values: list[str], _: Setup) -> Fold:
     """What the counts have grown by is told by entry; what was not there before has grown from 0."""
-    columns = section().rows.dtype.names  # type: ignore[attr-defined]
-    counted = [name for name in values if f"{name}_total" in columns]
+    dtype = section().rows.dtype  # type: ignore[attr-defined]
+    counted = [name for name in values if f"{name}_total" in dtype.names]
     before: dict[int, Any] = {}
 
     def fold(reads: Reads) -> Folded:
         entries, found = reads.maps[name_of_map]
-        rows: Array = section().rows  # type: ignore[attr-defined]
-        rows = np.zeros(len(entries), rows.dtype)
+        rows = np.zeros(len(entries), dtype)
         for name in keys:  # a number is a key by itself
             rows[name] = entries[name] if entries.dtype.names else entries
         for name in values:
             rows[f"{name}_total" if name in counted else name] = found[name]
         rows["id"] = _ids(entries)
         for name in counted:
-            then = np.array(
-                [before[i][name] if i in before else 0 for i in rows["id"].tolist()], rows.dtype[name]
-            )
             now = rows[f"{name}_total"]
+            then = np.array([before[i][name] if i in before else 0 for i in rows["id"].tolist()], now.dtype)
             rows[name] = np.where(now >= then, now - then, now)  # less: the entry had to go, and came back
         before.clear()
         before.update((row["id"].item(), {name: row[f"{name}_total"] for name in counted}) for row in rows)
@@ -200,18 +185,12 @@ def _ids(keys: Array) -> list[int]:
 # --- the table on the screen -----------------------------------------------------------------------------------------
 
 
-def _one(row: Any) -> Array:
-    """A record as rows, for what works on many."""
-    rows: Array = np.array([row], row.dtype)
-    return rows
-
-
-def _text(each: Column, rows: Array) -> str:
-    """What is shown of the first row; a dash where it is not known."""
+def _text(each: Column, row: Any) -> str:
+    """What is shown of a row; a dash where it is not known."""
     made = each.columns[0]
     if made.name:
-        return each.cell(rows[made.name][0]) or units.NONE
-    value = made.kind.write(rows, "")[0]
+        return each.cell(row[made.name]) or units.NONE
+    value = made.kind.write(np.array([row], row.dtype), "")[0]
     return units.NONE if value is None else each.cell(value)
 
 
@@ -220,7 +199,7 @@ def _drawn(each: Column, sorts: Mapping[str, Any], priority: int) -> canvas.Colu
     align: Literal["left", "right"] = "left" if each.left else "right"
 
     def cell(row: Any, room: Canvas, _: Frame) -> Span:
-        shown = _text(each, _one(row))
+        shown = _text(each, row)
         role = DIM if shown in ("0", "0 B", units.NONE) else PLAIN if each.left else VALUE
         return Span(draw.fit(shown, room.width, align), role)
 

@@ -1,4 +1,4 @@
-"""Files that the user gets: new, his own, and with nothing half-written in them."""
+"""Opening and writing the user's files: never over an existing one, and never with half a record in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Literal, Self
 
 from nettop.core.errors import ExitCode, NettopError
@@ -38,29 +37,24 @@ def open_here(how: str, path: str) -> int:
     return fd
 
 
-_open: Callable[[How, str], int] = open_here
+_opener: Callable[[How, str], int] = open_here
 
 
 def open_by(opener: Callable[[How, str], int]) -> None:
-    """From here on, files are opened by somebody else: see nettop.broker."""
-    global _open
-    _open = opener
+    """Open files by another process from here on: see nettop.broker."""
+    global _opener
+    _opener = opener
 
 
-def reading(path: str) -> int:
-    """Descriptor of a file to read.  OSError."""
-    return _open("read", path)
-
-
-def logging_to(path: str) -> int:
-    """Descriptor of a file to append to, which is made if it is not there.  OSError."""
-    return _open("log", path)
+def opened(how: How, path: str) -> int:
+    """Descriptor of a file.  OSError."""
+    return _opener(how, path)
 
 
 def exists(path: str) -> bool:
     """Whether there is something of this name, if only a symbolic link that leads nowhere."""
     try:
-        os.close(_open("look", path))
+        os.close(_opener("look", path))
     except (OSError, ValueError):
         return False
     return True
@@ -70,7 +64,7 @@ def create(path: str) -> int:
     """Descriptor of a new file, 0600.  Never an existing one, and never where a symbolic link points."""
     hint = "name a file that is not there, where you may write"
     try:
-        return _open("new", path)
+        return _opener("new", path)
     except FileExistsError:
         raise NettopError(f"{path} is there already", hint, ExitCode.USAGE) from None
     except (OSError, ValueError) as error:
@@ -78,7 +72,26 @@ def create(path: str) -> int:
         raise NettopError(f"{path}: {reason}", hint, ExitCode.USAGE) from None
 
 
-class Sink:
+def write_new(path: str, text: str) -> None:
+    """A new file of one text.  NettopError."""
+    with Sink(path) as sink:
+        sink.write(text)
+
+
+class Closing:
+    """What is closed when its ``with`` block ends."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Sink(Closing):
     """A new file of whole texts; gzip where its name ends in .gz.
 
     A write that fails (a full disk) leaves what was there before, whole: the file is cut back and closed.
@@ -94,17 +107,12 @@ class Sink:
         return zlib.compressobj(6, zlib.DEFLATED, _GZIP) if self.path.endswith(".gz") else None
 
     @property
-    def size(self) -> int:
-        """Bytes in the file."""
-        return self._size
-
-    @property
     def closed(self) -> bool:
         """Whether nothing more can be written."""
         return self._fd < 0
 
     def fresh(self) -> bool:
-        """Whether the file is empty: it is new, or somebody has cut it.  Then what a file begins with is due."""
+        """Whether the file is empty, new or truncated by somebody: its first lines are due."""
         if self.closed:
             return False
         size = os.fstat(self._fd).st_size
@@ -121,7 +129,7 @@ class Sink:
         if self.closed:
             return
         try:
-            fd = _open("again", self.path)
+            fd = _opener("again", self.path)
         except OSError as error:
             raise NettopError(
                 f"{self.path}: {error.strerror}; going on in the file that was open",
@@ -130,13 +138,8 @@ class Sink:
         if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
             os.close(fd)
             return
-        old = self._fd
         try:
-            if self._packer:
-                self._append(self._packer.flush(zlib.Z_FINISH))
-            os.close(old)
-        except OSError as error:
-            raise self._failed(error) from None
+            self.close()
         finally:
             self._fd, self._packer = fd, self._new_packer()
             self._size = os.fstat(fd).st_size
@@ -186,11 +189,3 @@ class Sink:
             f"{self.path}: {error.strerror}; writing has stopped",
             "what was written before is whole; make room and name another file",
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -7,6 +7,7 @@ a frame at a time: an hour of a busy host does not fit in memory.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -15,20 +16,19 @@ import tempfile
 import time
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, NamedTuple, Self
 
 import humanize
 
 from nettop.core.errors import ExitCode, NettopError
 from nettop.core.fields import Part, described, field
 from nettop.core.frame import SCHEMA, Frame, Section
-from nettop.core.version import version
+from nettop.core.paths import version
 from nettop.record import files, schema
-from nettop.record.files import Sink
+from nettop.record.files import Closing, Sink
 from nettop.record.redact import Redactor, this_run
 
 MAX_DOCUMENT = 1 << 29
@@ -46,11 +46,11 @@ _GAP_NS = 500_000_000  # beside half an interval: what between two frames is mor
 class View(Part):
     """How the frames were looked at: enough to show the same again."""
 
-    sort: str = field("the column that orders the table's rows", default="")
+    sort: str = field("the column that orders the table's rows", default="", privacy="harmless")
     reverse: bool = field("whether in reverse", default=False)
-    filter: str = field("the plain word or expression that was typed", default="")
-    focus: str = field("`id` of the flow whose page was open", default="")
-    pane: str = field("the pane that had the focus", default="")
+    filter: str = field("the plain word or expression that was typed", default="", privacy="filter")
+    focus: str = field("`id` of the flow whose page was open", default="", privacy="harmless")
+    pane: str = field("the pane that had the focus", default="", privacy="harmless")
     zoomed: bool = field("whether it had the whole screen", default=False)
 
 
@@ -59,14 +59,13 @@ class Header(Part):
     """What a file says of itself, before its frames."""
 
     kind: Literal["recording", "snapshot"] = field("`recording` or `snapshot`", default="recording")
-    version: str = field("of the nettop that wrote it", default="")
+    version: str = field("of the nettop that wrote it", default="", privacy="harmless")
     created_ns: int = field("when, CLOCK_REALTIME", "ns", default=0)
-    host: str = field("as in the frames", default="")
-    interface: str = field("as in the frames", default="")
+    host: str = field("as in the frames", default="", privacy="name")
+    interface: str = field("as in the frames", default="", privacy="interface")
     view: View = field("how it was looked at", factory=View)
 
     def to_json(self) -> dict[str, Any]:
-        """The first document of a file."""
         return {"schema": SCHEMA, **super().to_json()}
 
     @classmethod
@@ -92,105 +91,58 @@ def file_name(frame: Frame, kind: str) -> str:
     return "-".join(["nettop", *filter(None, words), stamp]) + f".{suffix}"
 
 
-def now() -> int:
-    """CLOCK_REALTIME in ns."""
-    return time.time_ns()
-
-
-def header_of(frame: Frame, kind: Literal["recording", "snapshot"], view: View) -> Header:
-    """The header for a file that begins with this frame."""
-    return Header(kind, version(), now(), frame.host, frame.interface, view)
-
-
 def hidden(header: Header, hide: Redactor | None = None) -> Header:
     """The same header with pseudonyms: those of this run by default."""
     hide = hide or this_run()
-    view = replace(header.view, filter=hide.filter(hide.real(header.view.filter)))  # it may be hidden already
-    return replace(
-        header, host=hide.name(header.host, "host"), interface=hide.interface(header.interface), view=view
-    )
+    view = replace(header.view, filter=hide.real(header.view.filter))  # it may be hidden already
+    result: Header = hide.part(replace(header, view=view))
+    return result
 
 
-class Recorder:
-    """Writes a recording, frame by frame; each is on its way to the disk when ``write`` returns.
+class Recorder(Sink):
+    """Writes a recording, frame by frame; each is on its way to the disk when ``record`` returns.
 
     NettopError on a full disk: the file is whole up to the frame before, and closed; go on without it.
     """
 
     def __init__(self, path: str, header: Header, top: int, sort: str) -> None:
-        self._sink = Sink(path)
+        super().__init__(path)
         self._header = header
         self._top = top
         self._sort = sort
-        self.frames = 0
-        self._sink.write(schema.dumps(header.to_json()) + "\n")
+        self.write(schema.dumps(header.to_json()) + "\n")
 
-    @property
-    def path(self) -> str:
-        """Where the file is."""
-        return self._sink.path
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-        return self._sink.size
-
-    @property
-    def closed(self) -> bool:
-        """Whether recording has ended."""
-        return self._sink.closed
-
-    def write(self, frame: Frame) -> None:
-        """Append a frame."""
-        if self._sink.fresh():  # opened anew, or cut
-            self._sink.write(schema.dumps(replace(self._header, created_ns=now()).to_json()) + "\n")
-        self._sink.write(schema.dumps(schema.frame_to_json(frame, self._top, self._sort)) + "\n")
-        self.frames += 1
-
-    def reopen(self) -> None:
-        """Go on in a new file of the same name."""
-        self._sink.reopen()
-
-    def unmet(self) -> NettopError | None:
-        """Whatever comes is recorded."""
-
-    def close(self) -> None:
-        """End the file properly."""
-        self._sink.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def record(self, frame: Frame) -> None:
+        if self.fresh():  # opened anew, or cut
+            self.write(schema.dumps(replace(self._header, created_ns=time.time_ns()).to_json()) + "\n")
+        self.write(schema.dumps(schema.frame_to_json(frame, self._top, self._sort)) + "\n")
 
 
 def start_recorder(path: str, interface: str, view: View, top: int, redact: bool) -> Recorder:
     """A recording of what is to come: frames with ``top`` rows of a long table each, in the view's order."""
-    header = Header("recording", version(), now(), platform.node(), interface, view)
+    header = Header("recording", version(), time.time_ns(), platform.node(), interface, view)
     if redact:
         header = hidden(header)
     return Recorder(path, header, top, view.sort)
 
 
-def write_snapshot(path: str, frames: Sequence[Frame], header: Header, top: int, sort: str) -> None:
+def write_snapshot(path: str, frames: Sequence[Frame], view: View, top: int) -> None:
     """The last frames, oldest first, with how they were looked at, into a new file."""
     with Sink(path) as sink:
-        for text in snapshot_text(frames, header, top, sort):
+        for text in snapshot_text(frames, view, top):
             sink.write(text)
 
 
-def snapshot_text(frames: Sequence[Frame], header: Header, top: int, sort: str) -> Iterator[str]:
-    """What a snapshot's file has in it, piece by piece."""
+def snapshot_text(frames: Sequence[Frame], view: View, top: int) -> Iterator[str]:
+    """The documents of a snapshot's file."""
+    last = frames[-1]
+    header = Header("snapshot", version(), time.time_ns(), last.host, last.interface, view)
     yield schema.readable(header.to_json()) + "\n"
     for frame in frames:
-        yield schema.readable(schema.frame_to_json(frame, top, sort)) + "\n"
+        yield schema.readable(schema.frame_to_json(frame, top, view.sort)) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a frame is in the file, and the times that a time line needs."""
 
     offset: int
@@ -209,7 +161,7 @@ class Mark:
     text: str
 
 
-class Recording:
+class Recording(Closing):
     """A file of frames, opened: its header, the time of each frame, and any frame by number.
 
     ``problem`` says where the file ends too early, or stops making sense; the frames before that are good.
@@ -227,10 +179,9 @@ class Recording:
         self.problem: NettopError | None = None
         self._kinds = kinds
         self._hide = hide
-        self._places: list[_Place] = []
-        self._marks: list[Mark] = []
-        self._ends_ns: list[int] = []
-        self._times_ns: tuple[int, ...] = ()  # asked for again and again; a day has 86 400
+        # As plain tuples, which the garbage collector leaves alone: a day has 86 400, and each jump would wait for it.
+        self._places: list[tuple[int, int, int, int, int]] = []
+        self.marks: list[Mark] = []  # in order
         try:
             self._file, cut = _open(path)
         except OSError as error:
@@ -243,41 +194,42 @@ class Recording:
             raise
         if hide:
             self.header = hidden(self.header, hide)
-            for index, mark in enumerate(self._marks):
-                text = hide.filter(mark.text) if mark.kind == "filter" else hide.text(mark.text)
-                self._marks[index] = replace(mark, text=text)
+            self.marks = [
+                replace(mark, text=hide.filter(mark.text) if mark.kind == "filter" else hide.text(mark.text))
+                for mark in self.marks
+            ]
+        # The time that playing up to the end of each frame takes: the intervals, without gaps between them.
+        self.ends_ns = list(accumulate(map(self.interval_ns, range(len(self)))))
+        self.times_ns = tuple(
+            self._place(index).time_ns for index in range(len(self))
+        )  # ends of the intervals, CLOCK_REALTIME
 
     def _scan(self, cut: str) -> None:
         line = 0
-        first = True
         before = b"", False
-        for offset, line, text, why in _documents(self._file):
+        for number, (offset, line, text, why) in enumerate(_documents(self._file)):
+            if number == 0 and "kind" in (data := self._parse(text, line)):
+                self.header = Header.from_json(data)
+                continue
             time_ns, interval_ns = _TIME.search(text, 0, 4096), _INTERVAL.search(text, 0, 4096)
-            if first:
-                data = self._parse(text, line)
-                if "kind" in data:
-                    self.header = Header.from_json(data)
-                    first = False
-                    continue
-            first = False
             if why or not time_ns or not interval_ns:
                 self.problem = self._bad(line, why or "not a frame")
                 break
-            self._places.append(_Place(offset, len(text), line, int(time_ns[1]), int(interval_ns[1])))
+            self._places.append((offset, len(text), line, int(time_ns[1]), int(interval_ns[1])))
             before = self._mark(text, before)
-        if first:
+        if not line:
             raise self._bad(1, cut or "the file is empty")
         if self.problem is None and cut:
             self.problem = self._bad(line, cut)
         if self.problem is None and self._places:
             try:  # the last line is where a file was cut
-                schema.loads(self._text(self._places[-1]))
+                schema.loads(self._text(self._place(-1)))
             except schema.SchemaError as error:
-                self.problem = self._bad(self._places.pop().line, f"the file ends too early ({error})")
+                self.problem = self._bad(self._place(-1).line, f"the file ends too early ({error})")
+                self._places.pop()
         if not self._places:
             raise self.problem or self._bad(line + 1, "there is no frame")
-        self._ends_ns = list(accumulate(p.interval_ns for p in self._places))
-        self._marks = [mark for mark in self._marks if mark.index < len(self._places)]
+        self.marks = [mark for mark in self.marks if mark.index < len(self._places)]
 
     def _mark(self, text: bytes, before: tuple[bytes, bool]) -> tuple[bytes, bool]:
         """Note what sets the newest frame apart from the one before; ``before`` is that one's filter and notes."""
@@ -286,18 +238,20 @@ class Recording:
         now = found[1] if found else b"", bool(_NOTES.search(text, 0, _BASE))
         if index == 0:
             return now
-        here, last = self._places[index], self._places[index - 1]
+        here, last = self._place(index), self._place(index - 1)
         missing = here.time_ns - last.time_ns - here.interval_ns
         if abs(missing) > here.interval_ns // 2 + _GAP_NS:
-            said = f"a gap of {_span(missing)}" if missing > 0 else "the clock was set back"
-            self._marks.append(Mark(index, "gap", said))
+            said = "the clock was set back"
+            if missing > 0:
+                said = f"a gap of {humanize.precisedelta(missing / 1e9, format='%0.0f')}"
+            self.marks.append(Mark(index, "gap", said))
         if now[0] != before[0]:
             filter_text = ""
             with contextlib.suppress(schema.SchemaError):
                 filter_text = str(schema.loads(now[0]))
-            self._marks.append(Mark(index, "filter", f"filter {filter_text}" if filter_text else "no filter"))
+            self.marks.append(Mark(index, "filter", f"filter {filter_text}" if filter_text else "no filter"))
         if now[1] and not before[1]:
-            self._marks.append(Mark(index, "note", "a note"))
+            self.marks.append(Mark(index, "note", "a note"))
         return now
 
     def _parse(self, text: bytes, line: int) -> dict[str, Any]:
@@ -315,6 +269,9 @@ class Recording:
             "recordings are written by --record, --snapshot FILE and -b --format ndjson",
         )
 
+    def _place(self, index: int) -> _Place:
+        return _Place._make(self._places[index])
+
     def _text(self, place: _Place) -> bytes:
         # Not seek and read: a replay reads ahead in another thread.
         return os.pread(self._file.fileno(), place.length, place.offset)
@@ -322,38 +279,17 @@ class Recording:
     def __len__(self) -> int:
         return len(self._places)
 
-    @property
-    def times_ns(self) -> tuple[int, ...]:
-        """The end of each frame's interval, CLOCK_REALTIME."""
-        if len(self._times_ns) != len(self._places):
-            self._times_ns = tuple(p.time_ns for p in self._places)
-        return self._times_ns
-
     def interval_ns(self, index: int) -> int:
         """The interval of a frame: how long after the one before it came."""
-        return self._places[index].interval_ns
-
-    @property
-    def marks(self) -> Sequence[Mark]:
-        """What happened, in order."""
-        return self._marks
-
-    def elapsed_ns(self, index: int) -> int:
-        """The time that playing up to the end of a frame takes: the intervals, without gaps between them."""
-        return self._ends_ns[index]
-
-    @property
-    def length_ns(self) -> int:
-        """The time that playing all of it takes."""
-        return self._ends_ns[-1]
+        return self._place(index).interval_ns
 
     def at(self, elapsed_ns: int) -> int:
         """The number of the frame that is shown after playing for so long."""
-        return min(bisect_left(self._ends_ns, elapsed_ns), len(self) - 1)
+        return min(bisect_left(self.ends_ns, elapsed_ns), len(self) - 1)
 
     def frame(self, index: int) -> Frame:
         """A frame by number.  Raises NettopError with the line where it makes no sense."""
-        place = self._places[index]
+        place = self._place(index)
         try:
             frame = schema.frame_from_json(schema.loads(self._text(place)), self._kinds)
         except schema.SchemaError as error:
@@ -361,28 +297,113 @@ class Recording:
         return self._hide.frame(frame) if self._hide else frame
 
     def frames(self) -> Iterator[Frame]:
-        """All of them in order; then ``problem`` is raised, where there is one."""
         for index in range(len(self)):
             yield self.frame(index)
         if self.problem:
             raise self.problem
 
     def close(self) -> None:
-        """Let the file go."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+class Replay:
+    """A recording, played: the same frames with the same time between them, and a hand on it.
 
+    ``speed`` 2.0 plays twice as fast; infinity without waiting.  With ``hold`` it stays at the last frame, to
+    go back from; without, the frames end, and a file that was cut raises its problem then.
+    """
 
-def _span(ns: int) -> str:
-    """``3 minutes and 12 seconds``."""
-    return humanize.precisedelta(ns / 1e9, format="%0.0f")
+    def __init__(self, recording: Recording, speed: float = 1.0, hold: bool = False) -> None:
+        self.recording = recording
+        self.hold = hold
+        self._position = 0
+        self.shown = -1  # number of the frame that came last
+        self._target: int | None = None
+        self._speed = 1.0
+        self._paused = False
+        self._changed = asyncio.Event()
+        self.speed = speed
+
+    @property
+    def position(self) -> int:
+        """Number of the frame that is shown, or is about to be."""
+        return self._position if self._target is None else self._target
+
+    @property
+    def at_end(self) -> bool:
+        return self._target is None and self.shown == len(self.recording) - 1
+
+    @property
+    def speed(self) -> float:
+        return self._speed
+
+    @speed.setter
+    def speed(self, value: float) -> None:
+        if not value > 0:
+            raise ValueError("speed must be above 0")
+        self._speed = value
+        self._changed.set()
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        self._paused = value
+        self._changed.set()
+
+    def seek(self, index: int) -> None:
+        """Show this frame next, at once; numbers outside go to the nearest end."""
+        self._target = min(max(index, 0), len(self.recording) - 1)
+        self._changed.set()
+
+    def step(self, frames: int) -> None:
+        """Pause, and go this many frames on (or back, below 0)."""
+        self._paused = True
+        self.seek(self.position + frames)
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """The frames from the present position on."""
+        due = asyncio.get_running_loop().time()
+        while True:
+            # Parsing takes a while where there are many flows: not on the loop that draws the screen.
+            position = self._position
+            frame = await asyncio.to_thread(self.recording.frame, position)
+            self.shown = position
+            yield frame
+            next_due = await self._advance(due)
+            if next_due is None:
+                return
+            due = next_due
+
+    async def _advance(self, due: float) -> float | None:
+        """Wait for the next frame's time, or a command; the time it was due, None at the end."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._target is not None:
+                self._position, self._target = self._target, None
+                return loop.time()
+            following = self._position + 1
+            at_end = following >= len(self.recording)
+            if at_end and not self.hold:
+                if self.recording.problem:
+                    raise self.recording.problem
+                return None
+            wait: float | None = None
+            if not at_end and not self._paused:
+                next_due = due + self.recording.interval_ns(following) / 1e9 / self._speed
+                wait = next_due - loop.time()
+                if wait <= 0:
+                    self._position = following
+                    # Who fell far behind does not catch up in a burst.
+                    return next_due if wait > -1 else loop.time()
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait)
+                due = loop.time()  # something changed: the wait starts again
+            except TimeoutError:
+                pass
 
 
 def _documents(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes, str]]:
@@ -418,7 +439,7 @@ def _documents(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes, str]]:
 def _open(path: str) -> tuple[IO[bytes], str]:
     """The file, or an unnamed copy, unpacked, where it is gzip or a pipe; and why it ends too early."""
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(open(files.reading(path), "rb"))
+        source = stack.enter_context(open(files.opened("read", path), "rb"))
         packed = source.peek(2)[:2] == b"\x1f\x8b"
         if source.seekable() and not packed:
             stack.pop_all()

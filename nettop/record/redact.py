@@ -15,18 +15,19 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nettop.core.fields import Part, Privacy, described
+from nettop.core.fields import Part, Privacy, Spec, described
 from nettop.core.frame import Frame
 from nettop.core.histogram import Histogram
 from nettop.core.table import Column
 
 NOTE = "addresses and names are hidden (--redact)"
+_UNDECLARED = Spec("")  # what is not declared is hidden
 _KEPT = 1 << 18  # pseudonyms that are remembered, to be quick
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2: how IPv4 is kept
 
@@ -36,7 +37,10 @@ _FIXED4 = tuple(
     for text in ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
                  "224.0.0.0/4", "240.0.0.0/4")
 )  # fmt: skip
-_FIXED6 = tuple(ipaddress.IPv6Network(text) for text in ("fc00::/7", "fe80::/10", "ff00::/8", "2000::/3"))
+_FIXED6 = tuple(
+    ipaddress.IPv6Network(text)
+    for text in ("fc00::/8", "fd00::/8", "fe80::/10", "ff00::/8", "2000::/3")
+)  # fmt: skip
 # First bytes of public IPv4 addresses: those of which all are public, and those of which some are special.
 _MIXED = {100: range(64, 128), 169: range(254, 255), 172: range(16, 32), 192: range(168, 169)}
 _PUBLIC = tuple(n for n in range(1, 224) if n not in (10, 127, *_MIXED))
@@ -123,9 +127,8 @@ class Redactor:
         parsed = ipaddress.IPv4Address(address)
         if str(parsed) in _SAME or address[0] in (0, 127):
             return address
-        for network in _FIXED4:
-            if parsed in network:
-                return self._tree(address, network.prefixlen)
+        if fixed := _prefix_of(parsed, _FIXED4):
+            return self._tree(address, fixed)
         first, second = address[:2]
         if first in _MIXED:
             return bytes((first, self._second[first][second])) + self._tree(address, 16)[2:]
@@ -135,26 +138,18 @@ class Redactor:
         parsed = ipaddress.IPv6Address(address)
         if str(parsed) in _SAME:
             return address
-        fixed = next((n.prefixlen for n in _FIXED6 if parsed in n), 0)
-        if fixed == 7:
-            fixed = 8  # fd00::/8 is the half of it that is in use
-        return self._tree(address, 16 if address[0] == 0xFF else fixed)
+        return self._tree(address, 16 if address[0] == 0xFF else _prefix_of(parsed, _FIXED6))
 
     def address(self, text: str) -> str:
         """An address, or a network with its prefix length, as text; what is neither is a name."""
         host, slash, length = text.partition("/")
         try:
-            parsed = ipaddress.ip_address(host)
-            hidden = ipaddress.ip_address(self._unmapped(self.packed(_raw(parsed)), parsed.version))
+            hidden = ipaddress.ip_address(self.packed(ipaddress.ip_address(host).packed))
             if not slash:
                 return str(hidden)
             return str(ipaddress.ip_network(f"{hidden}/{int(length)}", strict=False))
         except ValueError:
             return self.name(text)
-
-    @staticmethod
-    def _unmapped(raw: bytes, version: int) -> bytes:
-        return raw[12:] if version == 4 else raw
 
     def real(self, text: str) -> str:
         """The inverse for the addresses in a text whose pseudonyms have been given out; the others stay."""
@@ -195,11 +190,8 @@ class Redactor:
         words: list[str] = []
         before = ""
         for token in _TOKEN.findall(text):
-            if token.isspace():
-                words.append(token)
-                continue
-            words.append(self._token(token, before))
-            before = token.lower()
+            words.append(token if token.isspace() else self._token(token, before))
+            before = before if token.isspace() else token.lower()
         return "".join(words)
 
     def _token(self, token: str, before: str) -> str:
@@ -252,55 +244,39 @@ class Redactor:
     def frame(self, frame: Frame) -> Frame:
         """The same frame with pseudonyms in it; a note says so."""
         hidden: Frame = self.part(frame, (frame.filter,))
-        sections = {name: self.part(section, (frame.filter,)) for name, section in frame.sections.items()}
-        notes = tuple(note for note in hidden.notes if note != NOTE)
-        return replace(hidden, sections=sections, notes=(*notes, NOTE))
+        return replace(hidden, notes=(*(note for note in hidden.notes if note != NOTE), NOTE))
 
     def part(self, part: Any, filters: tuple[str, ...] = ()) -> Any:
         """A part of a frame, each field as it is declared.  What is not declared harmless is hidden."""
         kind: Any = type(part)
         specs = {f.attribute: f.spec for f in described(kind)}
-        changed: dict[str, Any] = {}
-        for field in fields(part):
-            spec = specs.get(field.name)
-            value = getattr(part, field.name)
-            if (
-                isinstance(value, np.ndarray)
-                and spec is not None
-                and spec.codec is not None
-                and spec.codec.columns
-            ):
-                hidden: Any = value.copy()
-                self._hide_columns(spec.codec.columns, hidden)
-            else:
-                hidden = self._value(value, spec.privacy if spec else "hidden", filters, field.name)
-            if hidden is not value:
-                changed[field.name] = hidden
+        values = {field.name: getattr(part, field.name) for field in fields(part)}
+        hidden = {
+            name: self._value(value, specs.get(name, _UNDECLARED), filters, name)
+            for name, value in values.items()
+        }
+        changed = {name: value for name, value in hidden.items() if value is not values[name]}
         return replace(part, **changed) if changed else part
 
-    def _value(self, value: Any, privacy: Privacy, filters: tuple[str, ...], name: str) -> Any:
+    def _value(self, value: Any, spec: Spec, filters: tuple[str, ...], name: str) -> Any:
         """It fails closed: of bytes, and of whatever is of a type that is not known, nothing is left."""
         if value is None or isinstance(value, bool | int | float | np.number | Histogram):
             return value
         if isinstance(value, str):
-            return self._string(value, privacy, filters, name)
+            return self._string(value, spec.privacy, filters, name)
         if isinstance(value, Part):
             return self.part(value, filters)
+        inner = partial(self._value, spec=spec, filters=filters, name=name)
         if type(value) in (tuple, list):
-            parts = type(value)(self._value(part, privacy, filters, name) for part in value)
+            parts = type(value)(map(inner, value))
             return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
         if isinstance(value, Mapping):
-            return {
-                key if isinstance(part, Part) else self._value(key, privacy, filters, name): self._value(
-                    part, privacy, filters, name
-                )
-                for key, part in value.items()
-            }
+            return {key if isinstance(part, Part) else inner(key): inner(part) for key, part in value.items()}
         if isinstance(value, np.ndarray):
+            if spec.codec is not None and spec.codec.columns:
+                return self._columns(spec.codec.columns, value.copy())
             return value if value.dtype.kind in "biuf" else np.zeros_like(value)
-        if isinstance(value, bytes):
-            return bytes(len(value))
-        return None
+        return bytes(len(value)) if isinstance(value, bytes) else None
 
     def _string(self, value: str, privacy: Privacy, filters: tuple[str, ...], name: str) -> str:
         match privacy:
@@ -327,14 +303,14 @@ class Redactor:
         hidden = self.address(host.strip("[]"))
         return f"[{hidden}]:{port}" if ":" in hidden else f"{hidden}:{port}"
 
-    def _hide_columns(self, columns: Sequence[Column], rows: NDArray[Any]) -> None:
-        """In place: texts and addresses, and whatever else is no number and not declared harmless."""
+    def _columns(self, columns: Sequence[Column], rows: NDArray[Any]) -> NDArray[Any]:
+        """The rows, changed in place: texts and addresses, and what else is no number and not declared harmless."""
         for c in columns:
             if not c.name:
                 continue
             kind = rows.dtype[c.name]
             if c.columns:
-                self._hide_columns(c.columns, rows[c.name])
+                self._columns(c.columns, rows[c.name])
             elif c.privacy == "address" and kind.shape == (16,) and kind.base == np.uint8:
                 packed = np.ascontiguousarray(rows[c.name]).view("V16").reshape(-1)
                 found, inverse = np.unique(packed, return_inverse=True)
@@ -347,10 +323,12 @@ class Redactor:
                 rows[c.name] = np.array([w.encode() for w in words], kind)[inverse.reshape(-1)]
             elif kind.kind not in "biufS":
                 rows[c.name] = np.zeros((), kind)
+        return rows
 
 
-def _raw(parsed: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
-    return parsed.packed if parsed.version == 6 else _MAPPED + parsed.packed
+def _prefix_of(address: Any, networks: Sequence[Any]) -> int:
+    """The prefix length of the network that the address is in; 0: in none."""
+    return next((network.prefixlen for network in networks if address in network), 0)
 
 
 @cache

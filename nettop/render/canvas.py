@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nettop.core.frame import Frame
-from nettop.core.row_order import Sorted
+from nettop.core.table import Sorting
+
+_STRETCH_MAX = 30  # cells that a column of the screen grows by: no name gets more readable
 
 # What a piece of text means.  The screen gives each a style; on plain output it is dropped.  "heat:N" with N in 0-9
 # is a shade of the one heat hue, "heat:N:M" the same on a ground of shade M (two heats in a cell's two halves).
@@ -22,18 +25,7 @@ from nettop.core.row_order import Sorted
 # shown reversed.
 Role = str
 PLAIN, TITLE, LABEL, VALUE, DIM, GOOD, WARN, BAD, RX, TX, ACCENT, CURSOR = (
-    "plain",
-    "title",
-    "label",
-    "value",
-    "dim",
-    "good",
-    "warn",
-    "bad",
-    "rx",
-    "tx",
-    "accent",
-    "cursor",
+    "plain title label value dim good warn bad rx tx accent cursor".split()
 )
 
 
@@ -118,6 +110,67 @@ def cell_of(column: Column, absent: Sequence[Column], row: Any, canvas: Canvas, 
 
 
 @dataclass(frozen=True)
+class Placed:
+    """A column where it stands, in cells."""
+
+    column: Column
+    x: int
+    width: int
+
+
+def place_columns(
+    columns: Sequence[Column], width: int, keep: str = "", gap: int | None = None
+) -> tuple[Placed, ...]:
+    """As many columns as fit into ``width`` cells, ``keep`` among them, those that stretch widened where there is room.
+
+    ``gap`` cells between two; None: one or, where there is room, two, and one more between a word and a figure.
+    Depends on nothing but these, so that nothing jumps when a value grows.
+    """
+    chosen = _chosen(columns, width, keep, gap or 1)
+    spare = width - sum(c.width for c in chosen) - (gap or 1) * (len(chosen) - 1)
+    turns: set[str] = set()
+    most = max(spare, 0) if gap else _STRETCH_MAX
+    if gap is None:
+        gap = 1
+        if spare >= len(chosen) - 1 + 12:
+            gap, spare = 2, spare - (len(chosen) - 1)
+        # A figure that follows a word is set off from it.
+        turns = {b.key for a, b in pairwise(chosen) if (a.align, b.align) == ("left", "right")}
+        turns = turns if 0 < len(turns) <= spare else set()
+        spare -= len(turns)
+    wide = [c.key for c in chosen if c.stretch]
+    extra = {key: min(share, most) for key, share in zip(wide, shares(max(spare, 0), len(wide)), strict=True)}
+    placed: list[Placed] = []
+    x = 0
+    for column in chosen:
+        x += column.key in turns
+        size = min(column.width + extra.get(column.key, 0), max(width - x, 0))
+        placed.append(Placed(column, x, size))
+        x += size + gap
+    return tuple(placed)
+
+
+def _chosen(columns: Sequence[Column], width: int, keep: str, gap: int) -> list[Column]:
+    """Those that fit: the highest priority number leaves first, of equal ones the last; priority 0 stays."""
+    chosen = list(columns)
+
+    def rank(index: int) -> tuple[int, int]:
+        return (0 if chosen[index].key == keep else chosen[index].priority, index)
+
+    while len(chosen) > 1 and sum(c.width for c in chosen) + gap * (len(chosen) - 1) > width:
+        worst = max(range(len(chosen)), key=rank)
+        if rank(worst)[0] == 0:
+            break
+        del chosen[worst]
+    return chosen
+
+
+def shares(cells: int, count: int) -> list[int]:
+    """Cells divided among so many, none left over."""
+    return [cells * (i + 1) // count - cells * i // count for i in range(count)]
+
+
+@dataclass(frozen=True)
 class Table:
     """A sortable table over a structured array.
 
@@ -134,12 +187,12 @@ class Table:
     detail_help: str = ""
     copy: Callable[[Any], str] | None = None  # one row as text for the clipboard
     matches: Callable[[NDArray[np.void], str], NDArray[np.bool_]] | None = None  # a plain word in the filter
-    fields: Mapping[str, Sorted] = field(default_factory=dict)
+    fields: Mapping[str, Sorting] = field(default_factory=dict)
 
     @property
-    def sorts(self) -> Mapping[str, Sorted]:
+    def sorts(self) -> Mapping[str, Sorting]:
         """All that rows can be sorted by, by name."""
-        return {**self.fields, **{c.key: c for c in self.columns}}
+        return {**self.fields, **{c.key: Sorting(c.sort, c.ascending) for c in self.columns}}
 
     def column(self, name: str) -> Column:
         """The column of this name, or one that is not shown for a field; the default where there is no such name."""

@@ -87,14 +87,9 @@ def _in_figure(c: str) -> bool:
 def fit(text: str, width: int, align: str = "left") -> str:
     """Exactly ``width`` cells: padded, or shortened.  ``align``: left, right, center."""
     text = shorten(text, width)
-    room = width - cells(text)
-    if room <= 0:
-        return text
-    if align == "right":
-        return " " * room + text
-    if align == "center":
-        return " " * (room // 2) + text + " " * (room - room // 2)
-    return text + " " * room
+    room = max(width - cells(text), 0)
+    before = {"left": 0, "center": room // 2}.get(align, room)
+    return " " * before + text + " " * (room - before)
 
 
 def quantity(text: str, width: int, unit: int) -> str:
@@ -108,11 +103,7 @@ def quantity(text: str, width: int, unit: int) -> str:
     whole = number + (" " + name.ljust(unit) if unit else "")
     if cells(whole) > width:
         whole = f"{number} {name}".rstrip()
-    return (
-        fit(whole, width, "right")
-        if cells(whole) <= width
-        else fit(ELLIPSIS if width else "", width, "right")
-    )
+    return fit(whole if cells(whole) <= width else ELLIPSIS, width, "right")
 
 
 def scale(text: str) -> str:
@@ -144,19 +135,14 @@ def pad(line: Line, width: int) -> Line:
         return (*line, Span(" " * (width - used)))
     kept: list[Span] = []
     room = width
-    for index, span in enumerate(line):
+    for span in line:
         size = cells(span.text)
-        last = index == len(line) - 1
-        if size < room or (size == room and last):
-            kept.append(span)
-            room -= size
-            continue
-        text = shorten(span.text if size > room else span.text + " ", room)
-        kept.append(Span(text, span.role))
-        room -= cells(text)
-        break
-    if room > 0:
-        kept.append(Span(" " * room))
+        if size >= room:  # something left, here or behind it
+            text = shorten(span.text if size > room else span.text + " ", room)
+            kept += [Span(text, span.role), Span(" " * (room - cells(text)))]
+            break
+        kept.append(span)
+        room -= size
     return tuple(kept)
 
 
@@ -167,12 +153,12 @@ def clip(lines: Sequence[Line], canvas: Canvas) -> list[Line]:
     ]
 
 
-def between(left: Line, right: Line, width: int) -> Line:
-    """``left`` at the left edge and ``right`` at the right one; where both don't fit, right gives way."""
-    room = width - cells_of(left) - cells_of(right)
-    if room < 1:
-        return pad(left, width)
-    return (*left, Span(" " * room), *right)
+def _chosen(pieces: Iterable[tuple[int, int, Line]], width: int, gap: int) -> list[tuple[int, int, Line]]:
+    """The pieces (priority, side, spans) that fit: the highest number leaves first, of equal ones the last."""
+    chosen = [each for each in pieces if each[2]]
+    while len(chosen) > 1 and sum(cells_of(p) + gap for _, _, p in chosen) - gap > width:
+        del chosen[max(range(len(chosen)), key=lambda i: (chosen[i][0], i))]
+    return chosen
 
 
 def parts(pieces: Iterable[tuple[int, Line]], width: int, gap: int = 2) -> Line:
@@ -180,15 +166,8 @@ def parts(pieces: Iterable[tuple[int, Line]], width: int, gap: int = 2) -> Line:
 
     Where not even the last one fits, it is shortened.
     """
-    chosen = [(priority, index, piece) for index, (priority, piece) in enumerate(pieces) if piece]
-    while len(chosen) > 1 and sum(cells_of(p) + gap for _, _, p in chosen) - gap > width:
-        chosen.remove(max(chosen, key=lambda c: (c[0], c[1])))
-    result: list[Span] = []
-    for number, (_, _, piece) in enumerate(chosen):
-        if number:
-            result.append(Span(" " * gap))
-        result.extend(piece)
-    line = tuple(result)
+    chosen = _chosen(((priority, 0, piece) for priority, piece in pieces), width, gap)
+    line = tuple(span for _, _, piece in chosen for span in (Span(" " * gap), *piece))[1:]
     return line if cells_of(line) <= width else pad(line, max(width, 0))
 
 
@@ -196,17 +175,11 @@ def sides(
     left: Sequence[tuple[int, Line]], right: Sequence[tuple[int, Line]], width: int, gap: int = 2
 ) -> Line:
     """Pieces at the left edge and at the right one, as ``parts``, in exactly ``width`` cells."""
-    pieces = [
-        (priority, side, piece)
-        for side, group in enumerate((left, right))
-        for priority, piece in group
-        if piece
-    ]
-    while len(pieces) > 1 and sum(cells_of(p) + gap for _, _, p in pieces) - gap > width:
-        worst = max(range(len(pieces)), key=lambda i: (pieces[i][0], i))
-        del pieces[worst]
-    ends = [parts([(0, p) for _, s, p in pieces if s == side], width, gap) for side in (0, 1)]
-    return between(ends[0], ends[1], width) if ends[1] else pad(ends[0], width)
+    pieces = ((priority, side, p) for side, group in enumerate((left, right)) for priority, p in group)
+    chosen = _chosen(pieces, width, gap)
+    start, end = (parts([(0, p) for _, s, p in chosen if s == side], width, gap) for side in (0, 1))
+    room = width - cells_of(start) - cells_of(end)
+    return (*start, Span(" " * room), *end) if end and room > 0 else pad(start, width)
 
 
 def wrap(text: str, width: int, role: Role = PLAIN) -> list[Line]:
@@ -262,12 +235,6 @@ def top_of(values: Values, least: float = 1.0) -> float:
     return ceiling(max([v for v in values if v is not None], default=0.0) or least)
 
 
-def last(values: Values, width: int) -> list[float | None]:
-    """The newest ``width`` values, filled up on the left with unknowns."""
-    taken = list(values[-width:]) if width > 0 else []
-    return [None] * (width - len(taken)) + taken
-
-
 def area(values: Values, canvas: Canvas, rows: int, top: float, role: Role) -> list[Line]:
     """A filled graph of the newest values over ``rows`` lines, in eighths of a cell; unknown values are blank.
 
@@ -278,30 +245,22 @@ def area(values: Values, canvas: Canvas, rows: int, top: float, role: Role) -> l
     steps = 8 * rows
     heights = [
         0 if v is None or v <= 0 else min(max(round(v / top * steps), 1), steps) if top > 0 else 0
-        for v in last(values, canvas.width)
+        for v in [*[None] * canvas.width, *values][len(values) :]  # the newest, flush right
     ]
     lines: list[Line] = []
     for row in range(rows - 1, -1, -1):
-        if rows < 3:
-            lines.append((Span("".join(glyphs[min(max(h - 8 * row, 0), 8)] for h in heights), role),))
-            continue
-        body = 8 * (row + 1)  # what reaches above this line is body here
-        lines.append(
-            merged(
-                Span(glyphs[min(max(h - 8 * row, 0), 8)], f"{role}-fill" if h > body else role)
-                for h in heights
-            )
-        )
+        # What reaches above this line is body here.
+        roles = [f"{role}-fill" if rows > 2 and h > 8 * (row + 1) else role for h in heights]
+        texts = [glyphs[min(max(h - 8 * row, 0), 8)] for h in heights]
+        lines.append(merged(map(Span, texts, roles)))
     return lines
 
 
 def spark(values: Values, canvas: Canvas, width: int, top: float, role: Role) -> Span:
     """A graph of one line in the middle of others."""
-    return (
-        area(values, Canvas(width, 1, unicode=canvas.unicode), 1, top, role)[0][0]
-        if width > 0
-        else Span("", role)
-    )
+    if width < 1:
+        return Span("", role)
+    return area(values, Canvas(width, 1, unicode=canvas.unicode), 1, top, role)[0][0]
 
 
 def bar(fraction: float | None, canvas: Canvas, width: int, role: Role) -> Span:
@@ -332,10 +291,9 @@ def time_axis(times_ns: Sequence[int], width: int, canvas: Canvas) -> Line:
     marks = [rule] * width
     shown = list(times_ns[-width:]) if width > 0 else []
     if len(shown) > 1:
-        for column in (width - len(shown), width - len(shown) // 2):
-            _mark(
-                marks, column, f" -{units.age(shown[-1] - shown[column - (width - len(shown))])} ", width - 5
-            )
+        for index in (0, len(shown) - len(shown) // 2):
+            text = f" -{units.age(shown[-1] - shown[index])} "
+            _mark(marks, width - len(shown) + index, text, width - 5)
     _mark(marks, width - 5, " now ", width)
     return (Span("".join(marks), DIM),)
 
@@ -351,35 +309,23 @@ def _mark(marks: list[str], column: int, text: str, limit: int) -> None:
 # --- heat --------------------------------------------------------------------------------------------------------
 
 
-def levels(
-    values: NDArray[np.float64], low: float, high: float, logarithmic: bool = True
-) -> NDArray[np.int8]:
-    """Heats -1..9 of values between ``low`` (0) and ``high`` (9); -1, nothing, where a value is not above 0 or NaN."""
+def levels(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.int8]:
+    """Heats 0..9 of values from ``low`` to ``high``, both above 0, by the logarithm; -1 of NaN and values up to 0."""
     some = np.nan_to_num(values, nan=0.0) > 0
     safe = np.where(some, values, 1.0)
-    if logarithmic:
-        low, high = max(low, 1e-9), max(high, 1e-9)
-        span = np.log(high / low) if high > low else 0.0
-        share = np.log(safe / low) / span if span > 0 else np.ones_like(safe)
-    else:
-        share = (safe - low) / (high - low) if high > low else np.ones_like(safe)
+    share = np.log(safe / low) / np.log(high / low)
     return np.where(some, np.clip(np.floor(share * 10), 0, 9), -1).astype(np.int8)
 
 
-def heat_strip(heats: Sequence[int] | NDArray[np.int8], canvas: Canvas, width: int) -> Line:
-    """The newest heats (-1..9) as one line of ``width`` cells: glyph and colour say the same."""
+def _heats(heats: Iterable[int], canvas: Canvas) -> list[Span]:
+    """A cell for each of the heats -1..9: glyph and colour say the same."""
     ramp = _RAMP if canvas.unicode else _ASCII_RAMP
-    taken = [int(h) for h in heats[-width:]] if width > 0 else []
-    spans = [Span(" " * (width - len(taken)))]
-    spans.extend(Span(ramp[h], f"heat:{h}") if h >= 0 else Span(" ") for h in taken)
-    return merged(spans)
+    return [Span(ramp[h], f"heat:{h}") if h >= 0 else Span(" ") for h in heats]
 
 
 def legend(canvas: Canvas, low: str, high: str) -> Line:
     """What the heats mean: ``few ░▒▓█ many``."""
-    ramp = _RAMP if canvas.unicode else _ASCII_RAMP
-    shades = [Span(ramp[h], f"heat:{h}") for h in range(0, 10, 2)]
-    return merged([Span(f"{low} ", LABEL), *shades, Span(ramp[9], "heat:9"), Span(f" {high}", LABEL)])
+    return merged([Span(f"{low} ", LABEL), *_heats((0, 2, 4, 6, 8, 9), canvas), Span(f" {high}", LABEL)])
 
 
 def log_edges(low_ns: int, high_ns: int, bins: int) -> NDArray[np.int64]:
@@ -387,19 +333,27 @@ def log_edges(low_ns: int, high_ns: int, bins: int) -> NDArray[np.int64]:
     return np.rint(np.geomspace(max(low_ns, 1), max(high_ns, low_ns + 1, 2), bins + 1)).astype(np.int64)
 
 
+def counts_of(histograms: Sequence[Histogram | None]) -> NDArray[np.int64]:
+    """int64[len(histograms), SLOTS]: their counts; zeros for None."""
+    counts = np.zeros((len(histograms), SLOTS), np.int64)
+    for row, histogram in zip(counts, histograms, strict=True):
+        if histogram is not None:
+            row[:] = histogram.counts
+    return counts
+
+
 def binned(histograms: Sequence[Histogram | None], edges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64[len(histograms), len(edges) - 1]: counts between edges, as stats.rebin, for many histograms at once."""
+    """int64[len(histograms), len(edges) - 1]: counts between ascending edges in ns.
+
+    A bucket is put where its middle lies; outliers go to the end bins.
+    """
     bins = len(edges) - 1
-    if not histograms:
-        return np.zeros((0, bins), np.int64)
-    none = np.zeros(SLOTS, np.uint64)
-    counts = np.stack([none if h is None else h.counts for h in histograms]).astype(np.int64)
     lowers = bucket_lowers()
     middles = (lowers[:-1] + lowers[1:]) // 2
     place = np.clip(np.searchsorted(edges, middles, side="right") - 1, 0, bins - 1)
     used, starts = np.unique(place, return_index=True)
     result = np.zeros((len(histograms), bins), np.int64)
-    result[:, used] = np.add.reduceat(counts, starts, axis=1)
+    result[:, used] = np.add.reduceat(counts_of(histograms), starts, axis=1)
     return result
 
 
@@ -421,20 +375,13 @@ class Plane:
         """canvas.height lines of canvas.width cells, the longest delay on top, the newest column at the right."""
         high = float(self.counts.max(initial=1))
         heats = levels(self.counts.astype(np.float64), 1.0, max(high, 10.0))
-        blank = canvas.width - heats.shape[0]
-        ramp = _RAMP if canvas.unicode else _ASCII_RAMP
-        step = 2 if halves(canvas) else 1
-        lines: list[Line] = []
-        for row in range(canvas.height):
-            upper_bin = heats.shape[1] - 1 - row * step
-            upper = heats[:, upper_bin].tolist()
-            spans = [Span(" " * blank)]
-            if step == 2:
-                lower = heats[:, upper_bin - 1].tolist()
-                spans.extend(_half(u, w) for u, w in zip(upper, lower, strict=True))
-            else:
-                spans.extend(Span(ramp[h], f"heat:{h}") if h >= 0 else Span(" ") for h in upper)
-            lines.append(merged(spans))
+        blank = Span(" " * (canvas.width - heats.shape[0]))
+        rows = heats.T[::-1].tolist()
+        if halves(canvas):
+            drawn = [list(map(_half, rows[2 * n], rows[2 * n + 1])) for n in range(canvas.height)]
+        else:
+            drawn = [_heats(row, canvas) for row in rows[: canvas.height]]
+        lines = [merged([blank, *row]) for row in drawn]
         if canvas.cursor is not None:
             x, y = self.clip(canvas.cursor, canvas)
             lines[y] = _with_cursor(lines[y], canvas.width - 1 - x)
@@ -474,19 +421,16 @@ def _half(upper: int, lower: int) -> Span:
 def _with_cursor(line: Line, column: int) -> Line:
     """The line with one cell in the role of the cursor.  Every glyph of a plane is one cell wide."""
     result: list[Span] = []
-    at = 0
     for span in line:
-        if at <= column < at + len(span.text):
-            inside = column - at
-            glyph = span.text[inside]
+        if 0 <= column < len(span.text):
             result += [
-                Span(span.text[:inside], span.role),
-                Span(glyph, CURSOR),
-                Span(span.text[inside + 1 :], span.role),
+                Span(span.text[:column], span.role),
+                Span(span.text[column], CURSOR),
+                Span(span.text[column + 1 :], span.role),
             ]
         else:
             result.append(span)
-        at += len(span.text)
+        column -= len(span.text)
     return tuple(s for s in result if s.text)
 
 

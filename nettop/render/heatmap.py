@@ -7,7 +7,7 @@ a plane of delay against time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nettop.core import histogram as hist
 from nettop.core import units
 from nettop.core.frame import Frame
-from nettop.core.histogram import SLOTS, Histogram
+from nettop.core.histogram import Histogram
 from nettop.render import draw
 from nettop.render.canvas import (
     ACCENT,
@@ -72,22 +72,21 @@ def holding(history: History) -> History:
     return [frame for frame in history if frame.time_ns >= since]
 
 
-def newest(history: History, seen: Callable[[Frame], bool]) -> tuple[int, int]:
-    """How many frames ago there was something, among those that hold, and ns; 0 where there was nothing in any."""
-    for back, frame in enumerate(reversed(holding(history))):
-        if seen(frame):
+def _since(history: History, seen: Iterable[object]) -> tuple[int, int]:
+    for back, (frame, there) in enumerate(zip(reversed(holding(history)), seen, strict=False)):
+        if there:
             return back, history[-1].time_ns - frame.time_ns
     return 0, 0
 
 
+def newest(history: History, seen: Callable[[Frame], bool]) -> tuple[int, int]:
+    """How many frames ago there was something, among those that hold, and ns; 0 where there was nothing in any."""
+    return _since(history, map(seen, reversed(history)))
+
+
 def behind(frames: History, histograms: Sequence[Histogram | None]) -> tuple[int, int]:
     """The same of one row: frames since its last samples, and ns."""
-    for back, (frame, histogram) in enumerate(
-        zip(reversed(holding(frames)), reversed(histograms), strict=False)
-    ):
-        if histogram is not None and histogram.count:
-            return back, frames[-1].time_ns - frame.time_ns
-    return 0, 0
+    return _since(frames, (h is not None and h.count for h in reversed(histograms)))
 
 
 def ago(age_ns: int) -> Line:
@@ -95,17 +94,10 @@ def ago(age_ns: int) -> Line:
     return line((f"{units.age(age_ns)} ago", DIM)) if age_ns else ()
 
 
-def _matrix(histograms: Sequence[Histogram | None]) -> NDArray[np.int64]:
-    none = np.zeros(SLOTS, np.uint64)
-    if not histograms:
-        return np.zeros((0, SLOTS), np.int64)
-    return np.stack([none if h is None else h.counts for h in histograms]).astype(np.int64)
-
-
 def percentiles(counts: NDArray[np.int64], fraction: float) -> NDArray[np.float64]:
     """float64[n]: of each of n histograms int64[n, SLOTS] at once, in ns by bucket middle; NaN where one is empty."""
     cumulative = counts.cumsum(axis=1)
-    total = cumulative[:, -1:] if counts.shape[0] else np.zeros((0, 1))
+    total = cumulative[:, -1:]
     place = (cumulative >= np.maximum(total * fraction, 1)).argmax(axis=1)
     lowers = hist.bucket_lowers()
     middles = (lowers[:-1] + lowers[1:]) / 2
@@ -115,7 +107,7 @@ def percentiles(counts: NDArray[np.int64], fraction: float) -> NDArray[np.float6
 def strip(row: Row, canvas: Canvas, width: int, most: float) -> Line:
     """The newest frames in ``width`` cells; ``most`` samples a frame are the brightest shade."""
     shown = row.histograms[-width:] if width > 0 else []
-    counts = _matrix(shown)
+    counts = draw.counts_of(shown)
     heats = draw.levels(counts.sum(axis=1).astype(np.float64), 1.0, max(most, 10.0))
     medians = percentiles(counts, 0.5)
     share = np.log(np.clip(np.nan_to_num(medians, nan=_LOW), _LOW, _HIGH) / _LOW) / np.log(_HIGH / _LOW)
@@ -131,7 +123,7 @@ def strip(row: Row, canvas: Canvas, width: int, most: float) -> Line:
 
 def _role(row: Row) -> str:
     """Warm where the newest p99 is far above the row's own usual one."""
-    counts = _matrix(row.histograms[-60:])
+    counts = draw.counts_of(row.histograms[-60:])
     p99 = percentiles(counts, 0.99)
     before = p99[:-1][~np.isnan(p99[:-1])]
     if not p99.size or np.isnan(p99[-1]) or before.size < _USUAL:
@@ -163,27 +155,23 @@ def table(rows: Sequence[Row], canvas: Canvas, title: str, heads: Sequence[tuple
     most = max(
         (float(h.count) for r in rows for h in r.histograms[-max(width, 1) :] if h is not None), default=1.0
     )
-    head = [Span(draw.fit(title, label), LABEL), Span(draw.fit("", width), LABEL)]
-    names = ("p50", "p99", "max") if largest else ("p50", "p99")
-    head += [Span(" " + draw.fit(name, 7, "right"), LABEL) for name in names]
-    head += [Span(" " + draw.fit(text, w, "right"), LABEL) for w, text in heads[:extras]]
+    names = [(7, name) for name in ("p50", "p99", "max")[: 3 if largest else 2]]
+    head = [Span(draw.fit(title, label) + " " * width, LABEL)]
+    head += [Span(" " + draw.fit(text, w, "right"), LABEL) for w, text in (*names, *heads[:extras])]
     lines: list[Line] = [tuple(head)]
-    at = canvas.cursor[1] if canvas.cursor is not None else -1
+    at = min(canvas.cursor[1], len(rows) - 1) if canvas.cursor is not None else -1
     for index, row in enumerate(rows):
-        here = index == min(at, len(rows) - 1) if at >= 0 else False
-        mark = ("▸" if canvas.unicode else ">") if here else " "
         latest = row.latest
-        spans = [
-            Span(
-                mark + draw.fit(labels[index], label - 1), ACCENT if here else PLAIN if latest.count else DIM
-            )
-        ]
-        spans += strip(row, canvas, width, most)
+        mark = " " if index != at else "▸" if canvas.unicode else ">"
+        role = ACCENT if index == at else PLAIN if latest.count else DIM
         usual = DIM if row.behind else VALUE
-        spans.append(_delay(hist.percentile(latest, 0.5), usual))
-        spans.append(_delay(hist.percentile(latest, 0.99), usual if row.behind else _role(row)))
-        if largest:
-            spans.append(_delay(hist.largest(latest), usual))
+        delays = [
+            _delay(hist.percentile(latest, 0.5), usual),
+            _delay(hist.percentile(latest, 0.99), usual if row.behind else _role(row)),
+            _delay(hist.largest(latest), usual),
+        ]
+        spans = [Span(mark + draw.fit(labels[index], label - 1), role), *strip(row, canvas, width, most)]
+        spans += delays[: len(names)]
         for (w, _), (_, cell) in zip(heads[:extras], row.extra, strict=False):
             spans += [Span(" "), *draw.pad(cell, w)]
         lines.append(tuple(spans))
@@ -202,23 +190,20 @@ def scale_line(canvas: Canvas) -> Line:
 def page(row: Row, history: History, canvas: Canvas) -> list[Line]:
     """One row on a page of its own: figures, the plane with both axes, a legend or the cell under the cursor."""
     latest = row.latest
-    mean = hist.mean(latest)
-    pieces: list[tuple[int, Line]] = [(0, line((row.label, TITLE)))]
     values = (
-        ("p50", hist.percentile(latest, 0.5), 1),
-        ("p90", hist.percentile(latest, 0.9), 4),
-        ("p99", hist.percentile(latest, 0.99), 2),
-        ("max", hist.largest(latest), 3),
-        ("mean", mean, 5),
+        (1, "p50", hist.percentile(latest, 0.5)),
+        (4, "p90", hist.percentile(latest, 0.9)),
+        (2, "p99", hist.percentile(latest, 0.99)),
+        (3, "max", hist.largest(latest)),
+        (5, "mean", hist.mean(latest)),
     )
-    pieces += [
-        (priority, line((f"{name} ", LABEL), (units.duration(value), VALUE)))
-        for name, value, priority in values
-    ]
-    if row.behind:
-        pieces.insert(1, (0, ago(row.age_ns)))
     seconds = history[-1 - row.behind].seconds if history else 1.0
-    pieces.append((6, line((units.si(latest.count / seconds, ""), VALUE), ("/s", LABEL))))
+    pieces: list[tuple[int, Line]] = [
+        (0, line((row.label, TITLE))),
+        (0, ago(row.age_ns) if row.behind else ()),
+        *((priority, line((f"{name} ", LABEL), (units.duration(v), VALUE))) for priority, name, v in values),
+        (6, line((units.si(latest.count / seconds, ""), VALUE), ("/s", LABEL))),
+    ]
     head = draw.parts(pieces, canvas.width)
     notes = draw.wrap(row.note, canvas.width, DIM)[:3] if row.note and canvas.height >= 12 else []
     return draw.clip([head, *notes, *plane(row, history, canvas, canvas.height - 1 - len(notes))], canvas)
@@ -234,28 +219,24 @@ def plane(row: Row, history: History, canvas: Canvas, height: int) -> list[Line]
     lines = [(*a, *b) for a, b in zip(draw.delay_axis(whole.edges, inner), whole.lines(inner), strict=True)]
     axis = draw.time_axis([f.time_ns for f in history[-inner.width :]], inner.width, canvas)
     lines.append((Span(" " * _AXIS), *axis))
-    if canvas.cursor is None:
-        high = int(whole.counts.max(initial=0))
-        legend = draw.legend(canvas, "1", f"{units.count(high)} samples a cell")
-        lines.append(draw.pad((Span(" " * _AXIS), *legend), canvas.width))
-    else:
-        lines.append(named_cell(whole, history, canvas.cursor, inner))
-    return lines
+    if canvas.cursor is not None:
+        return [*lines, named_cell(whole, history, canvas.cursor, inner)]
+    legend = draw.legend(canvas, "1", f"{units.count(int(whole.counts.max(initial=0)))} samples a cell")
+    return [*lines, draw.pad((Span(" " * _AXIS), *legend), canvas.width)]
 
 
 def named_cell(whole: draw.Plane, history: History, cursor: tuple[int, int], inner: Canvas) -> Line:
     """The cell under the cursor: when, from which delay to which, how many."""
     back, low, high, count = whole.under(cursor, inner)
+    return _at(history, back, (("from", low), ("to", high)), count)
+
+
+def _at(history: History, back: int, delays: Iterable[tuple[str, float | None]], count: int) -> Line:
+    """What there was so many frames ago, below a plane."""
     ago = history[-1].time_ns - history[-1 - back].time_ns if back < len(history) else 0
+    named = [part for name, ns in delays for part in ((f" {name} ", LABEL), (units.duration(ns), VALUE))]
     return line(
-        " " * _AXIS,
-        (f"{units.age(ago)} ago", VALUE),
-        ("  from ", LABEL),
-        (units.duration(low), VALUE),
-        (" to ", LABEL),
-        (units.duration(high), VALUE),
-        ("  ", LABEL),
-        (f"{units.count(count)} samples", VALUE),
+        " " * _AXIS, (f"{units.age(ago)} ago ", VALUE), *named, (f"  {units.count(count)} samples", VALUE)
     )
 
 
@@ -294,15 +275,5 @@ def _moment(row: Row, history: History, canvas: Canvas) -> Line | None:
     then = row.histograms[-1 - back] if back >= 0 else None
     if then is None:
         return None
-    ago = history[-1].time_ns - history[-1 - back].time_ns
-    return line(
-        " " * _AXIS,
-        (f"{units.age(ago)} ago", VALUE),
-        *(
-            part
-            for name, share in (("p50", 0.5), ("p99", 0.99))
-            for part in ((f"  {name} ", LABEL), (units.duration(hist.percentile(then, share)), VALUE))
-        ),
-        ("  ", LABEL),
-        (f"{units.count(then.count)} samples", VALUE),
-    )
+    delays = (("p50", hist.percentile(then, 0.5)), (" p99", hist.percentile(then, 0.99)))
+    return _at(history, back, delays, then.count)

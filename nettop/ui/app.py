@@ -26,17 +26,17 @@ from nettop.core.frame import Frame
 from nettop.core.units import clean
 from nettop.probes.base import Probe
 from nettop.record import files
-from nettop.render.canvas import GOOD, LABEL, WARN, Role
+from nettop.render.canvas import GOOD, WARN
+from nettop.settings import Settings
 from nettop.ui import theme
 from nettop.ui.body import make_panes
-from nettop.ui.commands import Commands, Options
-from nettop.ui.footer import Footer
+from nettop.ui.commands import Commands
+from nettop.ui.edges import Footer
 from nettop.ui.keys import bindings, keymap, rebound
 from nettop.ui.main_screen import MainScreen, NewFrame, error_text
-from nettop.ui.replay_screen import ReplayScreen
+from nettop.ui.replay import ReplayScreen
 from nettop.ui.state import State
-from nettop.ui.terminal import Written
-from nettop.ui.textual_private import Terminal
+from nettop.ui.textual_private import Terminal, Written
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +60,20 @@ class NettopApp(App[int], inherit_bindings=False):
         self,
         source: AsyncIterator[Frame],
         probes: Sequence[Probe],
-        options: Options | None = None,
+        settings: Settings | None = None,
         commands: Commands | None = None,
         driver_class: type[Driver] = Terminal,
     ) -> None:
-        self.options = options or Options()
+        self.settings = settings = settings or Settings()
         self.commands = commands or Commands()
-        self.actions = rebound(self.options.keys, self.commands.offers)
+        keys = {
+            action: [name.strip() for name in names.split(",")] for action, names in settings.keys.items()
+        }
+        self.actions = rebound(keys, self.commands.offers)
         self.written = Written()
         self.source = source
         self.failure: NettopError | None = None
-        self.probes = [p for p in probes if not self.options.panes or p.name in self.options.panes]
+        self.probes = [p for p in probes if not settings.probes or p.name in settings.probes]
         no_color = "NO_COLOR" in os.environ  # Textual takes it out of the environment
         super().__init__(driver_class=driver_class, ansi_color=None)
         self.depth = theme.depth_of(no_color, self.console.color_system)
@@ -78,35 +81,32 @@ class NettopApp(App[int], inherit_bindings=False):
         self.register_theme(theme.SIXTEEN)
         self.state = State(
             theme.Palette(theme.NETTOP.to_color_system().generate(), self.depth),
-            span_ns=int(self.options.history * 1e9),
-            interval=self.options.interval,
-            filter_word=self.options.word,
-            bits=self.options.bits,
-            names=self.commands.name_of if self.options.names and "names" in self.commands.offers else None,
-            unicode=draws_unicode(self.options.charset),
-            zoomed=self.options.zoomed,
+            span_ns=int(settings.history * 1e9),
+            interval=settings.delay,
+            filter_word=settings.word,
+            bits=settings.bits,
+            names=self.commands.names.of if settings.names and "names" in self.commands.offers else None,
+            unicode=draws_unicode(settings.charset),
+            zoomed=self.commands.look.zoomed,
         )
         self.main: MainScreen
 
     def get_default_screen(self) -> Screen[None]:
-        """The screen with the panes."""
-        panes = make_panes(self.state, self.probes, self.options)
+        panes = make_panes(self.state, self.probes, self.settings.sort, self.commands.look)
         parts = (self.state, panes, self.probes, self.actions, self.commands, self.written)
         replay = self.commands.replay
         self.main = ReplayScreen(replay, *parts) if replay else MainScreen(*parts)
-        self.main.open_row(self.options.focus)
         return self.main
 
     def on_mount(self) -> None:
-        """Follow the frames, and leave the terminal as it was however the end comes."""
         self.set_keymap(keymap(self.actions))
-        wanted = self.options.theme
+        wanted = self.settings.theme
         if self.depth in ("sixteen", "none"):
             self.theme = theme.SIXTEEN.name
         else:
             self.theme = wanted if wanted in self.available_themes else theme.NETTOP.name
         if wanted and wanted not in self.available_themes:
-            self.say(f"no theme is called {clean(wanted)}", WARN)
+            self.main.say(f"no theme is called {clean(wanted)}", WARN)
         self.theme_changed_signal.subscribe(self, lambda _: self._restyle())
         # The shell wrote over the screen meanwhile: what did not change since must be painted too.
         self.app_resume_signal.subscribe(self, lambda _: self.screen.refresh(layout=True))
@@ -118,7 +118,6 @@ class NettopApp(App[int], inherit_bindings=False):
         self.run_worker(self._follow(), name="frames", exclusive=True)
 
     def _restyle(self) -> None:
-        """Another theme: other styles for the same roles."""
         depth = self.depth
         if depth != "none" and self.current_theme.ansi:
             depth = "sixteen"
@@ -143,10 +142,6 @@ class NettopApp(App[int], inherit_bindings=False):
             self.state.ended = True
             self.main.post_message(NewFrame())
 
-    def say(self, text: str, role: Role = LABEL) -> None:
-        """A notice at the foot of the screen."""
-        self.main.say(text, role)
-
     # --- actions
 
     async def run_action(
@@ -159,7 +154,7 @@ class NettopApp(App[int], inherit_bindings=False):
         try:
             return await super().run_action(action, default_namespace, namespaces)
         except NettopError as error:
-            self.say(error_text(error), WARN)
+            self.main.say(error_text(error), WARN)
             return True
 
     async def action_perform(self, action: str) -> None:
@@ -171,11 +166,9 @@ class NettopApp(App[int], inherit_bindings=False):
                 return
 
     async def on_footer_pressed(self, message: Footer.Pressed) -> None:
-        """A key at the foot was clicked."""
         await self.action_perform(message.action)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette: every action of the table, panes, and themes."""
         for action in self.actions:
             if action.id not in ("pane", "palette", "resume"):
                 run = partial(self.call_later, self.action_perform, action.id)
@@ -186,15 +179,11 @@ class NettopApp(App[int], inherit_bindings=False):
         yield SystemCommand("Theme", "choose another theme", self.action_change_theme)
 
     async def action_quit(self) -> None:
-        """Leave."""
         self.exit(int(ExitCode.OK))
 
-    def action_palette(self) -> None:
-        """Everything by name."""
-        self.action_command_palette()
+    action_palette = App.action_command_palette
 
     def action_suspend(self) -> None:
-        """Back to the shell."""
         self.action_suspend_process()
 
     def action_screenshot(self, filename: str | None = None, path: str | None = None) -> None:
@@ -204,11 +193,11 @@ class NettopApp(App[int], inherit_bindings=False):
             with open(files.create(name), "w", encoding="utf-8") as file:
                 file.write(self.export_screenshot(title="nettop"))
         except NettopError as error:
-            self.say(f"no screenshot: {error.message}", WARN)
+            self.main.say(f"no screenshot: {error.message}", WARN)
         except OSError as error:
-            self.say(f"can't write {name}: {error.strerror}", WARN)
+            self.main.say(f"can't write {name}: {error.strerror}", WARN)
         else:
-            self.say(f"wrote {name}", GOOD)
+            self.main.say(f"wrote {name}", GOOD)
 
     def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
         """Textual's SVG without what it would fetch: a font from a server, whenever someone looks at the file."""
@@ -216,17 +205,12 @@ class NettopApp(App[int], inherit_bindings=False):
         return _FETCHED.sub("", style) + end + drawn
 
 
-def run(
-    source: AsyncIterator[Frame],
-    probes: Sequence[Probe],
-    options: Options | None = None,
-    commands: Commands | None = None,
-) -> int:
+def run(source: AsyncIterator[Frame], probes: Sequence[Probe], settings: Settings, commands: Commands) -> int:
     """Show frames until the user leaves or they end in an error; the exit code.
 
     Raises NettopError where the source did, with the terminal as it was before.
     """
-    app = NettopApp(source, probes, options, commands)
+    app = NettopApp(source, probes, settings, commands)
     result = app.run()
     if app.failure is not None:
         raise app.failure

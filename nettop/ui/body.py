@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partialmethod
 
 from textual.actions import SkipAction
 from textual.geometry import NULL_OFFSET, NULL_SPACING, Region, Size
@@ -11,14 +12,14 @@ from textual.widget import Widget
 
 from nettop.analysis.pages import panes_of
 from nettop.probes.base import Probe
-from nettop.render.canvas import DIM, TITLE, Line, line
-from nettop.render.draw import fit, wrap
-from nettop.ui.commands import Options
+from nettop.record.recording import View
+from nettop.render.canvas import DIM, TITLE, Line
+from nettop.render.draw import wrap
 from nettop.ui.keys import bindings
 from nettop.ui.layout import MIN_HEIGHT, MIN_WIDTH, Box, arrange, shares_place, too_small
 from nettop.ui.lines import LineWidget, redraw_all
-from nettop.ui.panes import PaneWidget
-from nettop.ui.state import Place, State
+from nettop.ui.panes import PaneWidget, middle
+from nettop.ui.state import State
 from nettop.ui.table import TablePane
 
 
@@ -52,16 +53,12 @@ class TooSmall(LineWidget):
     """What a terminal says that has no room for a pane."""
 
     def draw(self, width: int, height: int) -> list[Line]:
-        """In the middle, as much as fits."""
         size = self.app.size
         rows = [
             *wrap("nettop needs a little more room", width, TITLE),
             *wrap(f"{size.width}x{size.height} here, {MIN_WIDTH}x{MIN_HEIGHT} at least", width, DIM),
         ]
-        above = max((height - len(rows)) // 2, 0)
-        return [()] * above + [
-            line((fit("".join(s.text for s in r), width, "center"), r[0].role)) for r in rows if r
-        ]
+        return middle(rows, width, height)
 
 
 class Body(Widget):
@@ -78,12 +75,10 @@ class Body(Widget):
 
     @property
     def layout(self) -> Layout:
-        """Bands."""
         return self._bands
 
     @property
     def too_small(self) -> bool:
-        """Whether the terminal has no room for panes."""
         return too_small(self.app.size.width, self.app.size.height)
 
     def boxes(self, size: Size) -> dict[str, Box]:
@@ -99,7 +94,6 @@ class Body(Widget):
         return next((p for p in self.panes if p.current), None)
 
     def picked(self, pane: PaneWidget) -> None:
-        """A pane got the focus."""
         if pane.current:
             return
         if self.current is not None:
@@ -117,11 +111,9 @@ class Body(Widget):
         redraw_all(self.screen)  # the foot too: it has the keys of what is in focus
 
     def on_resize(self) -> None:
-        """Places follow from the size by themselves."""
         self._too_small.redraw()
 
     def zoom(self, on: bool) -> None:
-        """The pane in focus alone, or all."""
         if self.current is not None and not on:
             self.current.close_page()
             self.current.clear_cursor()
@@ -133,47 +125,43 @@ class Body(Widget):
         self.zoom(message.pane.inside)
 
     def action_zoom(self) -> None:
-        """The pane in focus alone, and back."""
         self.zoom(not self.state.zoomed)
 
     def action_back(self) -> None:
-        """Leave the zoom."""
         if not self.state.zoomed:
             raise SkipAction
         self.zoom(False)
 
     def action_pane(self, number: int) -> None:
-        """Focus the pane of a number; zoom it if it has the focus."""
         pane = next((p for p in self.panes if p.pane.number == number), None)
         if pane is not None and pane.current:
             self.action_zoom()
         elif pane is not None:
             self.screen.set_focus(pane, scroll_visible=False)
 
-    def action_next_pane(self) -> None:
-        """Focus the next pane."""
-        self._focus_neighbour(1)
-
-    def action_previous_pane(self) -> None:
-        """Focus the pane before."""
-        self._focus_neighbour(-1)
-
     def _focus_neighbour(self, step: int) -> None:
         if self.current is not None:
             pane = self.panes[(self.panes.index(self.current) + step) % len(self.panes)]
             self.screen.set_focus(pane, scroll_visible=False)
 
+    action_next_pane = partialmethod(_focus_neighbour, 1)
+    action_previous_pane = partialmethod(_focus_neighbour, -1)
 
-def make_panes(state: State, probes: Sequence[Probe], options: Options) -> list[PaneWidget]:
-    """The probes' panes, by number; the one that ``options`` name is the first to have the focus, else a table."""
-    places = [Place(pane, probe.name) for probe in probes for pane in panes_of(probe)]
-    places.sort(key=lambda p: p.pane.number)
-    panes = [TablePane(state, p, options.sort) if p.pane.table else PaneWidget(state, p) for p in places]
+
+def make_panes(state: State, probes: Sequence[Probe], sort: str, look: View) -> list[PaneWidget]:
+    """The probes' panes, by number; the one that ``look`` names is the first to have the focus, else a table."""
+    places = sorted(
+        ((pane, probe.name) for probe in probes for pane in panes_of(probe)), key=lambda p: p[0].number
+    )
+    panes = [
+        TablePane(state, pane, probe, sort) if pane.table else PaneWidget(state, pane, probe)
+        for pane, probe in places
+    ]
     table = first_table(panes)
     if table is not None:
-        table.reversed = options.reverse
-    first = table or (panes[0] if panes else None)
-    first = next((p for p in panes if p.pane.name == options.pane), first)
+        table.reversed = look.reverse
+    wanted = [p for p in panes if p.pane.name == look.pane]
+    first = next((p for p in (*wanted, table, *panes) if p), None)
     state.focused = first.pane.name if first else ""
     sharing = [p.pane.name for p in panes if shares_place(p.pane)]
     state.chosen = state.focused if state.focused in sharing else next(iter(sharing), "")

@@ -2,55 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
 
 from nettop.core.frame import Frame
-from nettop.record.sources import Replay
-from nettop.settings import Settings
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the screen takes from the settings.  ``panes`` names the probes to show (empty: all).
-
-    Times are in seconds.
-    """
-
-    interval: float = 1.0
-    sort: str = ""
-    panes: tuple[str, ...] = ()
-    theme: str = ""
-    charset: str = "auto"
-    bits: bool = True
-    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    names: bool = False
-    history: float = 600.0
-    reverse: bool = False
-    pane: str = ""  # the one in focus at the start
-    focus: int = 0  # the row whose page is open at the start; 0 for none
-    zoomed: bool = False
-    word: str = ""  # what the rows are searched for at the start
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """What the settings say of it.  A key may be several, with commas between them."""
-        return cls(
-            interval=settings.delay,
-            sort=settings.sort,
-            panes=settings.probes,
-            theme=settings.theme,
-            charset=settings.charset,
-            bits=settings.bits,
-            keys={
-                action: tuple(name.strip() for name in names.split(","))
-                for action, names in settings.keys.items()
-            },
-            names=settings.names,
-            history=settings.history,
-            word=settings.word,
-        )
+from nettop.record.recording import Replay, View
+from nettop.ui.reverse_dns import ReverseDns
 
 
 @dataclass(frozen=True)
@@ -66,21 +22,6 @@ class Filtered:
     shown: str = ""
 
 
-@dataclass(frozen=True)
-class Look:
-    """How the screen is being looked at: what a snapshot needs to show the same again.
-
-    ``focus`` is the identity of the row whose page is open, 0 for none; ``pane`` the name of the one in focus.
-    """
-
-    sort: str = ""
-    reverse: bool = False
-    filter: str = ""
-    focus: int = 0
-    pane: str = ""
-    zoomed: bool = False
-
-
 class Commands:
     """What the screen can ask for.  A subclass implements what it can and names it in ``offers``.
 
@@ -91,8 +32,10 @@ class Commands:
     offers: frozenset[str] = frozenset()
     #: the recording that is played, where ``replay`` is offered: the screen seeks in it
     replay: Replay | None = None
-    #: kept by the screen: how it was being looked at when ``snapshot`` was called
-    look: Look = Look()
+    #: host names of addresses, where ``names`` is offered
+    names: ReverseDns
+    #: how it is to be looked at, from the start; kept by the screen: how it was when ``snapshot`` was called
+    look: View = View()
 
     @property
     def recording(self) -> str:
@@ -113,15 +56,6 @@ class Commands:
     def filter_wanted(self) -> str | None:
         """The expression that packets are to match from now on; frames say which they did.  None: not known here."""
         return None
-
-    def name_of(self, address: bytes) -> str:
-        """The host name of a 16-byte address; "" where it is not known, or not yet.  Never blocks."""
-        return ""
-
-    @property
-    def names_changed(self) -> int:
-        """Grows whenever ``name_of`` knows something new."""
-        return 0
 
     async def reset(self) -> None:
         """Start totals again from zero."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from textual.app import ComposeResult
 from textual.containers import Container
@@ -27,33 +28,28 @@ class FilterBar(Container):
 
     BINDINGS = bindings(*_OF_PANES, action="app.perform('{}')")
 
+    @dataclass
     class Tried(Message):
         """The filter is being written; ``word``: it is a plain word so far, or "" for none, None for an expression."""
 
-        def __init__(self, word: str | None) -> None:
-            super().__init__()
-            self.word = word
+        word: str | None
 
+    @dataclass
     class Wanted(Message):
         """The filter was entered."""
 
-        def __init__(self, text: str) -> None:
-            super().__init__()
-            self.text = text
+        text: str
 
     def compose(self) -> ComposeResult:
-        """A prompt, the text, the complaint."""
         yield Static("filter /", id="prompt", markup=False)
         yield FilterField(placeholder="tcp port 443, or a word", compact=True, select_on_focus=False)
         yield Static("", id="problem", markup=False)
 
     @property
     def is_open(self) -> bool:
-        """Whether it is on the screen."""
         return self.has_class("open")
 
     def open(self, text: str) -> None:
-        """Show it, with the filter that is there."""
         field = self.query_one(Input)
         field.value = clean(text, _MOST)
         field.cursor_position = len(field.value)
@@ -61,20 +57,13 @@ class FilterBar(Container):
         field.focus()
 
     def close(self) -> None:
-        """Hide it."""
         self.remove_class("open", "wrong")
 
     def complain(self, text: str) -> None:
-        """Say what is wrong with the filter."""
         self.query_one("#problem", Static).update(clean(text))
         self.add_class("wrong")
 
-    def take_focus(self) -> None:
-        """The field goes on taking letters."""
-        self.query_one(Input).focus()
-
     def on_input_changed(self, event: Input.Changed) -> None:
-        """A plain word is looked for while it is written."""
         event.stop()
         if self.is_open:
             self.remove_class("wrong")
@@ -82,6 +71,5 @@ class FilterBar(Container):
             self.post_message(self.Tried(None if re.search(r"\s", word) else word))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """As it stands."""
         event.stop()
         self.post_message(self.Wanted(event.value.strip()))

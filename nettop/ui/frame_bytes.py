@@ -1,8 +1,10 @@
-"""What a frame costs on the line to the terminal, measured without one."""
+"""What a frame costs on the line to the terminal, measured without one; the size of that."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 
 from nettop.core.frame import Frame
@@ -42,3 +44,13 @@ async def bytes_a_frame(frames: Sequence[Frame], size: tuple[int, int]) -> float
         app.exit()
         await task
     return (whole - first) / max(len(frames) - 1, 1)
+
+
+def terminal_size() -> tuple[int, int]:
+    """Columns and rows of the terminal, or of a usual one where there is none."""
+    for fd in (1, 2, 0):
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(fd)
+            if size.columns and size.lines:
+                return size.columns, size.lines
+    return 120, 40

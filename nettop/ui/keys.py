@@ -6,7 +6,7 @@ Which widget or screen an action belongs to is written there: in its BINDINGS, a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -47,8 +47,8 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "resume",
         ("space",),
-        "go on",
-        "go on; at a recording's end, from its start",
+        "resume",
+        "resume; at a recording's end, play from its start",
         "time",
         "paused",
         footer=2,
@@ -95,7 +95,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("filter", ("/",), "filter", "filter by expression or plain word; esc clears", "view", footer=2),
     Action("units", ("u",), "bits/bytes", "rates in bits or in bytes", "view"),
     Action("names", ("n",), "names", "host names instead of addresses, and back", "view", needs="names"),
-    Action("reset", ("r",), "reset", "forget history and start totals anew", "view", needs="reset"),
+    Action("reset", ("r",), "reset", "clear the history and reset totals", "view", needs="reset"),
     Action(
         "snapshot", ("w",), "snapshot", "write what is shown to a file", "files", footer=7, needs="snapshot"
     ),
@@ -105,13 +105,13 @@ ACTIONS: tuple[Action, ...] = (
         "record",
         "record every frame to a file, and stop",
         "files",
-        footer=8,
+        footer=9,
         needs="record",
     ),
     Action("screenshot", ("ctrl+s",), "screenshot", "save the screen as a picture (SVG)", "files"),
     Action("palette", ("ctrl+p",), "palette", "find any of these by name; themes", "session"),
     Action("suspend", ("ctrl+z",), "suspend", "back to the shell; `fg` returns", "session"),
-    Action("quit", ("q", "ctrl+c"), "quit", "leave", "session", footer=9),
+    Action("quit", ("q", "ctrl+c"), "quit", "leave", "session", footer=8),
 )
 
 GROUPS = ("session", "panes", "table", "view", "time", "replay", "files", "moving")
@@ -144,7 +144,6 @@ def keymap(actions: Iterable[Action]) -> dict[str, str]:
 
 
 _SHOWN = {
-    "space": "space",
     "escape": "esc",
     "up": "↑",
     "down": "↓",
@@ -161,15 +160,16 @@ def shown(key: str) -> str:
     return _SHOWN.get(key, key)
 
 
-def shown_keys(action: Action) -> str:
-    """All keys of an action; a run of digits as a range."""
-    if len(action.keys) > 2 and all(k.isdigit() for k in action.keys):
-        return f"{action.keys[0]}-{action.keys[-1]}"
-    return " ".join(shown(k) for k in action.keys)
+def shown_keys(action: Action, quote: str = "") -> str:
+    """All keys of an action, each between quotes; a run of digits as a range."""
+    keys = [f"{quote}{shown(k)}{quote}" for k in action.keys]
+    if len(keys) > 2 and all(k.isdigit() for k in action.keys):
+        return f"{keys[0]}-{keys[-1]}"
+    return " ".join(keys)
 
 
 def rebound(
-    overrides: Mapping[str, Sequence[str]], offers: Iterable[str] | None = None
+    overrides: Mapping[str, Sequence[str]], offers: Collection[str] | None = None
 ) -> tuple[Action, ...]:
     """The table with the user's own keys, without the actions that need what is not in ``offers`` (None: all is).
 
@@ -177,12 +177,11 @@ def rebound(
     """
     if "pause" in overrides:
         overrides = {**overrides, "resume": overrides["pause"]}
-    known = {action.id for action in ACTIONS}
-    for name in overrides:
-        if name not in known:
-            hint = f"the actions are {', '.join(sorted(known))}"
-            raise NettopError(f"no action is called {name!r}", hint, ExitCode.USAGE)
-    actions = tuple(replace(a, keys=tuple(overrides[a.id])) if a.id in overrides else a for a in ACTIONS)
+    known = sorted(action.id for action in ACTIONS)
+    for name in set(overrides) - set(known):
+        hint = f"the actions are {', '.join(known)}"
+        raise NettopError(f"no action is called {name!r}", hint, ExitCode.USAGE)
+    actions = tuple(replace(a, keys=tuple(overrides.get(a.id, a.keys))) for a in ACTIONS)
     owners: dict[str, Action] = {}
     for action in actions:
         for key in action.keys:
@@ -198,8 +197,7 @@ def rebound(
                 )
     if offers is None:
         return actions
-    served = set(offers)
-    actions = tuple(a for a in actions if not a.needs or a.needs in served)
+    actions = tuple(a for a in actions if not a.needs or a.needs in offers)
     taken = {key for a in actions if a.needs == "replay" for key in a.keys}
     return tuple(
         a if a.needs == "replay" else replace(a, keys=tuple(k for k in a.keys if k not in taken))
@@ -217,12 +215,7 @@ def page() -> str:
     ]
     for group in GROUPS:
         rows += ["", f"## {group.capitalize()}", "", "| keys | action | what it does |", "|---|---|---|"]
-        for action in ACTIONS:
-            if action.group == group:
-                keys = " ".join(f"`{shown(k)}`" for k in action.keys)
-                if all(k.isdigit() for k in action.keys):
-                    keys = f"`{action.keys[0]}`-`{action.keys[-1]}`"
-                rows.append(f"| {keys} | {action.id} | {action.help} |")
+        rows += [f"| {shown_keys(a, '`')} | {a.id} | {a.help} |" for a in ACTIONS if a.group == group]
     rows += [
         "",
         "## Mouse",

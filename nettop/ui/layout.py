@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nettop.render.canvas import Pane
+from nettop.render.canvas import Pane, shares
 
 WIDE = 100  # columns from which panes stand side by side
 MIN_WIDTH, MIN_HEIGHT = 40, 10  # of the whole terminal
@@ -131,9 +131,6 @@ def _heights(rows: Sequence[Sequence[Pane]], height: int) -> list[int]:
             heights[index] -= max(give, 0)
             missing -= max(give, 0)
     left = height - sum(heights)
-    if flexible:
-        for count, index in enumerate(flexible):
-            heights[index] = left * (count + 1) // len(flexible) - left * count // len(flexible)
-    else:
-        heights[-1] += left
+    for index, share in zip(flexible or [-1], shares(left, len(flexible) or 1), strict=True):
+        heights[index] += share
     return heights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from rich.segment import Segment
 from textual.dom import DOMNode
 from textual.geometry import Region, Size
@@ -9,7 +11,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from nettop.render.canvas import Line, Role, Span
-from nettop.render.draw import cells, pad
+from nettop.render.draw import cells, cells_of, pad
 from nettop.ui.state import State
 from nettop.ui.theme import Palette
 
@@ -80,7 +82,6 @@ class LineWidget(Widget):
         self._drawn = (self.size, self.state.palette)
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """Called by Textual for the cells to paint."""
         if self._drawn != (self.size, self.state.palette):
             self._build()
         x1, x2 = crop.column_span
@@ -123,17 +124,22 @@ def _difference(old: Line, new: Line) -> tuple[int, int]:
     if old == new:
         return 0, 0
     left, right = _common(old, new), _common(old[::-1], new[::-1])
-    return left, sum(cells(s.text) for s in new) - right
+    return left, cells_of(new) - right
 
 
 def _common(old: Line, new: Line) -> int:
     """The width of what two lines begin with alike."""
-    width = 0
-    for a, b in zip(old, new, strict=False):
-        if a != b:
-            break
-        width += cells(a.text)
-    return width
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))
+    return sum(cells(span.text) for span, _ in alike)
+
+
+def thumb_of(first: int, room: int, total: int) -> range:
+    """Where the scroll mark stands among ``room`` lines that show ``total`` ones from ``first`` on."""
+    if total <= room:
+        return range(0)
+    size = max(room * room // total, 1)
+    top = (room - size) * first // (total - room)
+    return range(top, top + size)
 
 
 def framed(
@@ -151,20 +157,12 @@ def framed(
     ``thumb``: the inner lines beside which the right edge is drawn heavy, where there is more than fits.
     """
     corners, flat, tall, heavy = ("╭╮╰╯", "─", "│", "┃") if unicode else ("++++", "-", "|", "#")
-    room = width - 4 - sum(cells(s.text) for s in title)
-    right = pad(subtitle, max(room - 2, 0)) if sum(cells(s.text) for s in subtitle) > room - 2 else subtitle
-    if room < 4:
-        right = ()
-    rule = width - 3 - sum(cells(s.text) for s in (*title, *right)) - (1 if right else 0)
-    lines: list[Line] = [
-        (
-            Span(corners[0] + flat, role),
-            *title,
-            Span(flat * rule, role),
-            *right,
-            Span((flat if right else "") + corners[1], role),
-        )
-    ]
+    room = width - 4 - cells_of(title)
+    right = () if room < 4 else pad(subtitle, room - 2) if cells_of(subtitle) > room - 2 else subtitle
+    end = (flat if right else "") + corners[1]
+    rule = width - 2 - cells_of((*title, *right)) - len(end)
+    head = (Span(corners[0] + flat, role), *title, Span(flat * rule, role), *right, Span(end, role))
+    lines: list[Line] = [head]
     edge, blank = Span(tall, role), Span(" ")
     for row in range(height - 2):
         line = pad(inner[row] if row < len(inner) else BLANK, max(width - 4, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial, partialmethod
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -11,24 +12,25 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.widget import Widget
+from textual.widgets import Input
 
 from nettop.core.errors import NettopError
 from nettop.core.frame import Frame
 from nettop.core.units import clean
 from nettop.probes.base import Probe
+from nettop.record.recording import View
 from nettop.render.canvas import GOOD, LABEL, WARN, Role
 from nettop.ui.body import Body, first_table
-from nettop.ui.commands import Commands, Look
+from nettop.ui.commands import Commands
+from nettop.ui.edges import Footer, Header
 from nettop.ui.filter_bar import FilterBar
-from nettop.ui.footer import Footer
-from nettop.ui.header import Header
 from nettop.ui.keys import ACTIONS, Action, bindings
 from nettop.ui.lines import redraw_all
 from nettop.ui.panes import PaneWidget
-from nettop.ui.screens import HelpPage, HelpScreen
-from nettop.ui.state import State
+from nettop.ui.screens import HelpPage, HelpScreen, help_lines
+from nettop.ui.state import INTERVALS, State, neighbour
 from nettop.ui.table import TablePane
-from nettop.ui.terminal import Written
+from nettop.ui.textual_private import Written
 
 _NAMES_SECONDS = 0.5  # between looks at whether names have come
 
@@ -39,7 +41,6 @@ class NewFrame(Message):
     bubble = False
 
     def can_replace(self, message: Message) -> bool:
-        """Any number of them is one."""
         return isinstance(message, NewFrame)
 
 
@@ -69,28 +70,25 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.filter_bar = FilterBar()
         self.header = Header(state, self._badges, lambda: commands.recording, clock=commands.replay is None)
         self.footer = Footer(state, probes, self._footer_actions)
-        self._word = (
-            state.filter_word
-        )  # the plain word that holds; state.filter_word may be one being written
-        self._open_row = 0  # the row whose page to open as soon as there is a frame
+        self._word = state.filter_word  # the one that holds; state.filter_word may be one being written
+        self._open_row = int(commands.look.focus or 0)  # whose page to open as soon as there is a frame
         self._withheld = {a.id for a in ACTIONS if a.needs and a.needs not in commands.offers}
-        self._names_timer: Timer | None = None
+        self._names_timer: Timer
         self._names_known = 0
 
     def compose(self) -> ComposeResult:
-        """From top to bottom."""
-        yield self.header
-        yield self.body
-        yield self.filter_bar
-        yield self.footer
+        yield from (self.header, self.body, self.filter_bar, *self.above_footer(), self.footer)
+
+    def above_footer(self) -> Sequence[Widget]:
+        return ()
 
     def on_mount(self) -> None:
-        """The first focus."""
         self.set_focus(self.body.current, scroll_visible=False)
-        self._watch_names()
+        self._names_timer = self.set_interval(
+            _NAMES_SECONDS, self._look_for_names, pause=not self.state.names
+        )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Only what the rest of the program offers."""
         return action not in self._withheld
 
     def watch_focused(self, widget: Widget | None) -> None:
@@ -98,21 +96,15 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if isinstance(widget, PaneWidget):
             self.body.picked(widget)
             if self.filter_bar.is_open:
-                self.filter_bar.take_focus()
+                self.filter_bar.query_one(Input).focus()
 
     # --- frames
 
-    def open_row(self, identity: int) -> None:
-        """Open the page of a row of the first table, once there is a frame that has it."""
-        self._open_row = identity
-
     def take(self, frame: Frame) -> None:
-        """One more frame."""
         self.state.add(frame)
         self.taken()
 
     def taken(self) -> None:
-        """Have what has come drawn."""
         identity, self._open_row = self._open_row, 0
         table = first_table(self.body.panes)
         if identity and table is not None and table.open_row(identity):
@@ -140,7 +132,6 @@ class MainScreen(Screen[None], inherit_bindings=False):
         return " ".join(text for text in badges if text)
 
     def _footer_actions(self) -> Sequence[Action]:
-        """What the foot of the screen shows at present."""
         pane, zoomed, stopped = self.body.current, self.state.zoomed, self.stopped
         table = isinstance(pane, TablePane)
         rows = table or (pane is not None and pane.pane.rows is not None)
@@ -155,20 +146,18 @@ class MainScreen(Screen[None], inherit_bindings=False):
         return [a for a in self.actions if a.footer and fits[a.scope] and not (stopped and a.id == "pause")]
 
     def say(self, text: str, role: Role = LABEL) -> None:
-        """A notice at the foot of the screen."""
         self.footer.say(Footer.Notice(text, role))
 
     def on_footer_notice(self, message: Footer.Notice) -> None:
-        """A pane has something to say."""
         self.footer.say(message)
 
     def action_help(self) -> None:
-        """Keys, and the meaning of what is in focus."""
         pane = self.body.current
         title = f"{pane.pane.number} {pane.heading()}" if pane else "nettop"
         probe = next((p for p in self.probes if pane is not None and p.name == pane.probe), None)
         text = pane.help() if pane else ""
-        self.app.push_screen(HelpScreen(HelpPage(self.state, self.actions, title, text, probe, self.written)))
+        lines = partial(help_lines, self.actions, title, text, probe)
+        self.app.push_screen(HelpScreen(HelpPage(self.state, lines, self.written)))
 
     # --- time
 
@@ -178,7 +167,6 @@ class MainScreen(Screen[None], inherit_bindings=False):
         return self.state.paused
 
     def action_pause(self) -> None:
-        """Pause, or go on."""
         if self.state.paused:
             self.state.resume()
         else:
@@ -188,63 +176,48 @@ class MainScreen(Screen[None], inherit_bindings=False):
     action_resume = action_pause
 
     def action_earlier(self) -> None:
-        """One frame back."""
         self.state.pause()
         self.step(-1)
 
     def action_later(self) -> None:
-        """One frame forward."""
         self.step(1)
 
     def step(self, frames: int) -> None:
-        """Through the paused history; negative is back."""
         self.state.step(frames)
         self.redraw()
 
-    def action_longer(self) -> None:
-        """The next longer interval."""
-        self._set_interval(self.state.next_interval(1))
-
-    def action_shorter(self) -> None:
-        """The next shorter interval."""
-        self._set_interval(self.state.next_interval(-1))
-
-    def _set_interval(self, seconds: float) -> None:
-        self.commands.set_interval(seconds)
-        self.state.interval = seconds
+    def _set_interval(self, step: int) -> None:
+        self.state.interval = neighbour(INTERVALS, self.state.interval, step)
+        self.commands.set_interval(self.state.interval)
         self.header.redraw()
+
+    action_longer, action_shorter = partialmethod(_set_interval, 1), partialmethod(_set_interval, -1)
 
     # --- view
 
     def action_units(self) -> None:
-        """Bits or bytes."""
         self.state.bits = not self.state.bits
         self.redraw()
 
     def action_names(self) -> None:
-        """Names or addresses."""
-        self.state.names = None if self.state.names else self.commands.name_of
-        self._watch_names()
+        if self.state.names:
+            self.state.names = None
+            self._names_timer.pause()
+        else:
+            self.state.names = self.commands.names.of
+            self._names_timer.resume()
         self.redraw()
 
-    def _watch_names(self) -> None:
-        """While names are shown, draw those that come between two frames."""
-        if self._names_timer is not None:
-            self._names_timer.stop()
-            self._names_timer = None
-        if self.state.names:
-            self._names_timer = self.set_interval(_NAMES_SECONDS, self._look_for_names)
-
     def _look_for_names(self) -> None:
-        known, self._names_known = self._names_known, self.commands.names_changed
+        """While names are shown, draw those that come between two frames."""
+        known, self._names_known = self._names_known, self.commands.names.changed
         if known != self._names_known:
             self.redraw()
 
     async def action_reset(self) -> None:
-        """Start totals and the history again."""
         await self.commands.reset()
         self.state.clear()
-        self.say("started anew", GOOD)
+        self.say("history cleared, totals reset", GOOD)
         self.redraw()
 
     # --- filter
@@ -256,11 +229,9 @@ class MainScreen(Screen[None], inherit_bindings=False):
         return self.state.filter_word or self.state.filter_text or (shown.filter if shown else "")
 
     def action_filter(self) -> None:
-        """Open the bar."""
         self.filter_bar.open(self._filter_text)
 
     def action_back(self) -> None:
-        """Close the bar; no filter any more."""
         if self.filter_bar.is_open:
             self._close_filter()
         elif not self._filter_text:
@@ -272,19 +243,14 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.set_focus(self.body.current, scroll_visible=False)
 
     def on_filter_bar_tried(self, message: FilterBar.Tried) -> None:
-        """A plain word is looked for while it is written."""
         self.state.filter_word = self._word if message.word is None else message.word
         self.redraw()
 
     def on_filter_bar_wanted(self, message: FilterBar.Wanted) -> None:
         """Apply it; with an error the bar stays open and says so."""
-        self.run_worker(self._enter_filter(message.text), group="filter")
+        self.run_worker(self._set_filter(message.text, close=True), group="filter")
 
-    async def _enter_filter(self, text: str) -> None:
-        if await self._set_filter(text):
-            self._close_filter()
-
-    async def _set_filter(self, text: str) -> bool:
+    async def _set_filter(self, text: str, close: bool = False) -> None:
         try:
             result = await self.commands.set_filter(text)
         except NettopError as error:
@@ -296,32 +262,30 @@ class MainScreen(Screen[None], inherit_bindings=False):
                 self.state.filter_text = "" if result.word else result.shown or text
         if problem:
             self.filter_bar.complain(problem)
+        elif close:
+            self._close_filter()
         self.state.filter_word = self._word  # not what was tried while it was written
         self.redraw()
-        return not problem
 
     # --- files
 
-    def look(self) -> Look:
-        """How the screen is being looked at; the order of the first table."""
+    def look(self) -> View:
         table = first_table(self.body.panes)
-        return Look(
+        return View(
             sort=table.column.key if table else "",
             reverse=table.reversed if table else False,
             filter=self._filter_text,
-            focus=(table.entered or 0) if table else 0,
+            focus=str(table.entered or "") if table else "",
             pane=self.state.focused,
             zoomed=self.state.zoomed,
         )
 
     async def action_snapshot(self) -> None:
-        """Write what is shown."""
         if self.state.shown is not None:
             self.commands.look = self.look()
             self.say(f"wrote {clean(await self.commands.snapshot(self.state.frames()))}", GOOD)
 
     async def action_record(self) -> None:
-        """Start or stop recording."""
         on = not self.commands.recording
         where = await self.commands.record(on)
         self.say(f"recording to {clean(where)}" if on else f"recorded {clean(where)}", GOOD)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partialmethod
 
 from textual import events
 from textual.actions import SkipAction
@@ -11,15 +13,25 @@ from textual.message import Message
 
 from nettop.core.frame import Frame, ProbeStatus
 from nettop.core.units import clean
-from nettop.render.canvas import ACCENT, DIM, LABEL, TITLE, WARN, Canvas, Line, Span, line
+from nettop.render.canvas import ACCENT, DIM, LABEL, TITLE, WARN, Canvas, Line, Pane, Span, line, text_of
 from nettop.render.draw import fit, wrap
 from nettop.ui.keys import bindings
 from nettop.ui.lines import BLANK, LineWidget, framed
-from nettop.ui.state import Place, State
+from nettop.ui.state import State
 
 log = logging.getLogger(__name__)
 
+_FAR = 1 << 30  # rows: more than there are
 _MARGIN = 4  # columns of a frame: edges and a blank on either side
+
+
+def _moving(x: int, y: int, pages: int = 0) -> Callable[[PaneWidget], None]:
+    """An action that moves the cursor: by columns, back from the newest one, by rows, and by pages of rows."""
+
+    def action(pane: PaneWidget) -> None:
+        pane.move(x, y + pages * max(pane.size.height - 3, 1))
+
+    return action
 
 
 class PaneWidget(LineWidget, can_focus=True):
@@ -30,17 +42,16 @@ class PaneWidget(LineWidget, can_focus=True):
         *("enter", "back", "down", "up", "left", "right", "top", "bottom", "page_down", "page_up")
     )
 
+    @dataclass
     class PageChanged(Message):
         """The page of a row was opened, or left: see ``pane.inside``."""
 
-        def __init__(self, pane: PaneWidget) -> None:
-            super().__init__()
-            self.pane = pane
+        pane: PaneWidget
 
-    def __init__(self, state: State, place: Place) -> None:
-        super().__init__(state, name=place.pane.name)
-        self.pane = place.pane
-        self.probe = place.probe
+    def __init__(self, state: State, pane: Pane, probe: str) -> None:
+        super().__init__(state, name=pane.name)
+        self.pane = pane
+        self.probe = probe
         self.compact = False
         self.cursor = (0, 0)
         self.moved = False
@@ -50,7 +61,6 @@ class PaneWidget(LineWidget, can_focus=True):
 
     @property
     def inside(self) -> bool:
-        """Whether the page of a row is open."""
         return bool(self.selected)
 
     @property
@@ -59,7 +69,6 @@ class PaneWidget(LineWidget, can_focus=True):
         return self.state.focused == self.pane.name
 
     def draw(self, width: int, height: int) -> list[Line]:
-        """The pane in its frame, or its compact form."""
         if self.compact:
             mark = Span("▎" if self.state.unicode else ">", ACCENT) if self.current else Span(" ")
             inner = self.guarded(width - 2, height, compact=True)
@@ -73,11 +82,9 @@ class PaneWidget(LineWidget, can_focus=True):
         return framed(inner, width, height, title, subtitle, role, self.state.unicode, self.thumb(height - 2))
 
     def heading(self) -> str:
-        """The title, and the name of what was entered."""
         return f"{self.pane.title} › {self.selected}" if self.selected else self.pane.title
 
     def subtitle(self, width: int) -> Line:
-        """What stands at the right end of the title."""
         frames = self.state.frames()
         if self.pane.subtitle is None or not frames or self.probe not in frames[-1].sections:
             return ()
@@ -89,7 +96,6 @@ class PaneWidget(LineWidget, can_focus=True):
         return line((f" {text} ", LABEL)) if text else ()
 
     def thumb(self, height: int) -> range:
-        """Inner lines of the scroll mark."""
         return range(0)
 
     def guarded(self, width: int, height: int, compact: bool = False) -> list[Line]:
@@ -97,23 +103,22 @@ class PaneWidget(LineWidget, can_focus=True):
         width, height = max(width, 1), max(height, 1)
         frame = self.state.shown
         if frame is None:
-            return _middle([line(("waiting for the first frame", DIM))], width, height)
+            return middle([line(("waiting for the first frame", DIM))], width, height)
         status = frame.probes.get(self.probe)
         if status is not None and status.state != "live":
             return trouble(self.pane.title, status, width, height)
         if self.probe not in frame.sections:
-            return _middle([line(("nothing measured here", DIM))], width, height)
+            return middle([line(("no data to draw", DIM))], width, height)
         try:
             return self.content(frame, width, height, compact)
         except Exception as error:
             log.exception("drawing pane %s", self.pane.name)
             failed = ProbeStatus(
-                "failed", f"it can't be drawn: {error!r}\nthe log has the details; please report it"
+                "failed", f"drawing failed: {error!r}\nthe log has the details; please report it"
             )
             return trouble(self.pane.title, failed, width, height)
 
     def content(self, frame: Frame, width: int, height: int, compact: bool) -> list[Line]:
-        """What the probe draws."""
         if compact and self.pane.compact is not None:
             return self.pane.compact(self.state.frames(), self.state.canvas(width, height))
         if self.pane.draw is None:
@@ -121,7 +126,6 @@ class PaneWidget(LineWidget, can_focus=True):
         return self.pane.draw(self.state.frames(), self.canvas(width, height))
 
     def canvas(self, width: int, height: int) -> Canvas:
-        """The canvas with what this pane's user did."""
         zoomed = self.state.zoomed and self.current
         cursor = self.cursor if self.current and (self.moved or self.pane.rows is not None) else None
         plain = self.state.canvas(width, height)
@@ -130,7 +134,6 @@ class PaneWidget(LineWidget, can_focus=True):
     # --- what keys do
 
     def names(self) -> tuple[str, ...]:
-        """The rows that can be entered."""
         frame = self.state.shown
         if self.pane.rows is None or frame is None or self.probe not in frame.sections:
             return ()
@@ -148,12 +151,7 @@ class PaneWidget(LineWidget, can_focus=True):
         self.moved = True
         self.redraw()
 
-    def move_to(self, bottom: bool) -> None:
-        """To the first or the last row."""
-        self.move(0, 10_000 if bottom else -10_000)
-
     def open_page(self) -> bool:
-        """Open the page of the row under the cursor; whether there is one."""
         names = self.names()
         if not names or self.selected:
             return False
@@ -162,7 +160,6 @@ class PaneWidget(LineWidget, can_focus=True):
         return True
 
     def leave_page(self) -> bool:
-        """Leave the page of a row; whether there was one."""
         if not self.selected:
             return False
         names = self.names()
@@ -184,7 +181,6 @@ class PaneWidget(LineWidget, can_focus=True):
             self.cursor = (0, 0)
 
     def action_enter(self) -> None:
-        """Open the page of the row under the cursor."""
         if self.open_page():
             self.post_message(self.PageChanged(self))
 
@@ -197,40 +193,12 @@ class PaneWidget(LineWidget, can_focus=True):
         self.clear_cursor()
         self.redraw()
 
-    def action_down(self) -> None:
-        """Cursor down."""
-        self.move(0, 1)
-
-    def action_up(self) -> None:
-        """Cursor up."""
-        self.move(0, -1)
-
-    def action_left(self) -> None:
-        """Cursor left: x counts back from the newest column."""
-        self.move(1, 0)
-
-    def action_right(self) -> None:
-        """Cursor right."""
-        self.move(-1, 0)
-
-    def action_page_down(self) -> None:
-        """A page down."""
-        self.move(0, max(self.size.height - 3, 1))
-
-    def action_page_up(self) -> None:
-        """A page up."""
-        self.move(0, -max(self.size.height - 3, 1))
-
-    def action_top(self) -> None:
-        """The first row."""
-        self.move_to(bottom=False)
-
-    def action_bottom(self) -> None:
-        """The last row."""
-        self.move_to(bottom=True)
+    action_down, action_up = _moving(0, 1), _moving(0, -1)
+    action_left, action_right = _moving(1, 0), _moving(-1, 0)
+    action_page_down, action_page_up = _moving(0, 0, 1), _moving(0, 0, -1)
+    action_bottom, action_top = _moving(0, _FAR), _moving(0, -_FAR)
 
     def help(self) -> str:
-        """What the pane shows."""
         return self.pane.help
 
     def on_show(self) -> None:
@@ -241,23 +209,18 @@ class PaneWidget(LineWidget, can_focus=True):
     # --- mouse
 
     def on_click(self, event: events.Click) -> None:
-        """Focus; with rows, the cursor too."""
         event.stop()
         if self.pane.rows is not None and not self.compact and not self.selected and self.current:
             self.move(0, event.y - 1 - self.cursor[1])
         self.focus(scroll_visible=False)
 
-    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+    def _wheel(self, rows: int, event: events.MouseScrollDown | events.MouseScrollUp) -> None:
         """The wheel moves the cursor of the pane under it, if that has the focus."""
         event.stop()
         if self.current:
-            self.move(0, 3)
+            self.move(0, rows)
 
-    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        """The wheel moves the cursor of the pane under it, if that has the focus."""
-        event.stop()
-        if self.current:
-            self.move(0, -3)
+    on_mouse_scroll_down, on_mouse_scroll_up = partialmethod(_wheel, 3), partialmethod(_wheel, -3)
 
 
 def trouble(title: str, status: ProbeStatus, width: int, height: int) -> list[Line]:
@@ -267,8 +230,7 @@ def trouble(title: str, status: ProbeStatus, width: int, height: int) -> list[Li
         "unavailable": (f"{title} can't be measured here", LABEL),
         "off": (f"{title} is switched off", LABEL),
     }.get(status.state, (title, LABEL))
-    detail = clean_lines(status.detail)
-    return _middle([line(what), *wrap(detail, max(width - 4, 10), DIM)], width, height)
+    return middle([line(what), *wrap(clean_lines(status.detail), max(width - 4, 10), DIM)], width, height)
 
 
 def clean_lines(text: str) -> str:
@@ -276,12 +238,8 @@ def clean_lines(text: str) -> str:
     return "\n".join(clean(row) for row in text.splitlines()[:12])
 
 
-def _middle(lines: list[Line], width: int, height: int) -> list[Line]:
+def middle(lines: list[Line], width: int, height: int) -> list[Line]:
     """Lines in the middle of a pane."""
     shown = lines[:height]
-    above = max((height - len(shown)) // 2, 0)
-    centred: list[Line] = [
-        (Span(fit("".join(s.text for s in row), width, "center"), row[0].role if row else DIM),)
-        for row in shown
-    ]
-    return [BLANK] * above + centred
+    centred = [line((fit(text_of(row), width, "center"), row[0].role if row else DIM)) for row in shown]
+    return [BLANK] * ((height - len(shown)) // 2) + centred

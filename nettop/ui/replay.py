@@ -1,35 +1,34 @@
-"""A recording on the screen: the line that says where one is in it, and the history that belongs there."""
+"""The screen over a recording: the line that says where one is in it, the history there, keys that move in it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partialmethod
+from typing import Any
 
 from textual import events
 from textual.message import Message
+from textual.widget import Widget
 
 from nettop.core import units
 from nettop.core.errors import NettopError
 from nettop.core.frame import Frame
-from nettop.record.recording import Recording
-from nettop.record.sources import Replay
+from nettop.record.recording import Recording, Replay
 from nettop.render.canvas import ACCENT, DIM, GOOD, LABEL, TITLE, VALUE, WARN, Line, Role, Span, line
-from nettop.render.draw import cells_of, shorten, sides
+from nettop.render.draw import cells_of, merged, shorten, sides
+from nettop.ui.keys import bindings
 from nettop.ui.lines import LineWidget
-from nettop.ui.state import FRAMES_KEPT, State, kept
+from nettop.ui.main_screen import MainScreen
+from nettop.ui.state import FRAMES_KEPT, State, kept, neighbour
 
 SPEEDS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 60.0)
 _CHUNK = 4  # frames that are read at once: what is lost when the user jumps again meanwhile
 _SHOW_SECONDS = 0.15  # between looks at what has been read
 _LEAST_BAR = 10
-
-
-def next_speed(speed: float, step: int) -> float:
-    """The neighbour of a speed on the ladder."""
-    if step > 0:
-        return next((s for s in SPEEDS if s > speed * 1.001), SPEEDS[-1])
-    return next((s for s in reversed(SPEEDS) if s < speed * 0.999), SPEEDS[0])
 
 
 def next_mark(recording: Recording, index: int, step: int) -> int:
@@ -59,21 +58,9 @@ class Past:
             self._state.add(frame)
             return []
         held = {one.time_ns: one for one in self._state.history}
-        present = [frame]
-        missing: list[int] = []
-        for number in self._before(index):
-            found = held.get(recording.times_ns[number])
-            if found is None:
-                missing.append(number)
-            else:
-                present.append(kept(found))
-        self._state.show(present[::-1], self._start_ns(missing[-1] if missing else None, present[-1]))
-        return missing
-
-    def _start_ns(self, number: int | None, first: Frame) -> int:
-        if number is None:
-            return first.time_ns - first.interval_ns
-        return self._replay.recording.times_ns[number] - self._replay.recording.interval_ns(number)
+        before = [(number, held.get(recording.times_ns[number])) for number in self._before(index)]
+        self._state.history = deque([*(kept(one) for _, one in reversed(before) if one is not None), frame])
+        return [number for number, one in before if one is None]
 
     def _before(self, index: int) -> list[int]:
         """Numbers of the frames that would be in the history now, newest first; see State.add."""
@@ -111,12 +98,11 @@ class Past:
 class TimeLine(LineWidget):
     """Where one is in a recording: state, time, the line with its marks, speed, the clock of that moment."""
 
+    @dataclass
     class Sought(Message):
         """The user pointed at a moment: this share of the whole."""
 
-        def __init__(self, share: float) -> None:
-            super().__init__()
-            self.share = share
+        share: float
 
     def __init__(self, state: State, replay: Replay) -> None:
         super().__init__(state)
@@ -124,23 +110,19 @@ class TimeLine(LineWidget):
         self._bar = range(0)
 
     def draw(self, width: int, height: int) -> list[Line]:
-        """One line, a blank on either side."""
         text, self._bar = time_line(self._replay, max(width - 2, 1), self.state.unicode)
         self._bar = range(self._bar.start + 1, self._bar.stop + 1)
         return [(*line(" "), *text)]
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
-        """Go there, and follow the mouse."""
         self._point(event.x)
         self.capture_mouse()
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
-        """Follow the mouse while its button is down."""
         if event.button:
             self._point(event.x)
 
     def on_mouse_up(self) -> None:
-        """Follow it no more."""
         self.release_mouse()
 
     def _point(self, x: int) -> None:
@@ -153,8 +135,8 @@ def time_line(replay: Replay, width: int, unicode: bool) -> tuple[Line, range]:
     """The line, and the columns of its bar (none where there is no room for one)."""
     recording = replay.recording
     index = max(replay.position, 0)
-    total = units.clock(recording.length_ns)
-    elapsed = units.clock(recording.elapsed_ns(index)).rjust(len(total))
+    total = units.clock(recording.ends_ns[-1])
+    elapsed = units.clock(recording.ends_ns[index]).rjust(len(total))
     word, role = state_of(replay)
     left: list[tuple[int, Line]] = [
         (0, line((f"{word:<7}", role))),
@@ -197,13 +179,13 @@ def _moment(time_ns: int) -> str:
         return units.NONE
 
 
-def bar(replay: Replay, index: int, width: int, unicode: bool) -> list[Span]:
+def bar(replay: Replay, index: int, width: int, unicode: bool) -> Line:
     """The played part, the cursor, what is not played yet, and marks on both."""
     recording = replay.recording
     played, unplayed, cursor, mark = "━─●┿" if unicode else "=-o+"
 
     def column(number: int) -> int:
-        share = recording.elapsed_ns(number) / max(recording.length_ns, 1) if number else 0.0
+        share = recording.ends_ns[number] / max(recording.ends_ns[-1], 1) if number else 0.0
         return min(round(share * (width - 1)), width - 1)
 
     here = column(index)
@@ -211,10 +193,71 @@ def bar(replay: Replay, index: int, width: int, unicode: bool) -> list[Span]:
     for each in recording.marks:
         glyphs[column(each.index)] = (mark, WARN)
     glyphs[here] = (cursor, TITLE)
-    spans: list[Span] = []
-    for glyph, role in glyphs:
-        if spans and spans[-1].role == role:
-            spans[-1] = Span(spans[-1].text + glyph, role)
-        else:
-            spans.append(Span(glyph, role))
-    return spans
+    return merged(Span(*each) for each in glyphs)
+
+
+def _seeking(to: Callable[[Replay], int]) -> Callable[[ReplayScreen], None]:
+    """An action that goes to a frame."""
+
+    def action(screen: ReplayScreen) -> None:
+        screen.replay.seek(to(screen.replay))
+        screen.redraw()
+
+    return action
+
+
+class ReplayScreen(MainScreen):
+    """The screen over a recording."""
+
+    BINDINGS = bindings("slower", "faster", "start", "end", "last_mark", "next_mark")
+
+    def __init__(self, replay: Replay, *args: Any) -> None:
+        super().__init__(*args)
+        self.replay = replay
+        self._past = Past(self.state, replay)
+
+    def above_footer(self) -> Sequence[Widget]:
+        return (TimeLine(self.state, self.replay),)
+
+    def take(self, frame: Frame) -> None:
+        """One more frame; after a jump, those before it are read in the background."""
+        if missing := self._past.arrived(frame):
+            self.run_worker(self._past.load(missing, self.redraw), group="past", exclusive=True)
+        self.taken()
+
+    @property
+    def stopped(self) -> bool:
+        return self.replay.paused or self.replay.at_end
+
+    def action_pause(self) -> None:
+        """Pause, or go on; at the end, from the start."""
+        stopped = self.stopped
+        if self.replay.at_end:
+            self.replay.seek(0)
+        self.replay.paused = not stopped
+        self.redraw()
+
+    action_resume = action_pause
+
+    def action_earlier(self) -> None:
+        self.step(-1)
+
+    def step(self, frames: int) -> None:
+        self.replay.step(frames)
+        self.redraw()
+
+    def _set_speed(self, step: int) -> None:
+        self.replay.speed = neighbour(SPEEDS, self.replay.speed, step)
+        self.redraw()
+
+    action_slower, action_faster = partialmethod(_set_speed, -1), partialmethod(_set_speed, 1)
+
+    action_start = _seeking(lambda replay: 0)
+    action_end = _seeking(lambda replay: len(replay.recording) - 1)
+    action_last_mark = _seeking(lambda replay: next_mark(replay.recording, replay.position, -1))
+    action_next_mark = _seeking(lambda replay: next_mark(replay.recording, replay.position, 1))
+
+    def on_time_line_sought(self, message: TimeLine.Sought) -> None:
+        recording = self.replay.recording
+        self.replay.seek(recording.at(int(message.share * recording.ends_ns[-1])))
+        self.redraw()

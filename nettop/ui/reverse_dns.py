@@ -17,7 +17,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 from nettop.core import units
 
@@ -49,15 +48,10 @@ def resolve(address: str) -> str:
     else:
         place = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_pton(socket.AF_INET, address))
     name = ctypes.create_string_buffer(_NI_MAXHOST)
-    code = _libc().getnameinfo(place, len(place), name, len(name), None, 0, socket.NI_NAMEREQD)
+    code = ctypes.CDLL(None).getnameinfo(place, len(place), name, len(name), None, 0, socket.NI_NAMEREQD)
     if code:
         raise socket.gaierror(code, "no name")
     return name.value.decode("ascii", "replace")
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def checked(name: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nettop.core.frame import Frame
 from nettop.core.histogram import packed
-from nettop.render.canvas import Canvas, Pane
+from nettop.render.canvas import Canvas
 from nettop.ui.theme import Palette
 
 ROWS_KEPT = 100  # rows of a long table in frames of the past
@@ -16,12 +16,11 @@ FRAMES_KEPT = 1200  # whatever the interval
 INTERVALS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A pane and the probe that it belongs to."""
-
-    pane: Pane
-    probe: str
+def neighbour(ladder: Sequence[float], value: float, step: int) -> float:
+    """The next higher rung of a ladder, or the next lower one where ``step`` is below 0; its end beyond that."""
+    if step > 0:
+        return next((rung for rung in ladder if rung > value * 1.001), ladder[-1])
+    return next((rung for rung in reversed(ladder) if rung < value * 0.999), ladder[0])
 
 
 def kept(frame: Frame) -> Frame:
@@ -67,11 +66,6 @@ class State:
         while len(self.history) > FRAMES_KEPT or frame.time_ns - self.history[0].time_ns > self.span_ns:
             self.history.popleft()
 
-    def show(self, frames: list[Frame], first_ns: int) -> None:
-        """Another history, oldest first, in place of this one."""
-        self.history = deque(frames)
-        self.first_ns = first_ns
-
     def insert(self, frames: list[Frame]) -> None:
         """Frames that were missing in the history, in any order."""
         if not self.history:
@@ -82,26 +76,21 @@ class State:
         self.history = deque(f for f in ordered if f.time_ns <= newest)
 
     def clear(self) -> None:
-        """Forget the past."""
         self.history.clear()
         self.frozen, self.back = None, 0
 
     @property
     def paused(self) -> bool:
-        """Whether what is shown stands still."""
         return self.frozen is not None
 
     def pause(self) -> None:
-        """Keep showing what is there now."""
         if self.frozen is None and self.history:
             self.frozen, self.back = list(self.history), 0
 
     def resume(self) -> None:
-        """Show the newest again."""
         self.frozen, self.back = None, 0
 
     def step(self, frames: int) -> None:
-        """Move through the paused history; negative is back."""
         if self.frozen:
             self.back = min(max(self.back - frames, 0), len(self.frozen) - 1)
 
@@ -113,7 +102,6 @@ class State:
 
     @property
     def shown(self) -> Frame | None:
-        """The frame that is shown."""
         if self.frozen is None:
             return self.history[-1] if self.history else None
         return self.frozen[-1 - self.back]
@@ -124,7 +112,6 @@ class State:
         return self.history[-1].time_ns - self.shown.time_ns if self.shown and self.history else 0
 
     def canvas(self, width: int, height: int) -> Canvas:
-        """A canvas with what the user chose."""
         return Canvas(
             max(width, 0),
             max(height, 0),
@@ -133,9 +120,3 @@ class State:
             shades=self.palette.shades,
             names=self.names,
         )
-
-    def next_interval(self, step: int) -> float:
-        """The neighbour of the present interval on the ladder."""
-        if step > 0:
-            return next((i for i in INTERVALS if i > self.interval * 1.001), INTERVALS[-1])
-        return next((i for i in reversed(INTERVALS) if i < self.interval * 0.999), INTERVALS[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +11,28 @@ from textual import events
 
 from nettop.core import units
 from nettop.core.frame import Frame
-from nettop.core.row_order import MOST, order
-from nettop.render.canvas import ACCENT, DIM, GOOD, LABEL, PLAIN, Canvas, Column, Line, Span, cell_of, line
-from nettop.render.columns import Placed, place_columns
+from nettop.core.table import MOST, Sorting, order
+from nettop.render.canvas import (
+    ACCENT,
+    DIM,
+    GOOD,
+    LABEL,
+    PLAIN,
+    Canvas,
+    Column,
+    Line,
+    Pane,
+    Span,
+    cell_of,
+    place_columns,
+)
 from nettop.render.draw import cells, fit
-from nettop.ui.footer import Footer
+from nettop.ui.edges import Footer
 from nettop.ui.keys import bindings
+from nettop.ui.lines import thumb_of
 from nettop.ui.panes import PaneWidget
 from nettop.ui.screens import SortPage, SortScreen
-from nettop.ui.state import Place, State
+from nettop.ui.state import State
 
 _MARK = 2  # columns in front of a row, for the cursor
 
@@ -32,11 +46,10 @@ class TablePane(PaneWidget):
 
     BINDINGS = bindings("sort", "reverse", "sort_left", "sort_right", "copy")
 
-    def __init__(self, state: State, place: Place, sort: str = "") -> None:
-        super().__init__(state, place)
-        if place.pane.table is None:
-            raise ValueError(f"pane {place.pane.name} has no table")
-        self.table = place.pane.table
+    def __init__(self, state: State, pane: Pane, probe: str, sort: str) -> None:
+        super().__init__(state, pane, probe)
+        assert pane.table is not None
+        self.table = pane.table
         self.column = self.table.column(sort)
         self.reversed = False
         self.at = 0  # the cursor's row
@@ -50,23 +63,20 @@ class TablePane(PaneWidget):
         self._rows: NDArray[np.void] = np.zeros(0, [(self.table.identity, np.uint64)])
         self._order: NDArray[np.intp] = np.zeros(0, np.intp)
         self._ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self._places: tuple[Placed, ...] = ()
+        self._places = place_columns((), 0)
         self._wanted = {self.column.key}  # columns that are not always there
 
     # --- rows
 
     def put_in_order(self, frame: Frame) -> None:
-        """Put the frame's rows in order, once a frame and choice."""
         key = (frame, self.column.key, self.reversed, self.state.filter_word)
         if self._of is not None and self._of[0] is frame and self._of[1:] == key[1:]:
             return
         rows = self.table.rows(frame)
         if self.state.filter_word and self.table.matches is not None:
             rows = rows[self.table.matches(rows, self.state.filter_word)]
-        # Ties by identity: the order is the same whatever was shown before, as in a replay that jumped.
-        self._order = order(
-            rows, self.table.identity, self.column, self.reversed, np.sort(rows[self.table.identity])
-        )
+        by = Sorting(self.column.sort, self.column.ascending)
+        self._order = order(rows, self.table.identity, by, self.reversed)
         self._rows = rows
         self._ids = rows[self.table.identity][self._order]
         self._of = key
@@ -87,18 +97,15 @@ class TablePane(PaneWidget):
 
     @property
     def under(self) -> int | None:
-        """The identity of the row under the cursor."""
         return int(self._ids[self.at]) if self.at < len(self._ids) else None
 
     @property
     def inside(self) -> bool:
-        """Whether the page of a row is open."""
         return self.entered is not None
 
     # --- drawing
 
     def content(self, frame: Frame, width: int, height: int, compact: bool) -> list[Line]:
-        """Titles, then as many rows as there is room for; or the page of a row."""
         self.put_in_order(frame)
         if self.entered is not None and self.table.detail is not None:
             return self.table.detail(self.state.frames(), self.entered, self.canvas(width, height))
@@ -107,8 +114,7 @@ class TablePane(PaneWidget):
             width - _MARK,
             "" if self.column.key == self.table.default_sort else self.column.key,
         )
-        room = max(height - 1, 1)
-        self._shown = self._in_view(room)
+        self._shown = self._in_view(max(height - 1, 1))
         lines = [self._titles()]
         canvas = self.state.canvas(width, height)
         canvases = [replace(canvas, width=p.width) for p in self._places]
@@ -117,11 +123,10 @@ class TablePane(PaneWidget):
         lines += [self._row(place, frame, canvases, absent) for place in self._shown]
         if not len(self._ids):
             word = self.state.filter_word
-            lines.append(line((f"  nothing matches {word}" if word else "  none yet", DIM)))
+            lines.append((Span(f"  nothing matches {word}" if word else "  none yet", DIM),))
         return lines
 
     def _columns(self) -> tuple[Column, ...]:
-        """Those that always stand there, and those that a row has wanted since the start."""
         self._wanted |= {c.key for c in self.table.columns if c.wanted is not None and c.wanted(self._rows)}
         return tuple(c for c in self.table.columns if c.wanted is None or c.key in self._wanted)
 
@@ -169,7 +174,6 @@ class TablePane(PaneWidget):
         return tuple(spans)
 
     def subtitle(self, width: int) -> Line:
-        """What the probe says, and the order."""
         said = super().subtitle(width)
         if self.entered is not None or self.state.shown is None or not len(self._ids):
             return said
@@ -181,7 +185,6 @@ class TablePane(PaneWidget):
         return (*said, Span("· " if said else " ", DIM), Span(text, LABEL))
 
     def help(self) -> str:
-        """What the table shows, or the page of a row."""
         return self.table.detail_help if self.entered is not None else super().help()
 
     def heading(self) -> str:
@@ -191,13 +194,11 @@ class TablePane(PaneWidget):
         return self.pane.title if self.column.width else f"{self.pane.title} by {self.column.key}"
 
     def thumb(self, height: int) -> range:
-        """Where the visible rows stand among all of them."""
         room, total = height - 1, len(self._ids)
         if self.entered is not None or total <= room or room < 2:
             return range(0)
-        size = max(room * room // total, 1)
-        top = 1 + (room - size) * self.first // max(total - room, 1)
-        return range(top, top + size)
+        mark = thumb_of(self.first, room, total)
+        return range(mark.start + 1, mark.stop + 1)
 
     # --- what keys do
 
@@ -207,17 +208,13 @@ class TablePane(PaneWidget):
             self._pin(self.at + y)
             self.redraw()
 
-    def move_to(self, bottom: bool) -> None:
-        """To the last row, or to the top and not pinned to a row."""
+    def action_top(self) -> None:
+        """To the first row, whichever that is from now on."""
+        super().action_top()
         if self.entered is None:
-            self._pin(len(self._ids) - 1 if bottom else 0)
-            if not bottom:
-                self.pinned = None
-            self._follow = True
-            self.redraw()
+            self.pinned = None
 
     def open_page(self) -> bool:
-        """Open the page of the row under the cursor; whether there is one."""
         if self.entered is not None or self.under is None or self.table.detail is None:
             return False
         self._loose = self.pinned is None
@@ -239,7 +236,6 @@ class TablePane(PaneWidget):
         return True
 
     def leave_page(self) -> bool:
-        """Close it."""
         was, self.entered = self.entered, None
         if was is not None and self._loose:  # it stood on top before, and does so again
             self.at, self.pinned = 0, None
@@ -253,7 +249,6 @@ class TablePane(PaneWidget):
         self.redraw()
 
     def action_sort(self) -> None:
-        """Choose a column."""
         self.app.push_screen(SortScreen(SortPage(self.state, self.table, self.column.key)), self._chosen)
 
     def _chosen(self, key: str | None) -> None:
@@ -262,25 +257,17 @@ class TablePane(PaneWidget):
             self.sort_by(column)
 
     def action_reverse(self) -> None:
-        """Reverse the order."""
         self.sort_by(self.column)
 
-    def action_sort_left(self) -> None:
-        """By the column on the left."""
-        self._sort_by_neighbour(-1)
-
-    def action_sort_right(self) -> None:
-        """By the column on the right."""
-        self._sort_by_neighbour(1)
-
     def _sort_by_neighbour(self, step: int) -> None:
-        keys = [p.column.key for p in self._places] or [c.key for c in self._columns()]
-        at = keys.index(self.column.key) if self.column.key in keys else 0
-        wanted = keys[(at + step) % len(keys)]
-        self.sort_by(next(c for c in self.table.columns if c.key == wanted))
+        columns = [p.column for p in self._places] or self._columns()
+        at = next((i for i, c in enumerate(columns) if c.key == self.column.key), 0)
+        self.sort_by(columns[(at + step) % len(columns)])
+
+    action_sort_left = partialmethod(_sort_by_neighbour, -1)
+    action_sort_right = partialmethod(_sort_by_neighbour, 1)
 
     def action_copy(self) -> None:
-        """The row under the cursor to the clipboard."""
         if self.under is None or self.table.copy is None:
             return
         if text := self.table.copy(self._rows[self._order[self.at]]):

@@ -11,13 +11,12 @@ import select
 import sys
 import threading
 import time
+from collections import deque
 from typing import IO, Any
 
 from textual.drivers.headless_driver import HeadlessDriver
 from textual.drivers.linux_driver import LinuxDriver
 from textual.screen import Screen
-
-from nettop.ui.terminal import Written
 
 #: Class, attribute, what for.  Of a driver, also what its __init__ makes.
 NEEDED = (
@@ -35,12 +34,34 @@ NEEDED = (
     (HeadlessDriver, "flush", "nothing to flush without a terminal"),
 )
 
+_WINDOW = 10.0  # seconds over which a rate is taken
 _HANG_UP = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 def forget_styles(screen: Screen[Any]) -> None:
     """Empty the cache of rendered lines, which Textual keeps for closed screens too."""
     screen._styles_cache.clear()
+
+
+class Written:
+    """Bytes that went to the terminal, and how many a second."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._recent: deque[tuple[float, int]] = deque()
+
+    def add(self, size: int, now: float) -> None:
+        self.total += size
+        self._recent.append((now, size))
+        self._forget(now)
+
+    def rate(self, now: float) -> float:
+        self._forget(now)
+        return sum(size for _, size in self._recent) / _WINDOW
+
+    def _forget(self, now: float) -> None:
+        while self._recent and now - self._recent[0][0] > _WINDOW:
+            self._recent.popleft()
 
 
 def _count(app: Any, data: str) -> None:
@@ -85,7 +106,6 @@ class Terminal(LinuxDriver):
         self._watching = False
 
     def write(self, data: str) -> None:
-        """To the terminal, counted."""
         _count(self._app, data)
         super().write(data)
 
@@ -122,7 +142,6 @@ class NoTerminal(HeadlessDriver):
         return False
 
     def write(self, data: str) -> None:
-        """Count it."""
         _count(self._app, data)
 
     def flush(self) -> None:

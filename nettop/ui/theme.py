@@ -146,7 +146,8 @@ def _full(variables: Mapping[str, str]) -> dict[Role, Style]:
         return Color.parse(variables[name])
 
     ground, text, hue = colour("background"), colour("foreground"), colour("primary")
-    bright = text.blend(_far(ground), 0.55)
+    far = Color(255, 255, 255) if ground.brightness < 0.5 else Color(0, 0, 0)  # stands out from the ground
+    bright = text.blend(far, 0.55)
     accent = hue.blend(bright, 0.25)  # not the theme's own: that is warm in many, and warm means wrong here
 
     def on_ground(fore: Color, **more: bool) -> Style:
@@ -184,56 +185,34 @@ def _full(variables: Mapping[str, str]) -> dict[Role, Style]:
     return styles
 
 
-def _far(ground: Color) -> Color:
-    """The end of the scale that stands out from the ground."""
-    return Color(255, 255, 255) if ground.brightness < 0.5 else Color(0, 0, 0)
-
-
 def _sixteen() -> dict[Role, Style]:
     """The terminal's own colours: whatever the user made of them."""
-
-    def named(name: str, **more: bool) -> Style:
-        return Style(color=name, **more)  # type: ignore[arg-type]
-
     styles = {
-        "plain": Style(),
-        "title": Style(bold=True),
-        "label": Style(),
-        "value": Style(bold=True),
-        "dim": named("bright_black"),
-        "good": named("green"),
-        "warn": named("yellow"),
-        "bad": named("red", bold=True),
-        "rx": named("cyan"),
-        "tx": named("blue"),
-        "accent": named("bright_cyan"),
-        "cursor": Style(reverse=True),
-        "border": named("bright_black"),
-        "border-focus": named("cyan"),
-        "key": named("cyan", bold=True),
-        "row": Style(color="white", bgcolor="blue", bold=True),
+        "plain": "",
+        "title": "bold",
+        "label": "",
+        "value": "bold",
+        "dim": "bright_black",
+        "good": "green",
+        "warn": "yellow",
+        "bad": "bold red",
+        "rx": "cyan",
+        "tx": "blue",
+        "accent": "bright_cyan",
+        "cursor": "reverse",
+        "border": "bright_black",
+        "border-focus": "cyan",
+        "key": "bold cyan",
+        "row": "bold white on blue",
     }
     for heat in range(10):
-        styles[f"heat:{heat}"] = named("cyan" if heat < 6 else "bright_cyan" if heat < 8 else "bright_white")
-    return styles
+        styles[f"heat:{heat}"] = "cyan" if heat < 6 else "bright_cyan" if heat < 8 else "bright_white"
+    return {role: Style.parse(text) for role, text in styles.items()}
 
 
 def _none() -> dict[Role, Style]:
     """No colour at all: weight and reversal."""
-    styles = {
-        role: Style()
-        for role in (
-            "plain",
-            "label",
-            "value",
-            "good",
-            "rx",
-            "tx",
-            "accent",
-            "border",
-            *(f"heat:{h}" for h in range(10)),
-        )
-    }
+    styles = dict.fromkeys(_sixteen(), Style())
     styles |= {role: Style(bold=True) for role in ("title", "bad", "warn", "key", "border-focus")}
     styles |= {"dim": Style(dim=True), "cursor": Style(reverse=True), "row": Style(reverse=True)}
     return styles

@@ -10,13 +10,15 @@ from lab.shell import run
 
 SOURCES = Path(__file__).parent
 CACHE = Path("/var/cache/nettop-lab")
+OBJECTS = CACHE / "objects"  # BPF objects that tests compile: made anew only where a source has changed
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def program(name: str) -> str:
     """Path of the compiled `<name>.c`, kept by a hash of its text. Raises `LabError` without a compiler."""
     source = SOURCES / f"{name}.c"
-    digest = hashlib.sha256(" ".join(FLAGS).encode() + source.read_bytes()).hexdigest()[:16]
+    text = source.read_bytes() + (SOURCES / "lab.h").read_bytes()
+    digest = hashlib.sha256(" ".join(FLAGS).encode() + text).hexdigest()[:16]
     binary = CACHE / f"{name}-{digest}"
     if binary.exists():
         return str(binary)

@@ -14,7 +14,6 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -22,15 +21,11 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-#define NS_PER_S 1000000000ull
+#include "lab.h"
+
 #define MAX_PORTS 256
 #define BATCH 32
 #define FIRST_PORT 16384
@@ -43,20 +38,6 @@ static int ports, near_cpu, far_cpu;
 static uint64_t count, skew_ns;
 static atomic_uint_fast64_t near_ready, far_ready; /* connections that this end may close */
 static atomic_bool listening;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "closeboth: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * NS_PER_S + now.tv_nsec;
-}
 
 static void relax(void)
 {
@@ -74,7 +55,7 @@ static void stay_on(int cpu)
 	CPU_ZERO(&set);
 	CPU_SET(cpu, &set);
 	if (sched_setaffinity(0, sizeof(set), &set))
-		die("sched_setaffinity");
+		err(1, "sched_setaffinity");
 }
 
 /* The first byte. */
@@ -86,7 +67,7 @@ static int receive(int fd, int length)
 		ssize_t more = recv(fd, bytes, length - got, 0);
 
 		if (more <= 0)
-			die("recv");
+			err(1, "recv");
 		got += more;
 	}
 	return bytes[0];
@@ -97,7 +78,7 @@ static void say(int fd, int length, int first)
 	unsigned char bytes[ANSWER] = {first};
 
 	if (send(fd, bytes, length, MSG_NOSIGNAL) != length)
-		die("send");
+		err(1, "send");
 }
 
 /* Both ends draw the same number: which of them waits, and how long. */
@@ -129,7 +110,7 @@ static int listen_on(int port)
 
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) || listen(fd, 2 * BATCH))
-		die("listen");
+		err(1, "listen");
 	return fd;
 }
 
@@ -139,7 +120,7 @@ static void *far_end(void *unused)
 
 	(void)unused;
 	if (space < 0 || setns(space, CLONE_NEWNET))
-		die(netns);
+		err(1, "%s", netns);
 	stay_on(far_cpu);
 	for (int i = 0; i < ports; i++)
 		listeners[i] = listen_on(ntohs(peer.sin_port) + i);
@@ -151,7 +132,7 @@ static void *far_end(void *unused)
 			int fd = accept4(listeners[(done + i) % ports], NULL, NULL, SOCK_CLOEXEC);
 
 			if (fd < 0)
-				die("accept");
+				err(1, "accept");
 			/* Of those that knock at one port any may come first: the question says which this is. */
 			fds[receive(fd, QUESTION) % BATCH] = fd;
 		}
@@ -178,12 +159,12 @@ static int knock(uint64_t number)
 	to.sin_port = htons(ntohs(peer.sin_port) + number % ports);
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
 	if (bind(fd, (struct sockaddr *)&from, sizeof(from)))
-		die("bind");
+		err(1, "bind");
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
 	if (connect(fd, (struct sockaddr *)&to, sizeof(to)) && errno != EINPROGRESS)
-		die("connect");
+		err(1, "connect");
 	if (fcntl(fd, F_SETFL, 0))
-		die("fcntl");
+		err(1, "fcntl");
 	return fd;
 }
 
@@ -193,11 +174,11 @@ int main(int argc, char **argv)
 	uint64_t began;
 
 	if (argc != 9)
-		die("usage: closeboth NETNS ADDRESS PORT PORTS COUNT NEAR_CPU FAR_CPU SKEW_NS");
+		errx(1, "usage: closeboth NETNS ADDRESS PORT PORTS COUNT NEAR_CPU FAR_CPU SKEW_NS");
 	netns = argv[1];
 	peer.sin_family = AF_INET;
 	if (inet_pton(AF_INET, argv[2], &peer.sin_addr) != 1)
-		die(argv[2]);
+		err(1, "%s", argv[2]);
 	peer.sin_port = htons(atoi(argv[3]));
 	ports = atoi(argv[4]);
 	count = strtoull(argv[5], NULL, 10);
@@ -205,9 +186,9 @@ int main(int argc, char **argv)
 	far_cpu = atoi(argv[7]);
 	skew_ns = strtoull(argv[8], NULL, 10);
 	if (ports < 1 || ports > MAX_PORTS || FIRST_PORT + count / ports > UINT16_MAX)
-		die("PORTS");
+		errx(1, "PORTS");
 	if (pthread_create(&far, NULL, far_end, NULL))
-		die("pthread_create");
+		err(1, "pthread_create");
 	stay_on(near_cpu);
 	while (!atomic_load(&listening))
 		usleep(1000);
@@ -221,7 +202,7 @@ int main(int argc, char **argv)
 			say(fds[i], QUESTION, i); /* waits until it is connected */
 		for (int i = 0; i < size; i++)
 			if (receive(fds[i], ANSWER) != i)
-				die("the answer of another connection");
+				errx(1, "the answer of another connection");
 		for (int i = 0; i < size; i++, done++) {
 			meet(&near_ready, &far_ready, done, -skew(done));
 			close(fds[i]);

@@ -19,23 +19,20 @@ ANSWER = "198.51.100.53"
 
 
 @contextmanager
-def dnsmasq(at: Endpoint, *, port: int = 53) -> Iterator[int]:
-    """Run dnsmasq on both addresses of an endpoint, in a `with`: all names under `DOMAIN` are `ANSWER`."""
-    process = at.ns.spawn(
-        *(
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--no-resolv",
-            "--no-hosts",
-            "--user=root",
-        ),
-        *("--pid-file=", "--bind-interfaces", f"--listen-address={at.v4}", f"--listen-address={at.v6}"),
-        *(f"--port={port}", f"--address=/{DOMAIN}/{ANSWER}", "--log-facility=-"),
+def dnsmasq(at: Endpoint, *records: str) -> Iterator[None]:
+    """Run dnsmasq on both addresses of an endpoint, in a `with`: all names under `DOMAIN` are `ANSWER`, and its options
+    for other records."""
+    options = "--keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --user=root --pid-file="
+    listen = (
+        "--bind-interfaces",
+        f"--listen-address={at.v4}",
+        f"--listen-address={at.v6}",
+        "--log-facility=-",
     )
+    process = at.ns.spawn("dnsmasq", *options.split(), *listen, f"--address=/{DOMAIN}/{ANSWER}", *records)
     try:
-        wait_listening(at.ns, port)
-        yield port
+        wait_listening(at.ns, 53)
+        yield
     finally:
         process.stop(signal.SIGTERM)
 
@@ -72,7 +69,7 @@ def resolve(
         asker: socket.socket | None = None
         for number in range(count):
             if asker is None or not one_socket:
-                asker = stack.enter_context(client.ns.call(lambda: socket.socket(family, socket.SOCK_DGRAM)))
+                asker = stack.enter_context(client.ns.socket(socket.SOCK_DGRAM, family))
                 asker.settimeout(timeout_s)
                 asker.connect((server.address(ipv6), port))
             identity = secrets.randbits(16)

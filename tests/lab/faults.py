@@ -1,4 +1,4 @@
-"""Bad days: interfaces that change, small disks, little memory; and what must be left of a recording."""
+"""Faults: interfaces that change, small disks, little memory; and a check that a recording is whole."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def moved(link: Link, target: Namespace) -> Iterator[Endpoint]:
 
 
 def configure(end: Endpoint, peer: Endpoint) -> None:
-    """IPv4 address, up, and the peer as a neighbour for good: what an interface loses when it moves or goes down."""
+    """What an interface loses when it moves or goes down: its IPv4 address, being up, and the permanent neighbour."""
     lines = (
         f"addr replace {end.v4}/24 dev {end.name}",
         f"link set {end.name} up",
@@ -70,9 +70,9 @@ def small_disk(kilobytes: int) -> Iterator[Path]:
 
 @contextmanager
 def little_memory(mebibytes: int) -> Iterator[Sequence[str]]:
-    """A memory cgroup with this limit; the words to put before a command that is to run in it.
+    """A memory cgroup with this limit; the prefix of a command that runs in it.
 
-    Before `ip netns exec`, too, which shows what it runs a /sys without cgroups.
+    It comes before `ip netns exec`, which mounts a /sys without cgroups.
     """
     version1, version2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
     first = version1.is_dir()
@@ -100,7 +100,7 @@ def _removed(group: Path) -> bool:
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
-    """The frames of a recording, which must be whole: every line a document, gzip ended properly."""
+    """The frames of a recording; `LabError` unless it is whole: every line a document, gzip ended properly."""
     data = path.read_bytes()
     if path.suffix == ".gz":
         unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -117,7 +117,7 @@ def recorded(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A directory of one's own, on a path that every user can walk."""
+    """A temporary directory, on a path that every user can walk."""
     path = Path(tempfile.mkdtemp(prefix="nettop-test-"))
     try:
         yield path

@@ -1,7 +1,7 @@
-"""How a probe's maps are laid out, by the machine's own C compiler: for tests that make readings by hand.
+"""Layouts of a probe's maps by the machine's own C compiler, for tests that make readings by hand.
 
-BCC, which says it in earnest, wants root. So the structures in a probe's C text and the lines with its maps are
-compiled for a process, and read from the compiler's BTF; tests/unit/test_layout.py compares the two.
+BCC, which nettop uses, needs root. So the structures in a probe's C text and the lines with its maps are compiled for a
+process, and read from the compiler's BTF; tests/unit/test_layout.py compares the two.
 """
 
 import json
@@ -60,7 +60,7 @@ def text_of(source: Path) -> str:
 
 
 def declarations(source: Path) -> str:
-    """What of it says how the maps are laid out: constants, the maps, and such types as these consist of."""
+    """Its constants, its maps, and the types that these consist of."""
     text = text_of(source)
     maps = [found[0] for found in MAP.finditer(text)]
     definitions = [found[0] for found in DEFINITION.finditer(text)]
@@ -115,7 +115,7 @@ def values(probe: str) -> Mapping[str, np.dtype[Any]]:
 
 
 def part(dtype: np.dtype[Any], fields: str) -> np.dtype[Any]:
-    """These fields where they are: whoever uses another finds none."""
+    """These fields at their offsets, and no others."""
     if not fields:
         return dtype
     inner: dict[str, list[str]] = {}

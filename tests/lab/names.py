@@ -1,4 +1,4 @@
-"""Names and address blocks of one run: runs beside each other never collide, and a dead one can be swept.
+"""Names and address blocks of one run: concurrent runs never collide, and a dead one can be swept.
 
 A namespace or interface of the lab is called `nt<pid>-<counter><role>`: the pid says who has to clean it up.
 Pids are reused, so each run also leaves its start time in `/run/nettop-lab/run-<pid>`.

@@ -2,9 +2,10 @@
 
 import ctypes
 import os
+import socket
 import subprocess
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -50,25 +51,20 @@ class Namespace:
         return Process(self.argv(argv), on_line=on_line)
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """Call a function from inside, in a thread of its own. Sockets that it makes stay inside for good."""
+        """Call a function from inside, in a thread of its own."""
         if self.name is None:
             return function()
-        result: list[_Result] = []
-        failure: list[BaseException] = []
 
-        def inside() -> None:
-            try:
-                self._enter()
-                result.append(function())
-            except BaseException as error:  # Handed to the caller: it must not die silently in the thread.
-                failure.append(error)
+        def inside() -> _Result:
+            self._enter()
+            return function()
 
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if failure:
-            raise failure[0]
-        return result[0]
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(inside).result()
+
+    def socket(self, kind: int, family: int = socket.AF_INET) -> socket.socket:
+        """A socket that is inside for good."""
+        return self.call(lambda: socket.socket(family, kind))
 
     def sysctl(self, key: str, value: str | int) -> None:
         """Set `net.<key>` inside, for example `ipv4.tcp_timestamps`. Never in the machine's own namespace."""

@@ -1,9 +1,9 @@
-"""A program of nettop's whose loader has fewer mechanisms to choose from: as on another kernel.
+"""Run nettop with a loader that has fewer mechanisms to choose from, as on another kernel.
 
     NETTOP_VIA=clsact NETTOP_WITHOUT=hook,hook python narrowed.py nettop ARGS ...
     NETTOP_VIA=clsact                          python narrowed.py DRIVER.py ARGS ...
 
-The environment is the tests' own (program.py): nettop knows nothing of it, and its protocol has no such thing.
+The environment is the tests' own (program.py); nettop does not read it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Parts of bpf_src, compiled for a process: what needs no kernel can be asked at any time and on any CPU."""
+"""Parts of bpf_src that need no kernel, compiled as a shared library."""
 
 import ctypes
 import shutil

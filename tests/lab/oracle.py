@@ -1,9 +1,11 @@
-"""Independent witnesses: what the kernel and its own tools say about the same traffic."""
+"""Independent measurements of the same traffic: the kernel's counters and its own tools."""
 
 import functools
 import json
 import re
 import signal
+import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +17,7 @@ from typing import Any, Self
 from lab import bpf
 from lab.errors import LabError
 from lab.namespace import Endpoint, Namespace
-from lab.shell import eventually
+from lab.shell import Process, eventually
 
 
 def sysfs(end: Endpoint) -> dict[str, int]:
@@ -89,30 +91,51 @@ def _milliseconds(text: str) -> int | None:
 
 
 @contextmanager
-def capture(end: Endpoint, *expression: str) -> Iterator[list[str]]:
-    """Run tcpdump at an endpoint, in a `with`: its lines (link header, checksums, no names) come live."""
-    # Immediate mode reserves a slot of the snapshot length for each frame: at 256 kB, ten would fill its
-    # ring.
-    argv = (
-        "tcpdump",
-        "-i",
-        end.name,
-        "-s",
-        "2048",
-        "-nn",
-        "-e",
-        "-vv",
-        "-l",
-        "--immediate-mode",
-        *expression,
-    )
-    process = end.ns.spawn(*argv)
+def tcpdump(end: Endpoint, *words: str) -> Iterator[Process]:
+    """Run tcpdump at an endpoint, in a `with`, which begins when it listens."""
+    process = end.ns.spawn("tcpdump", "-i", end.name, "-nn", "--immediate-mode", *words)
     try:
         if not eventually(lambda: "listening on" in process.stderr):
             raise LabError(f"tcpdump: {process.stderr}")
-        yield process.lines
+        yield process
     finally:
         process.stop(signal.SIGINT)
+
+
+@contextmanager
+def capture(end: Endpoint, *expression: str) -> Iterator[list[str]]:
+    """tcpdump's lines (link header, checksums, no names), which come live."""
+    # Immediate mode reserves a slot of the snapshot length for each frame: at 256 kB, ten would fill its ring.
+    with tcpdump(end, "-s", "2048", "-e", "-vv", "-l", *expression) as process:
+        yield process.lines
+
+
+@contextmanager
+def captured(end: Endpoint, *expression: str, size: int = 128) -> Iterator[list[tuple[int, bytes]]]:
+    """The packets that pass meanwhile, there when the block has ended: time (CLOCK_REALTIME, ns) and their first bytes.
+
+    Raises `LabError` if any was lost.
+    """
+    found: list[tuple[int, bytes]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "packets"
+        words = ("-s", str(size), "-B", "16384", "-Z", "root", "--time-stamp-precision=nano", "-w", str(file))
+        with tcpdump(end, *words, *expression) as process:
+            yield found
+            time.sleep(0.3)
+        if "\n0 packets dropped by kernel" not in process.stderr:
+            raise LabError(f"tcpdump: {process.stderr}")
+        found += read_pcap(file.read_bytes())
+
+
+def read_pcap(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The packets of a capture file of this machine's, with their times in ns."""
+    unit = {0xA1B2C3D4: 1000, 0xA1B23C4D: 1}[struct.unpack_from("=I", data)[0]]
+    at = 24
+    while at < len(data):
+        seconds, part, caught, _ = struct.unpack_from("=IIII", data, at)
+        yield seconds * 10**9 + part * unit, data[at + 16 : at + 16 + caught]
+        at += 16 + caught
 
 
 def netstat(ns: Namespace) -> dict[str, int]:
@@ -158,10 +181,10 @@ def interrupts() -> dict[str, Interrupt]:
 
 
 class Watch:
-    """A counter of the kernel's, read a hundred times a second while its block lasts.
+    """A kernel counter, read a hundred times a second while its block lasts.
 
-    What it grew by between two frames is known within bounds then, wherever the machine was held up: nettop has read
-    its own maps at most ``slack_ns`` before the time that the frame says.
+    So its growth between two frames is known within bounds, even if the machine stalls: nettop reads its maps at most
+    ``slack_ns`` before the frame's time.
     """
 
     def __init__(self, counter: Callable[[], int], slack_ns: int = 50_000_000) -> None:
@@ -186,7 +209,7 @@ class Watch:
         self._thread.join()
 
     def _at(self, time_ns: int) -> tuple[int, int]:
-        """The least and the most that it can have been when the frame of this time was read."""
+        """Bounds of the count when the frame of this time was read."""
         least = [count for _, ended, count in self._readings if ended <= time_ns - self._slack_ns]
         most = [count for begun, _, count in self._readings if begun >= time_ns]
         if not least or not most:
@@ -194,7 +217,7 @@ class Watch:
         return least[-1], most[0]
 
     def growth(self, after: Mapping[str, Any], until: Mapping[str, Any]) -> tuple[int, int]:
-        """The least and the most that it grew by from one frame to a later one."""
+        """Bounds of its growth from one frame to a later one."""
         (first_least, first_most), (last_least, last_most) = (
             self._at(after["time_ns"]),
             self._at(until["time_ns"]),

@@ -1,7 +1,7 @@
 """Frames made by hand, for what no socket sends: tags, fragments, chosen sequence numbers and time stamps.
 
 Builders return bytes and compute every length and checksum. `send` puts whole frames on an interface of the
-lab; `syn_flood` does it by the hundred thousand (see `synflood.c`).
+lab; `flood` does it by the hundred thousand (`flood.c`).
 """
 
 import contextlib
@@ -11,11 +11,13 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lab import build
-from lab.core import Lab
+from lab.core import Lab, Link
+from lab.errors import LabError
 from lab.namespace import Endpoint
+from lab.shell import Process
 
 ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
@@ -147,6 +149,20 @@ def udp(source: str, target: str, source_port: int, target_port: int, payload: b
     )
 
 
+def datagram(
+    at: Endpoint,
+    to: Endpoint,
+    ports: tuple[int, int],
+    payload: bytes,
+    *,
+    ends: tuple[str, str] | None = None,
+    tags: Sequence[Tag] = (),
+) -> bytes:
+    """The frame of a UDP datagram between two ends of a link, or from one address to the other of `ends`."""
+    ends = ends or (at.v4, to.v4)
+    return ethernet(at, to, ip(*ends, 17, udp(*ends, *ports, payload)), tags=tags)
+
+
 def tcp(
     source: str,
     target: str,
@@ -209,7 +225,7 @@ def play(lab: Lab, steps: Sequence[Step]) -> list[int]:
         senders = {}
         for end in {step.at for step in steps}:
             lab.check(end.ns, end.name)
-            sender = end.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+            sender = end.ns.socket(socket.SOCK_RAW, socket.AF_PACKET)
             senders[end] = stack.enter_context(sender)
             sender.bind((end.name, 0))
         for step in steps:
@@ -223,7 +239,7 @@ def send(lab: Lab, at: Endpoint, frames: Iterable[bytes], *, interval_s: float =
     """Put frames on an interface of the lab (`NotOursError` otherwise), evenly paced. Returns how many."""
     lab.check(at.ns, at.name)
     sent = 0
-    with at.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as sender:
+    with at.ns.socket(socket.SOCK_RAW, socket.AF_PACKET) as sender:
         sender.bind((at.name, 0))
         due = time.monotonic()
         for frame in frames:
@@ -237,7 +253,7 @@ def send(lab: Lab, at: Endpoint, frames: Iterable[bytes], *, interval_s: float =
 def send_gso(lab: Lab, at: Endpoint, frame: bytes, size: int) -> None:
     """Put one large IPv4 TCP frame on an interface, for the kernel or the device to cut into segments of ``size``."""
     lab.check(at.ns, at.name)
-    with at.ns.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)) as sender:
+    with at.ns.socket(socket.SOCK_RAW, socket.AF_PACKET) as sender:
         sender.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
         sender.bind((at.name, 0))
         # struct virtio_net_hdr: the checksum is yet to be made, TCP over IPv4
@@ -247,10 +263,9 @@ def send_gso(lab: Lab, at: Endpoint, frame: bytes, size: int) -> None:
 
 @dataclass(frozen=True)
 class Flood:
-    """What `synflood.c` sent: SYNs, how long that took, and how many the interface refused."""
+    """What `flood.c` sent."""
 
     sent: int
-    refused: int
     seconds: float
 
     @property
@@ -258,29 +273,58 @@ class Flood:
         return self.sent / self.seconds
 
 
-def syn_flood(
-    lab: Lab,
-    attacker: Endpoint,
-    target: Endpoint,
-    port: int,
-    count: int,
+def flood(
+    at: Endpoint,
+    frames: Iterable[bytes],
     *,
+    count: int = 0,
     per_second: int = 0,
-    bypass: bool = True,
-    timeout: float = 60.0,
-) -> Flood:
-    """`count` IPv4 SYNs to a port, each of its own source address and port out of `FLOOD_SOURCES`.
+    seconds: float = 0.0,
+    flows: int = 0,
+) -> Process:
+    """Put frames on an interface again and again, until `count`, `seconds` or SIGTERM; `flooded` waits for its end.
 
-    `per_second` 0: as fast as it goes. `bypass` goes past the attacker's own TC egress hook and qdisc (the
-    target's ingress hook sees everything either way); False to watch the attacker's side.
+    They go past the sender's own TC egress hook and qdisc. `per_second` 0: as fast as possible. `flows`: the frames'
+    sources become those of so many flows out of `FLOOD_SOURCES`, in turn.
     """
+    words = (count, per_second, seconds, flows)
+    process = at.ns.spawn(build.program("flood"), at.name, *map(str, words))
+    for frame in frames:
+        process.write_line(frame.hex())
+    process.close_stdin()
+    return process
+
+
+def flooded(process: Process, *, timeout: float = 60.0) -> Flood:
+    """What it has sent, when it has ended by itself or by a signal."""
+    try:
+        code = process.wait(timeout=timeout)
+    finally:
+        process.stop()
+    if code:
+        raise LabError(f"flood: exit code {code}: {process.stderr}")
+    return Flood(**json.loads(process.lines[-1]))
+
+
+def syn_flood(
+    lab: Lab, attacker: Endpoint, target: Endpoint, port: int, count: int, *, per_second: int = 0
+) -> Flood:
+    """`count` IPv4 SYNs to a port, each of its own source address and port."""
     lab.check(attacker.ns, attacker.name)
-    result = attacker.ns.run(
-        *(build.program("synflood"), attacker.name, attacker.mac, target.mac, target.v4),
-        *(str(port), str(count), str(per_second), str(int(bypass))),
-        timeout=timeout,
+    ends = "198.18.0.0", target.v4
+    frame = ethernet(attacker, target, ip(*ends, 6, tcp(*ends, 1024, port, seq=1, flags=SYN)))
+    return flooded(flood(attacker, [frame], count=count, per_second=per_second, flows=count))
+
+
+def datagram_flood(link: Link, flows: int, per_second: int, seconds: float) -> Process:
+    """Datagrams of so many flows into `a`, which nobody there wants: their MAC is a stranger's."""
+    ends = "198.18.0.0", "198.51.100.1"  # documentation's own: nobody answers
+    frame = ethernet(
+        link.b,
+        replace(link.a, mac="02:00:00:00:00:99"),
+        ip(*ends, 17, udp(*ends, 1024, 9, bytes(18))),
     )
-    return Flood(**json.loads(result.stdout))
+    return flood(link.b, [frame], per_second=per_second, seconds=seconds, flows=flows)
 
 
 def _l4_checksum(source: str, target: str, protocol: int, segment: bytes) -> int:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,8 +72,9 @@ class Nettop:
     """A nettop in batch mode that runs while the `with` block lasts and collects its frames as they come.
 
     Entering returns as soon as it is started: `wait_frames(1)` before the traffic, so that all of it is seen.
-    Leaving stops it by `stop_signal` and waits; `stop` before that gives the `Outcome`. In `env`, NETTOP_VIA is a
-    mechanism that is tried first, NETTOP_WITHOUT names hooks that are left out (narrowed.py).
+    Leaving stops it by SIGINT and waits; `stop` before that gives the `Outcome`. In `env`, NETTOP_VIA is a mechanism
+    that is tried first, NETTOP_WITHOUT names hooks that are left out (narrowed.py). `wrap` makes another command line
+    of the whole one.
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class Nettop:
         interface: str | None = None,
         defaults: Sequence[str] = ("-b", "--format", "ndjson", "--budget", "0"),
         env: Mapping[str, str] | None = None,
-        stop_signal: int = signal.SIGINT,
+        wrap: Callable[[list[str]], list[str]] = list,
     ) -> None:
         self.lab = lab
         self.at = at
         self.args = (*defaults, *args)
         self.interface = at.name if isinstance(at, Endpoint) else interface
         self.env = env
-        self.stop_signal = stop_signal
+        self.wrap = wrap
         self.frames: list[Frame] = []
         self.process: Process
         self._arrived = threading.Condition()
@@ -107,7 +108,7 @@ class Nettop:
     def __enter__(self) -> "Nettop":
         self.lab.check(self.ns, self.interface)
         self.process = Process(
-            self.ns.argv(command(self.interface, *self.args, narrowed=narrowing(self.env))),
+            self.wrap(self.ns.argv(command(self.interface, *self.args, narrowed=narrowing(self.env)))),
             on_line=self._line,
             env={**os.environ, "NO_COLOR": "1", **(self.env or {})},
             cwd=REPOSITORY,
@@ -138,10 +139,18 @@ class Nettop:
         before = len(self.frames)
         return self.wait_frames(before + count, timeout=timeout)[before:]
 
-    def stop(self, number: int | None = None, *, timeout: float = 10.0) -> Outcome:
+    def noted(self, words: str) -> Frame:
+        """The first frame from now on whose notes have these words."""
+        for _ in range(40):
+            for frame in self.more_frames(1):
+                if any(words in note for note in frame.get("notes", ())):
+                    return frame
+        raise LabError(f"no note says {words!r}: {self.frames[-1].get('notes')}")
+
+    def stop(self, number: int = signal.SIGINT, *, timeout: float = 10.0) -> Outcome:
         """End it by a signal (none if it has ended) and return what it left."""
         if self.process.running():
-            code = self.process.stop(self.stop_signal if number is None else number, timeout=timeout)
+            code = self.process.stop(number, timeout=timeout)
         else:
             code = self.process.wait(timeout=timeout)
         return Outcome(list(self.frames), self.process.stdout, self.process.stderr, code)

@@ -8,17 +8,14 @@
  * TCP listens on PORTS ports from PORT on, UDP on the first of them.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "lab.h"
 
 #define MAX_FD 65536
 #define MAX_MESSAGE 65507
@@ -28,12 +25,6 @@ static uint32_t unsent[MAX_FD]; /* bytes of answers that did not fit into the so
 static uint64_t connections, closed, requests, bytes;
 static unsigned char message[MAX_MESSAGE];
 
-static void die(const char *what)
-{
-	fprintf(stderr, "server: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
 static int listening(int type, int port)
 {
 	struct sockaddr_in6 address = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
@@ -42,9 +33,9 @@ static int listening(int type, int port)
 	setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &(int){0}, sizeof(int));
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)))
-		die("bind");
+		err(1, "bind");
 	if (type == SOCK_STREAM && listen(fd, 4096))
-		die("listen");
+		err(1, "listen");
 	return fd;
 }
 
@@ -53,7 +44,7 @@ static void watch(int poller, int fd, uint32_t events, int operation)
 	struct epoll_event event = {.events = events, .data.fd = fd};
 
 	if (epoll_ctl(poller, operation, fd, &event))
-		die("epoll_ctl");
+		err(1, "epoll_ctl");
 }
 
 static void accept_all(int poller, int listener)
@@ -83,7 +74,7 @@ static void answer_datagrams(int fd, uint32_t response)
 		bytes += got;
 		/* The head of the question comes back in the answer: the client tells late answers by it. */
 		if (sendto(fd, message, response, 0, (struct sockaddr *)&peer, length) < 0 && errno != EAGAIN)
-			die("sendto");
+			err(1, "sendto");
 		length = sizeof(peer);
 	}
 }
@@ -134,12 +125,12 @@ int main(int argc, char **argv)
 	int ports, first = 0, last = 0, udp, poller;
 
 	if (argc != 5)
-		die("usage: server PORT PORTS REQUEST RESPONSE");
+		errx(1, "usage: server PORT PORTS REQUEST RESPONSE");
 	ports = atoi(argv[2]);
 	request = atoi(argv[3]);
 	response = atoi(argv[4]);
 	if (ports < 1 || !request || response > MAX_MESSAGE)
-		die("sizes");
+		errx(1, "sizes");
 	setrlimit(RLIMIT_NOFILE, &limit);
 	poller = epoll_create1(EPOLL_CLOEXEC);
 	/* Nothing is open but these: their descriptors follow one another. */

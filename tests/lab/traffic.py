@@ -180,11 +180,9 @@ class Answers:
     connections: int
     errors: int
     lost: int
-    late: int
     seconds: float
     min_ns: int
     median_ns: int
-    p90_ns: int
     p99_ns: int
     max_ns: int
 
@@ -243,22 +241,16 @@ def asking(
     seconds: float = 0.0,
     ipv6: bool = False,
 ) -> Process:
-    """Start the client of `ask` and leave it running; `answers` reads what it said."""
+    """Ask on `flows` flows at once, until `count` transactions or `seconds`; `answers` waits for the end.
+
+    `kind` tcp keeps its connections, churn makes one for each transaction, udp sends datagrams. `interval_s`
+    paces each flow, evenly spread over the flows; 0 asks again at once.
+    """
     if not count and not seconds:
         raise LabError("neither a count nor seconds: that would never end")
-    return client.ns.spawn(
-        build.program("client"),
-        kind,
-        server.at.address(ipv6),
-        str(server.port),
-        str(server.ports),
-        str(flows),
-        str(server.request),
-        str(server.response),
-        str(round(interval_s * 1e9)),
-        str(count),
-        f"{seconds:g}",
-    )
+    words = (kind, server.at.address(ipv6), server.port, server.ports, flows, server.request, server.response)
+    limits = (round(interval_s * 1e9), count, f"{seconds:g}")
+    return client.ns.spawn(build.program("client"), *map(str, (*words, *limits)))
 
 
 def answers(process: Process, *, timeout: float = 60.0) -> Answers:
@@ -272,27 +264,9 @@ def answers(process: Process, *, timeout: float = 60.0) -> Answers:
     return Answers(**json.loads(process.stdout))
 
 
-def ask(
-    client: Endpoint,
-    server: Server,
-    *,
-    kind: Kind = "tcp",
-    flows: int = 1,
-    interval_s: float = 0.0,
-    count: int = 0,
-    seconds: float = 0.0,
-    ipv6: bool = False,
-    timeout: float = 60.0,
-) -> Answers:
-    """Questions and answers on `flows` flows at once, until `count` transactions or `seconds`.
-
-    `kind` tcp keeps its connections, churn makes one for each transaction, udp sends datagrams. `interval_s`
-    paces each flow, evenly spread over the flows; 0 asks again at once.
-    """
-    process = asking(
-        client, server, kind=kind, flows=flows, interval_s=interval_s, count=count, seconds=seconds, ipv6=ipv6
-    )
-    return answers(process, timeout=timeout)
+def ask(client: Endpoint, server: Server, *, timeout: float = 60.0, **how: Any) -> Answers:
+    """Questions and answers, as `asking` has them, to their end."""
+    return answers(asking(client, server, **how), timeout=timeout)
 
 
 def churn(client: Endpoint, server: Server, count: int, *, at_once: int = 32, ipv6: bool = False) -> Answers:
@@ -366,17 +340,17 @@ def transfer(
 ) -> Iterator[Transfer]:
     """A TCP connection from sender to receiver whose two sockets this process holds (Nagle off).
 
-    The sender's port is no other open socket's: tests find the flow by it.  Bound for that, as connect(2) may give one
-    port to two connections that go to different ones.
+    The sender's port is unique, as tests find the flow by it: bound, since connect(2) may give one port to two
+    connections to different ports.
     """
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(receiver.ns.call(lambda: socket.socket(family, socket.SOCK_STREAM)))
+        listener = stack.enter_context(receiver.ns.socket(socket.SOCK_STREAM, family))
         if receive_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         listener.bind((receiver.address(ipv6), port))
         listener.listen()
-        client = stack.enter_context(sender.ns.call(lambda: socket.socket(family, socket.SOCK_STREAM)))
+        client = stack.enter_context(sender.ns.socket(socket.SOCK_STREAM, family))
         client.settimeout(60)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.bind((sender.address(ipv6), 0))

@@ -14,30 +14,24 @@
  * Within SPIN_US of a deadline it polls instead of sleeping, up to half of the time.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "lab.h"
 
 #define MAX_LINKS 4
 #define FRAME_SIZE 2048
 #define RING 32768 /* packets a direction; a power of two, and the most that queue= may ask for */
 #define READ_BURST 1024 /* read ahead of writing: a frame's delay is known from its reading on */
 #define WRITE_BURST 8
-#define NS_PER_S 1000000000ull
 #define SPIN_WINDOW_NS 10000000ull
 #define PPM 1000000u
 
@@ -47,7 +41,7 @@
 #define BUCKETS ((64 - STEP_BITS + 1) * STEPS)
 
 struct histogram {
-	uint64_t count, sum, min, max;
+	uint64_t count, min, max;
 	uint64_t bucket[BUCKETS];
 };
 
@@ -67,44 +61,25 @@ struct fifo {
 	uint32_t head, tail;
 };
 
+struct counts {
+	uint64_t lost, duplicated, reordered, queue_drops, oversize;
+	struct histogram hold; /* from read to write, frames in the normal queue */
+};
+
 struct direction {
-	char from[IFNAMSIZ], to[IFNAMSIZ];
 	int in, out;
 	struct spec spec;
 	struct fifo normal, late; /* late: those that reordering makes others overtake */
 	uint32_t free_slots[RING], free_count;
 	unsigned char (*slots)[FRAME_SIZE];
 	uint64_t line_free_ns; /* when a rate-limited line has sent all it was given */
-	uint64_t received, forwarded, bytes, lost, duplicated, reordered, queue_drops, oversize, write_errors;
-	uint64_t queued_max;
-	struct histogram hold; /* from read to write, frames in the normal queue */
-	struct histogram error; /* write after the deadline, the same frames */
+	struct counts seen;
 };
 
 static struct direction *directions[2 * MAX_LINKS];
 static int direction_count;
 static uint64_t spin_ns = 60000;
 static uint64_t random_state = 1;
-
-static void die(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	fputs("wire: ", stderr);
-	vfprintf(stderr, format, arguments);
-	fputc('\n', stderr);
-	va_end(arguments);
-	exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * NS_PER_S + now.tv_nsec;
-}
 
 /* xorshift64*: the same seed gives the same losses. */
 static bool happens(uint32_t ppm)
@@ -144,13 +119,12 @@ static void count(struct histogram *histogram, uint64_t value)
 	if (value > histogram->max)
 		histogram->max = value;
 	histogram->count++;
-	histogram->sum += value;
 	histogram->bucket[bucket_of(value)]++;
 }
 
-static uint64_t percentile(const struct histogram *histogram, double part)
+static uint64_t median(const struct histogram *histogram)
 {
-	uint64_t wanted = (uint64_t)(part * histogram->count), seen = 0, value;
+	uint64_t wanted = histogram->count / 2, seen = 0, value;
 
 	for (uint32_t i = 0; i < BUCKETS; i++) {
 		seen += histogram->bucket[i];
@@ -164,16 +138,6 @@ static uint64_t percentile(const struct histogram *histogram, double part)
 	return histogram->max;
 }
 
-static void print_histogram(const char *name, const struct histogram *histogram)
-{
-	printf("\"%s\": {\"count\": %lu, \"min\": %lu, \"median\": %lu, \"p90\": %lu, \"p99\": %lu, \"max\": "
-	       "%lu, "
-	       "\"mean\": %lu}",
-	       name, histogram->count, histogram->min, percentile(histogram, 0.5), percentile(histogram, 0.9),
-	       percentile(histogram, 0.99), histogram->max,
-	       histogram->count ? histogram->sum / histogram->count : 0);
-}
-
 static uint32_t queued(const struct direction *direction)
 {
 	return direction->normal.tail - direction->normal.head + direction->late.tail - direction->late.head;
@@ -183,19 +147,13 @@ static void report(void)
 {
 	printf("{\"directions\": [");
 	for (int i = 0; i < direction_count; i++) {
-		const struct direction *d = directions[i];
+		const struct counts *c = &directions[i]->seen;
 
-		printf("%s{\"from\": \"%s\", \"to\": \"%s\", \"received\": %lu, \"forwarded\": %lu, "
-		       "\"bytes\": %lu, "
-		       "\"lost\": %lu, \"duplicated\": %lu, \"reordered\": %lu, \"queue_drops\": %lu, "
-		       "\"oversize\": %lu, \"write_errors\": %lu, \"queued\": %u, \"queued_max\": %lu, ",
-		       i ? ", " : "", d->from, d->to, d->received, d->forwarded, d->bytes, d->lost,
-		       d->duplicated, d->reordered, d->queue_drops, d->oversize, d->write_errors, queued(d),
-		       d->queued_max);
-		print_histogram("hold_ns", &d->hold);
-		printf(", ");
-		print_histogram("error_ns", &d->error);
-		printf("}");
+		printf("%s{\"lost\": %lu, \"duplicated\": %lu, \"reordered\": %lu, \"queue_drops\": %lu, "
+		       "\"oversize\": %lu, \"hold_ns\": {\"count\": %lu, \"min\": %lu, \"median\": %lu, "
+		       "\"max\": %lu}}",
+		       i ? ", " : "", c->lost, c->duplicated, c->reordered, c->queue_drops, c->oversize,
+		       c->hold.count, c->hold.min, median(&c->hold), c->hold.max);
 	}
 	printf("]}\n");
 	fflush(stdout);
@@ -203,14 +161,8 @@ static void report(void)
 
 static void reset(void)
 {
-	for (int i = 0; i < direction_count; i++) {
-		struct direction *d = directions[i];
-
-		d->received = d->forwarded = d->bytes = d->lost = d->duplicated = d->reordered = 0;
-		d->queue_drops = d->oversize = d->write_errors = d->queued_max = 0;
-		memset(&d->hold, 0, sizeof(d->hold));
-		memset(&d->error, 0, sizeof(d->error));
-	}
+	for (int i = 0; i < direction_count; i++)
+		memset(&directions[i]->seen, 0, sizeof(directions[i]->seen));
 }
 
 static struct spec parse_spec(char *text)
@@ -223,11 +175,11 @@ static struct spec parse_spec(char *text)
 		uint64_t value;
 
 		if (!equals)
-			die("no value in %s", part);
+			errx(1, "no value in %s", part);
 		*equals = '\0';
 		value = strtoull(equals + 1, &end, 10);
 		if (*end || end == equals + 1)
-			die("%s is no whole number", equals + 1);
+			errx(1, "%s is no whole number", equals + 1);
 		if (!strcmp(part, "delay"))
 			spec.delay_ns = value;
 		else if (!strcmp(part, "extra"))
@@ -243,10 +195,10 @@ static struct spec parse_spec(char *text)
 		else if (!strcmp(part, "reorder"))
 			spec.reorder_ppm = value;
 		else
-			die("no such setting: %s", part);
+			errx(1, "no such setting: %s", part);
 	}
 	if (!spec.queue || spec.queue > RING)
-		die("queue must be 1 to %d packets", RING);
+		errx(1, "queue must be 1 to %d packets", RING);
 	return spec;
 }
 
@@ -259,30 +211,28 @@ static int open_tap(const char *namespace, const char *name)
 	snprintf(path, sizeof(path), "/run/netns/%s", namespace);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0 || setns(fd, CLONE_NEWNET))
-		die("cannot enter %s: %s", path, strerror(errno));
+		err(1, "cannot enter %s", path);
 	close(fd);
 	fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
-		die("/dev/net/tun: %s", strerror(errno));
+		err(1, "/dev/net/tun");
 	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
 	/* No IFF_VNET_HDR and no offload: the kernel hands over whole frames with their checksums. */
 	if (ioctl(fd, TUNSETIFF, &request))
-		die("cannot make %s: %s", name, strerror(errno));
+		err(1, "cannot make %s", name);
 	return fd;
 }
 
-static void add_direction(const char *from, int in, const char *to, int out, char *spec)
+static void add_direction(int in, int out, char *spec)
 {
 	struct direction *d = calloc(1, sizeof(*d));
 
 	if (!d)
-		die("no memory");
+		err(1, "no memory");
 	d->slots = mmap(NULL, (size_t)RING * FRAME_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			-1, 0);
 	if (d->slots == MAP_FAILED)
-		die("no memory");
-	strncpy(d->from, from, IFNAMSIZ - 1);
-	strncpy(d->to, to, IFNAMSIZ - 1);
+		err(1, "no memory");
 	d->in = in;
 	d->out = out;
 	d->spec = parse_spec(spec);
@@ -322,21 +272,20 @@ static bool receive(struct direction *d)
 			break;
 		read_ns = now_ns();
 		any = true;
-		d->received++;
 		if (length > FRAME_SIZE) {
-			d->oversize++;
+			d->seen.oversize++;
 			continue;
 		}
 		if (happens(d->spec.loss_ppm)) {
-			d->lost++;
+			d->seen.lost++;
 			continue;
 		}
 		if (happens(d->spec.duplicate_ppm)) {
 			copies = 2;
-			d->duplicated++;
+			d->seen.duplicated++;
 		}
 		if (queued(d) + copies > d->spec.queue || d->free_count < (uint32_t)copies) {
-			d->queue_drops += copies;
+			d->seen.queue_drops += copies;
 			continue;
 		}
 		due_ns = read_ns;
@@ -350,12 +299,10 @@ static bool receive(struct direction *d)
 		if (happens(d->spec.reorder_ppm)) {
 			due_ns += d->spec.extra_ns;
 			fifo = &d->late;
-			d->reordered++;
+			d->seen.reordered++;
 		}
 		while (copies--)
 			enqueue(d, fifo, read_ns, due_ns, length, frame);
-		if (queued(d) > d->queued_max)
-			d->queued_max = queued(d);
 	}
 	return any;
 }
@@ -371,16 +318,9 @@ static uint64_t release(struct direction *d, struct fifo *fifo, bool counted)
 			return packet->due_ns;
 		if (i >= WRITE_BURST)
 			return write_ns; /* what has come in meanwhile must be stamped first */
-		if (write(d->out, d->slots[packet->slot], packet->length) == (ssize_t)packet->length) {
-			d->forwarded++;
-			d->bytes += packet->length;
-		} else {
-			d->write_errors++;
-		}
-		if (counted) {
-			count(&d->hold, write_ns - packet->read_ns);
-			count(&d->error, write_ns - packet->due_ns);
-		}
+		if (write(d->out, d->slots[packet->slot], packet->length) == (ssize_t)packet->length &&
+		    counted)
+			count(&d->seen.hold, write_ns - packet->read_ns);
 		d->free_slots[d->free_count++] = packet->slot;
 		fifo->head++;
 	}
@@ -402,7 +342,7 @@ static void obey(char *line)
 		   way < 2 && 2 * link + way < direction_count) {
 		directions[2 * link + way]->spec = parse_spec(spec);
 	} else {
-		die("no such request: %s", line);
+		errx(1, "no such request: %s", line);
 	}
 	printf("{}\n");
 	fflush(stdout);
@@ -496,21 +436,21 @@ int main(int argc, char **argv)
 		else if (!strcmp(argv[i], "-x"))
 			random_state = value ? value : 1;
 		else
-			die("no such option: %s", argv[i]);
+			errx(1, "no such option: %s", argv[i]);
 	}
 	for (; i < argc; i += 7) {
 		int a, b;
 
 		if (strcmp(argv[i], "--link") || i + 6 >= argc || direction_count == 2 * MAX_LINKS)
-			die("expected up to %d times --link NS_A TAP_A NS_B TAP_B SPEC_AB SPEC_BA",
-			    MAX_LINKS);
+			errx(1, "expected up to %d times --link NS_A TAP_A NS_B TAP_B SPEC_AB SPEC_BA",
+			     MAX_LINKS);
 		a = open_tap(argv[i + 1], argv[i + 2]);
 		b = open_tap(argv[i + 3], argv[i + 4]);
-		add_direction(argv[i + 2], a, argv[i + 4], b, argv[i + 5]);
-		add_direction(argv[i + 4], b, argv[i + 2], a, argv[i + 6]);
+		add_direction(a, b, argv[i + 5]);
+		add_direction(b, a, argv[i + 6]);
 	}
 	if (!direction_count)
-		die("no --link");
+		errx(1, "no --link");
 	signal(SIGPIPE, SIG_IGN);
 	if (priority && sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){.sched_priority = priority}))
 		fprintf(stderr, "wire: no real-time priority: %s\n", strerror(errno));

@@ -1,14 +1,13 @@
 """Fixtures of the lab, and a limit on the time that any live test may take."""
 
-import shutil
 import signal
-import tempfile
 import types
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from lab import Lab, Link, Router
+import stagelab
+from lab import Lab, Link, Router, build, faults
 from observe import Station, watching
 
 TIME_LIMIT_S = 120.0
@@ -31,12 +30,6 @@ def veth(lab: Lab) -> Link:
 
 
 @pytest.fixture
-def host_veth(lab: Lab) -> Link:
-    """As a container seen from its host: `a` is in the machine's own namespace, `b` in one of ours."""
-    return lab.veth(host=True)
-
-
-@pytest.fixture
 def router(lab: Lab) -> Router:
     """Client - router - server, over veth."""
     return lab.router()
@@ -51,13 +44,28 @@ def station() -> Iterator[Station]:
             yield Station(lab, link, watch)
 
 
+@pytest.fixture(scope="module")
+def staged() -> Iterator[stagelab.Station]:
+    """The same for tests of stages that leave the link as it was."""
+    with Lab() as lab:
+        link = lab.veth()
+        with stagelab.running(lab, link.a) as watch:
+            yield stagelab.Station(lab, link, watch)
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """Where BPF objects that tests compile are kept."""
+    build.OBJECTS.mkdir(parents=True, exist_ok=True)
+    return build.OBJECTS
+
+
 @pytest.fixture
 def walkable() -> Iterator[Path]:
     """A directory that any user may enter; pytest's own are for whoever runs it."""
-    path = Path(tempfile.mkdtemp(prefix="nettop-test-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    with faults.folder() as path:
+        path.chmod(0o755)
+        yield path
 
 
 @pytest.hookimpl(wrapper=True)

@@ -112,8 +112,8 @@ def _tcp(sender: Endpoint, receiver: Endpoint, size: int) -> None:
 
 def _udp(sender: Endpoint, receiver: Endpoint) -> None:
     """Datagrams by UDP_SEGMENT: one write is many datagrams."""
-    there = receiver.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    here = sender.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    there = receiver.ns.socket(socket.SOCK_DGRAM)
+    here = sender.ns.socket(socket.SOCK_DGRAM)
     with there, here:
         there.bind((receiver.v4, 0))
         here.setsockopt(_SOL_UDP, _UDP_SEGMENT, UDP_SIZE)
@@ -378,17 +378,14 @@ def _configure_wireguard(private: str, public: str, far: str) -> None:
         wg.set("wg1", private_key=private, listen_port=51820, peer=peer)
 
 
-def _sit(lab: Lab) -> Device:
-    """IPv4 in IPv4 by sit, which takes either."""
-    return _over("sit", "mode", "any")(lab)
-
-
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
-_IFF_TAP, _IFF_NAPI, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x10, 0x1000, 0x4000
+IFF_TUN, _IFF_TAP, _IFF_NAPI, IFF_NO_PI, _IFF_VNET_HDR = 0x1, 0x2, 0x10, 0x1000, 0x4000
 _TUN_F_TCP, _TUN_F_USO = 0x0F, 0x60  # checksums, TSO; UDP's, from Linux 6.2
 
 
-def _open_tap(ns: Namespace, name: str, flags: int) -> int:
+def open_tun(ns: Namespace, name: str, flags: int) -> int:
+    """A tun or tap device in a namespace; the descriptor is its other end."""
+
     def make() -> int:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
@@ -406,7 +403,7 @@ def open_tap(lab: Lab, number: int = 1, napi: bool = False) -> tuple[Endpoint, i
     ns = lab.namespace("t")
     _quiet(ns)
     end = _at(ns, f"tap{number}", f"10.88.1.{number}")
-    fd = _open_tap(ns, end.name, _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_NAPI if napi else 0))
+    fd = open_tun(ns, end.name, _IFF_TAP | IFF_NO_PI | _IFF_VNET_HDR | (_IFF_NAPI if napi else 0))
     ns.run("ip", "link", "set", end.name, "txqueuelen", "8192")
     _address(end)
     return end, fd
@@ -506,7 +503,7 @@ ELSEWHERE: dict[str, Callable[[Lab], Device]] = {
     "gre": _over("gre"),
     "gretap": _over("gretap"),
     "ipip": _over("ipip"),
-    "sit": _sit,
+    "sit": _over("sit", "mode", "any"),
     "geneve": _over("geneve", "id", "7", local=False),
     "veth below gre": below(_over("gre")),
     "veth below ipip": below(_over("ipip")),

@@ -6,6 +6,7 @@ for the running kernel.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
@@ -23,6 +24,18 @@ from nettop.loader.compile import Object, compile_source
 # The verdict of filter N on a packet with the number P at its end is counted in seen[N * PACKETS + P].
 PACKETS = 256
 _MARK = 0x6E657474  # before the number: other packets are not ours
+_COUNT = """
+BPF_ARRAY(seen, u64, FILTERS * PACKETS);
+
+static __always_inline void count(int filter, u32 packet)
+{
+	int key = filter * PACKETS + packet;
+	u64 *counted = seen.lookup(&key);
+
+	if (counted)
+		ADD(*counted, 1);
+}
+"""
 _TEST = """
 int test_{n}(struct __sk_buff *skb)
 {{
@@ -32,15 +45,10 @@ int test_{n}(struct __sk_buff *skb)
 _LIVE = """
 static __always_inline int live_{n}(struct __sk_buff *skb, int direction)
 {{
-	int key = number(skb);
-	u64 *count;
+	u32 packet = number(skb);
 
-	if (key >= PACKETS || !FILTER_ACCEPTS(filter_{n}, skb, L2_LEN, direction))
-		return TC_ACT_UNSPEC;
-	key += {n} * PACKETS;
-	count = seen.lookup(&key);
-	if (count)
-		ADD(*count, 1);
+	if (packet < PACKETS && FILTER_ACCEPTS(filter_{n}, skb, L2_LEN, direction))
+		count({n}, packet);
 	return TC_ACT_UNSPEC;
 }}
 
@@ -58,8 +66,6 @@ _HEAD = """
 #include "nettop.h"
 #include "parse.h"
 #include "filter.h"
-
-BPF_ARRAY(seen, u64, FILTERS * PACKETS);
 
 static __always_inline u32 number(struct __sk_buff *skb)
 {
@@ -80,8 +86,6 @@ _MEMORY_HEAD = """
 #define FILTER_SK_BUFF
 #include "filter.h"
 
-BPF_ARRAY(seen, u64, FILTERS * PACKETS);
-
 static __always_inline u32 number(const struct filter_packet *packet)
 {
 	u32 trailer[2] = {};
@@ -94,17 +98,10 @@ _MEMORY = """
 int memory_{n}(struct bpf_raw_tracepoint_args *ctx)
 {{
 	struct filter_packet packet;
-	u64 *count;
-	int key;
 
 	filter_look(&packet, (void *)ctx->args[0], UNTYPED, L2_LEN, WHERE == AT_LINK ? OUT : IN, WHERE);
-	key = number(&packet);
-	if (key >= PACKETS || !filter_{n}(&packet))
-		return 0;
-	key += {n} * PACKETS;
-	count = seen.lookup(&key);
-	if (count)
-		ADD(*count, 1);
+	if (number(&packet) < PACKETS && filter_{n}(&packet))
+		count({n}, number(&packet));
 	return 0;
 }}
 """
@@ -126,31 +123,32 @@ def number_of(packet: bytes) -> int | None:
 
 def compile_for_memory(programs: Sequence[Program], cache: Path, where: str) -> Object:
     """One object with memory_N for each filter: for a raw tracepoint whose skb's data is at `where` (filter.h)."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "memory.c")
-        texts = [to_c(p.instructions, f"filter_{n}") + _MEMORY.format(n=n) for n, p in enumerate(programs)]
-        source.write_text(_MEMORY_HEAD + "".join(texts))
-        # filter.h wants a filter of its own name as well
-        defines = (f"-DFILTERS={len(programs)}", f"-DPACKETS={PACKETS}", f"-DMARK={_MARK:#x}", "-DL2_LEN=14")
-        flags = (*defines, f"-DWHERE={where}")
-        return compile_source(source, cache, flags, filter_text=to_c(programs[0].instructions))
+    # filter.h wants a filter of its own name as well
+    own = to_c(programs[0].instructions)
+    return _compiled(_MEMORY_HEAD, _MEMORY, programs, cache, f"-DWHERE={where}", filter_text=own)
 
 
 def compile_filters(programs: Sequence[Program], cache: Path, *, live: bool, l2_len: int = 14) -> Object:
     """One object with ingress_N and egress_N for each filter (`live`), or test_N, which returns its verdict."""
+    return _compiled(_HEAD, _LIVE if live else _TEST, programs, cache, l2_len=l2_len)
+
+
+def _compiled(
+    head: str,
+    each: str,
+    programs: Sequence[Program],
+    cache: Path,
+    *flags: str,
+    l2_len: int = 14,
+    filter_text: str = "",
+) -> Object:
+    texts = [to_c(p.instructions, f"filter_{n}") + each.format(n=n) for n, p in enumerate(programs)]
+    defines = {"FILTERS": len(programs), "PACKETS": PACKETS, "MARK": hex(_MARK), "L2_LEN": l2_len}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "filters.c")
-        text = _HEAD
-        for n, program in enumerate(programs):
-            text += to_c(program.instructions, f"filter_{n}") + (_LIVE if live else _TEST).format(n=n)
-        source.write_text(text)
-        defines = (
-            f"-DFILTERS={len(programs)}",
-            f"-DPACKETS={PACKETS}",
-            f"-DMARK={_MARK:#x}",
-            f"-DL2_LEN={l2_len}",
-        )
-        return compile_source(source, cache, tuple(defines))
+        source.write_text(head + _COUNT + "".join(texts))
+        all_flags = (*(f"-D{name}={value}" for name, value in defines.items()), *flags)
+        return compile_source(source, cache, all_flags, filter_text=filter_text)
 
 
 @contextmanager
@@ -190,8 +188,6 @@ def attached(end: Endpoint, fds: Sequence[int], kind: syscall.AttachType) -> Ite
 
 def counts(seen: int, filters: int) -> list[list[int]]:
     """What was counted: a list for each filter, by the number of the packet."""
-    import ctypes
-
     value = ctypes.c_uint64()
     rows = []
     for n in range(filters):
@@ -203,7 +199,7 @@ def counts(seen: int, filters: int) -> list[list[int]]:
     return rows
 
 
-# --- tcpdump, the witness ---------------------------------------------------------------------------------
+# --- tcpdump, to compare with ---------------------------------------------------------------------------------
 
 
 def write_capture(path: Path, packets: Sequence[bytes], link: int) -> None:
@@ -212,13 +208,3 @@ def write_capture(path: Path, packets: Sequence[bytes], link: int) -> None:
     for n, packet in enumerate(packets):
         parts += [struct.pack("=IIII", n, 0, len(packet), len(packet)), packet]
     path.write_bytes(b"".join(parts))
-
-
-def read_capture(data: bytes) -> list[bytes]:
-    """The packets of a capture file."""
-    result, offset = [], 24
-    while offset < len(data):
-        size = struct.unpack_from("=I", data, offset + 8)[0]
-        result.append(data[offset + 16 : offset + 16 + size])
-        offset += 16 + size
-    return result

@@ -23,11 +23,9 @@ _NEWER = re.compile(r"^#ifdef HAVE_(gso_ipv4_max_size).*?\n(.*?)^#(?:else|endif)
 def _text(btf: Btf) -> str:
     """All C text, without what is for kernels newer than the running one."""
     there = {field.path for field in btf.fields("net_device")}
-    return _NEWER.sub(lambda m: m[2] if m[1] in there else "", _whole_text())
-
-
-def _whole_text() -> str:
-    return "\n".join(_COMMENT.sub("", path.read_text()) for path in sorted(bpf_sources().rglob("*.[ch]")))
+    paths = sorted(bpf_sources().rglob("*.[ch]"))
+    whole = "\n".join(_COMMENT.sub("", path.read_text()) for path in paths)
+    return _NEWER.sub(lambda m: m[2] if m[1] in there else "", whole)
 
 
 def structures(btf: Btf) -> list[str]:

@@ -1,7 +1,6 @@
-"""Very many short connections whose two ends close at the same moment, on different CPUs; and what must be true then.
+"""Very many short connections whose two ends close at the same moment, on different CPUs.
 
-Two FINs at once are what two CPUs can do to one flow. Whoever watches it must have every connection opened once and
-closed once, no number twice, and every byte in some flow.
+Each must be opened once and closed once, with an id of its own, and every byte be in some flow.
 """
 
 import json
@@ -89,6 +88,7 @@ class Account:
     flows: int
     unfinished: dict[str, int]  # flows by a state that is none of the end
     twice: int
+    largest_id: int
     sums: dict[str, int]
     counters: dict[str, int]
     evicted: int
@@ -132,6 +132,7 @@ def account(
         flows=len(seen.ids),
         unfinished={state: unfinished.count(state) for state in unfinished},
         twice=len(seen.twice),
+        largest_id=max(seen.ids),
         sums=seen.sums(),
         counters={name: after[name] - before[name] for name in seen.sums()},
         evicted=sum(frame["health"]["evicted_flows"] for frame in frames),
@@ -145,4 +146,5 @@ def claim(found: Account, count: int) -> None:
     assert (found.evicted, found.untracked) == (0, 0)
     assert (found.opened, found.closed, found.flows) == (count, count, count)
     assert (found.unfinished, found.twice) == ({}, 0)
+    assert found.largest_id < 1 << 53  # what JSON's readers can hold
     assert found.sums == found.counters

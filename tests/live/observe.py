@@ -1,7 +1,7 @@
-"""nettop beside some traffic: its frames, and what the interface's own counters say of the same packets.
+"""nettop's frames of some traffic, and the interface's own counters of the same packets.
 
-The traffic lies wholly between the first frame and the last, with silence on either side. So the frames and
-/sys/class/net are of the same packets, however slow the machine is.
+The traffic lies between the first frame and the last, with silence on either side, so both count the same packets,
+however slow the machine is.
 """
 
 import time
@@ -13,13 +13,13 @@ from typing import Any
 from lab import Lab, Link, Nettop, oracle
 from lab.namespace import Endpoint
 from lab.program import Frame
+from lab.traffic import ping
 
 Row = dict[str, Any]
 
 DELAY = "0.25"
-# Those whose claims are tested here. What the others do to the machine is their own tests' matter.
 PROBES = "throughput,flows"
-# A frame takes a quarter of a second; what a packet left behind is in the second one after it at the latest.
+# Frames (0.25 s) until a packet is counted: the second one after it at the latest.
 SETTLED = 2
 FIRST_FRAME_S = 60.0
 
@@ -82,8 +82,8 @@ class Observed:
     def agrees(self, tolerance: float = 0.005) -> None:
         """Assert that the interface's totals are those of /sys/class/net: bytes and packets, both ways.
 
-        What the driver itself refused (tx_dropped: the peer of a veth has no room) has passed us before. No packet
-        is larger than 64 kB.
+        What the driver drops (tx_dropped: the peer of a veth has no room) nettop has counted. No packet is larger
+        than 64 kB.
         """
         dropped = {"rx": 0, "tx": self.counters["tx_dropped"]}
         for direction, lost in dropped.items():
@@ -140,6 +140,15 @@ def watching(
         outcome = nettop.stop()
     # 130: stopped by SIGINT. Nothing was said, so nothing went wrong.
     assert (outcome.code, outcome.stderr) == (130, "")
+
+
+def counts_pings(nettop: Nettop, end: Endpoint, peer: Endpoint, count: int = 29) -> Observed:
+    """Assert that every packet of some pings is counted, and not twice."""
+    with Watch(nettop, end).observing() as seen:
+        ping(end, peer, count)
+    seen.agrees(tolerance=0)
+    assert seen.total("rx", "packets") >= count
+    return seen
 
 
 @contextmanager

@@ -12,11 +12,8 @@ import json
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,13 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from lab import Direction, Lab, shell
 from lab.errors import LabError
-from lab.namespace import Endpoint
-from lab.packets import SYN
 from lab.program import REPOSITORY, command
-from lab.shell import eventually
 from lab.traffic import transfer
 from stagelab import MS, Total, stages, watching
-from tally import read_capture
+from tally import segments
 
 from nettop.core.histogram import histogram_from_json, percentile
 
@@ -104,38 +98,6 @@ class Result:
     missed: dict[str, int]
 
 
-@contextmanager
-def captured(at: Endpoint, port: int) -> Iterator[list[tuple[int, int, int]]]:
-    """When the segments with data came, by the monotonic clock, with the first and the last place in the stream."""
-    found: list[tuple[int, int, int]] = []
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "segments"
-        process = at.ns.spawn(
-            "tcpdump", "-i", at.name, "-nn", "-s", "96", "-B", "16384", "--immediate-mode", "-Z", "root", "-Q", "in",
-            "--time-stamp-precision=nano", "-w", str(file), f"tcp src port {port}",
-        )  # fmt: skip
-        try:
-            if not eventually(lambda: "listening on" in process.stderr):
-                raise LabError(f"tcpdump: {process.stderr}")
-            offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
-            yield found
-            time.sleep(0.3)
-            moved = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns() - offset
-            if abs(moved) > 100_000:
-                raise LabError(f"the clock was set by {moved} ns")
-        finally:
-            process.stop(2)
-        if "\n0 packets dropped by kernel" not in process.stderr:
-            raise LabError(f"tcpdump: {process.stderr}")
-        base = None
-        for packet in read_capture(file.read_bytes(), (at.mac,)):
-            if packet.flags & SYN:
-                base = packet.first
-            elif packet.size and base is not None:
-                first = (packet.first - base) & 0xFFFFFFFF
-                found.append((packet.at_ns - offset, first, first + packet.size))
-
-
 def reassembled(segments: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Of each segment that brought something new: when it came, when its last byte was in order, where it ends."""
     done: list[tuple[int, int, int]] = []
@@ -183,7 +145,7 @@ def measure(case: Case, seconds: float) -> Result:
         there = Direction(delay_ms=20.0, rate_bits_per_s=case.rate, loss=case.loss, queue=200)
         link = lab.wire(there, Direction(delay_ms=20.0))
         port = 41000
-        with watching(lab, link.b) as frames, captured(link.b, port) as segments:
+        with watching(lab, link.b) as frames, segments(link.b, port) as came:
             link.a.ns.sysctl("ipv4.ip_local_port_range", f"{port} {port}")
             with transfer(link.a, link.b) as pair:
                 # By the socket: a namespace's default may be no algorithm that the machine keeps to itself.
@@ -212,7 +174,7 @@ def measure(case: Case, seconds: float) -> Result:
     totals = stages(frames)
     read = np.frombuffer(calls, np.int64).reshape(-1, 2)
     returned, upto = read[:, 0], np.cumsum(read[:, 1])
-    ready = reassembled(segments)
+    ready = reassembled(came)
     if not ready or max(end for _, _, end in ready) != upto[-1]:
         raise LabError(f"{max(end for _, _, end in ready)} bytes came and {upto[-1]} were read")
     times = [int(returned[np.searchsorted(upto, end)]) for _, _, end in ready]

@@ -2,8 +2,8 @@
 
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -37,14 +37,15 @@ def is_median(measured: int | None, expected: int) -> bool:
 
 
 def rows(frames: list[Frame], **values: object) -> list[Row]:
-    """Every row, of any frame, that has these values; `remote_port=80` looks at the end of `remote`."""
-    ports = {key: f":{values.pop(key)}" for key in ("remote_port", "local_port") if key in values}
+    """Every row, of any frame, that has these values; `remote_port=80` looks at the end of `remote`, `port` at both."""
+    ends = {"remote_port": ("remote",), "local_port": ("local",), "port": ("local", "remote")}
+    ports = [(ends[key], f":{values.pop(key)}") for key in ends if key in values]
     return [
         row
         for frame in frames
         for row in frame["flows"]
         if all(row[key] == value for key, value in values.items())
-        and all(row[key.removesuffix("_port")].endswith(port) for key, port in ports.items())
+        and all(any(row[end].endswith(port) for end in which) for which, port in ports)
     ]
 
 
@@ -99,24 +100,11 @@ def hasten(*namespaces: Namespace) -> None:
 @contextmanager
 def together(*jobs: Callable[[], object]) -> Iterator[None]:
     """Run these at once, each in a thread of its own, beside the block; the first failure is raised at its end."""
-    failures: list[BaseException] = []
-
-    def run(job: Callable[[], object]) -> None:
-        try:
-            job()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    try:
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        running = [pool.submit(job) for job in jobs]
         yield
-    finally:
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
+    for job in running:
+        job.result()
 
 
 class Script:
@@ -300,3 +288,10 @@ def watching(lab: Lab, at: Endpoint, *args: str, delay: str = "0.1") -> Iterator
     with Nettop(lab, at, "-d", delay, "-p", "flows", *args) as nettop:
         nettop.wait_frames(1, timeout=60)  # the very first time the programs are compiled
         yield nettop
+
+
+@contextmanager
+def watching_both(lab: Lab, link: Link) -> Iterator[tuple[Nettop, Nettop]]:
+    """Both ends, four frames a second."""
+    with watching(lab, link.a, delay="0.25") as near, watching(lab, link.b, delay="0.25") as far:
+        yield near, far

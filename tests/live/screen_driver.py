@@ -60,11 +60,8 @@ async def drive(handle: Any, interface: str, path: str, count: int) -> dict[str,
     session = Session(chosen, control)
     session.start_recording(path)
 
-    class Source:
-        def frames(self) -> Any:
-            return live.frames(handle, chosen, control)
-
-    app = NettopApp(session.watched(Source()), tuple(all_probes().values()), session.options(), session)
+    frames = session.watched(live.frames(handle, chosen, control))
+    app = NettopApp(frames, tuple(all_probes().values()), session.settings, session)
     try:
         async with app.run_test(size=SIZE) as pilot:
             deadline = time.monotonic() + 60

@@ -1,25 +1,23 @@
-"""What the tests of stages and of the interrupt path share: frames added up, and a softirq that is held up."""
+"""For tests of stages and of the interrupt path: sums over frames, and a softirq that is delayed."""
 
 import ctypes
-import json
 import math
 import os
-import signal
-import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from lab import Lab, Link, Nettop
+from lab import Lab, Link, Nettop, bpf, foreign_programs
 from lab.errors import LabError
-from lab.namespace import Endpoint
-from lab.program import REPOSITORY, Frame, interpreter
-from lab.shell import Process, eventually
+from lab.namespace import Endpoint, Namespace
+from lab.program import Frame
 
 MS = 1_000_000
+RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
+SEND = ("application", "ip", "qdisc", "driver")
+BOTH = (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND))
 
 
 @dataclass
@@ -48,10 +46,6 @@ class Total:
     @property
     def mean_ns(self) -> float:
         return self.sum_ns / self.count if self.count else math.nan
-
-    @property
-    def path_mean_ns(self) -> float:
-        return self.path_ns / self.path_packets if self.path_packets else math.nan
 
     @property
     def coverage(self) -> float:
@@ -89,19 +83,45 @@ def stages(frames: Iterable[Frame], flow: int = 0) -> dict[tuple[str, str], Tota
     return totals
 
 
-@contextmanager
-def watching(
-    lab: Lab, at: Endpoint, via: str = "", without: str = "", words: tuple[str, ...] = ()
-) -> Iterator[list[Frame]]:
-    """The frames of the block's traffic, and a second of silence after it."""
-    frames: list[Frame] = []
-    with Nettop(
-        lab, at, "-p", "stages", "-d", "0.25", *words, env={"NETTOP_VIA": via, "NETTOP_WITHOUT": without}
-    ) as nettop:
-        before = len(nettop.wait_frames(1))
+@dataclass(frozen=True)
+class Watch:
+    """A nettop that is beside one piece of traffic after another."""
+
+    nettop: Nettop
+
+    @contextmanager
+    def observing(self, skip: int = 2) -> Iterator[list[Frame]]:
+        """The frames of the block's traffic, and a second of silence after it; in `skip` is what was before."""
+        frames: list[Frame] = []
+        before = len(self.nettop.wait_frames(len(self.nettop.frames) + skip))
         yield frames
-        nettop.more_frames(5)
-        frames += nettop.frames[before:]
+        self.nettop.more_frames(5)
+        frames += self.nettop.frames[before:]
+
+
+@contextmanager
+def running(lab: Lab, at: Endpoint, via: str = "", without: str = "") -> Iterator[Watch]:
+    """nettop's stages at this endpoint, from its first frame on."""
+    env = {"NETTOP_VIA": via, "NETTOP_WITHOUT": without}
+    with Nettop(lab, at, "-p", "stages", "-d", "0.25", env=env) as nettop:
+        nettop.wait_frames(1)
+        yield Watch(nettop)
+
+
+@dataclass(frozen=True)
+class Station:
+    """A link, and the nettop that follows the stages at its end `a`."""
+
+    lab: Lab
+    link: Link
+    watch: Watch
+
+
+@contextmanager
+def watching(lab: Lab, at: Endpoint, via: str = "", without: str = "") -> Iterator[list[Frame]]:
+    """A nettop of one's own beside one piece of traffic."""
+    with running(lab, at, via, without) as watch, watch.observing(skip=0) as frames:
+        yield frames
 
 
 def above(link: Link, *words: str) -> Endpoint:
@@ -122,6 +142,12 @@ def above(link: Link, *words: str) -> Endpoint:
     return Endpoint(link.a.ns, "up0", upper, link.a.v4, link.a.v6)
 
 
+def masquerade(ns: Namespace, device: str, *how: str) -> None:
+    """What this namespace sends by the device has that one's address."""
+    ns.run("nft", "add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }")
+    ns.run("nft", f"add rule ip nat post oifname {device} masquerade {' '.join(how)}")
+
+
 def through_ifb(at: Endpoint) -> None:
     """What this interface receives goes by way of an ifb."""
     run = at.ns.run
@@ -132,62 +158,6 @@ def through_ifb(at: Endpoint) -> None:
         "tc", "filter", "add", "dev", at.name, "parent", "ffff:", "protocol", "ip", "u32", "match", "u32", "0", "0",
         "action", "mirred", "egress", "redirect", "dev", "ifb0",
     )  # fmt: skip
-
-
-class Driven:
-    """nettop's live source beside the traffic, without the screen: `stages_driver.py`."""
-
-    def __init__(
-        self, at: Endpoint, *words: str, delay: float = 0.25, probes: str = "stages", trace: str = ""
-    ) -> None:
-        self.frames: list[Frame] = []
-        argv = [interpreter(), str(Path(__file__).with_name("stages_driver.py")), at.name, str(delay), probes]
-        env = {
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "TRACE": trace,
-            "OPENBLAS_NUM_THREADS": "1",  # numpy's threads would keep privileges
-        }
-        self.process = Process(
-            at.ns.argv([*argv, *words]), on_line=lambda line: self.frames.append(json.loads(line)), env=env
-        )
-
-    def __enter__(self) -> Self:
-        self.more_frames(2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.stop(signal.SIGINT)
-
-    def wait(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
-        good = eventually(lambda: condition() or not self.process.running(), timeout=timeout, interval=0.02)
-        if not good or not self.process.running():
-            raise LabError(f"{self.process.stderr[-3000:]} after {len(self.frames)} frames")
-
-    def more_frames(self, count: int) -> list[Frame]:
-        before = len(self.frames)
-        self.wait(lambda: len(self.frames) >= before + count)
-        return self.frames[before:]
-
-    def tell(self, request: str) -> None:
-        self.process.write_line(request)
-
-    def focus(self, port: int) -> int:
-        """Take the flow with this port into focus; its id, once a frame has it."""
-        before = len(self.frames)
-        self.tell(f"focus {port}")
-        seen: list[int] = []
-
-        def there() -> bool:
-            for frame in self.frames[before:]:
-                focus = frame["stages"]["focus"]
-                ports = {f["id"]: (f["local"], f["remote"]) for f in frame["flows"]}
-                if focus and any(end.endswith(f":{port}") for end in ports.get(focus["flow"], ())):
-                    seen.append(focus["flow"])
-            return bool(seen)
-
-        self.wait(there)
-        return seen[0]
 
 
 def softirqs(frames: Iterable[Frame], vector: str) -> tuple[Total, Total]:
@@ -201,21 +171,11 @@ def softirqs(frames: Iterable[Frame], vector: str) -> tuple[Total, Total]:
     return wait, run
 
 
-# --- a program that burns time where it is attached ------------------------------------------------------------------
+# --- a program that takes time where it is attached ------------------------------------------------------------------
 
-_PROG_LOAD, _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 5, 17, 28
-_XDP, _AT_XDP, _XDP_PASS, _XDP_FLAGS_SKB_MODE = 6, 37, 2, 2
+_RAW_TRACEPOINT_OPEN, _RAW_TRACEPOINT = 17, 17
+_XDP_FLAGS_SKB_MODE = 2
 _KTIME = 5
-_SYSCALL = {"x86_64": 321, "aarch64": 280}
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _bpf(command: int, attribute: bytes) -> int:
-    buffer = ctypes.create_string_buffer(attribute, 128)
-    result = int(_libc.syscall(_SYSCALL[os.uname().machine], command, buffer, len(attribute)))
-    if result < 0:
-        raise LabError(f"bpf({command}): {os.strerror(ctypes.get_errno())}")
-    return result
 
 
 def _instruction(code: int, to: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:
@@ -242,13 +202,6 @@ def _burn(before: bytes, after: bytes, burn_ns: int, skip: Callable[[int], bytes
     )
 
 
-def _loaded(kind: int, program: bytes) -> int:
-    code = ctypes.create_string_buffer(program, len(program))
-    licence = ctypes.create_string_buffer(b"GPL")
-    addresses = ctypes.addressof(code), ctypes.addressof(licence)
-    return _bpf(_PROG_LOAD, struct.pack("<IIQQIIQ", kind, len(program) // 8, *addresses, 0, 0, 0))
-
-
 def _answer(value: int) -> bytes:
     return _instruction(0xB7, 0, value=value) + _instruction(0x95)
 
@@ -257,7 +210,7 @@ def _answer(value: int) -> bytes:
 def burning(tracepoint: str, argument: int, burn_ns: int) -> Iterator[None]:
     """While the block lasts, the raw tracepoint takes ``burn_ns`` where its first argument is ``argument``.
 
-    Attached after others, it runs after them: what they timed at this point is over, and what comes later waits.
+    It runs after the programs that were attached before it: what follows the tracepoint is delayed.
     """
     program = _burn(
         _instruction(0x79, 1, 1, 0),  # r1 = ctx->args[0]
@@ -265,10 +218,10 @@ def burning(tracepoint: str, argument: int, burn_ns: int) -> Iterator[None]:
         burn_ns,
         lambda to: _instruction(0x55, 1, 0, to, argument),  # if r1 != argument
     )
-    loaded = _loaded(17, program)
+    loaded = foreign_programs.load(_RAW_TRACEPOINT, program, b"GPL")
     name = ctypes.create_string_buffer(tracepoint.encode())
     try:
-        link = _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(name), loaded))
+        link = bpf.call(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(name), loaded))
         try:
             yield
         finally:
@@ -280,17 +233,10 @@ def burning(tracepoint: str, argument: int, burn_ns: int) -> Iterator[None]:
 @contextmanager
 def slow_to_receive(end: Endpoint, burn_ns: int) -> Iterator[None]:
     """While the block lasts, each packet that this interface receives takes its CPU's softirq ``burn_ns`` (XDP)."""
-
-    def attach() -> int:
-        index = socket.if_nametoindex(end.name)
-        loaded = _loaded(_XDP, _burn(b"", _answer(_XDP_PASS), burn_ns))
-        try:
-            return _bpf(_LINK_CREATE, struct.pack("<IIII", loaded, index, _AT_XDP, _XDP_FLAGS_SKB_MODE))
-        finally:
-            os.close(loaded)
-
-    link = end.ns.call(attach)
+    code = _burn(b"", _answer(foreign_programs.XDP_PASS), burn_ns)
+    loaded = foreign_programs.load(foreign_programs.XDP, code, b"GPL")
     try:
-        yield
+        with foreign_programs.links(end, loaded, [foreign_programs.XDP_HOOK], _XDP_FLAGS_SKB_MODE):
+            yield
     finally:
-        os.close(link)
+        os.close(loaded)

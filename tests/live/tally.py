@@ -1,4 +1,4 @@
-"""How many packets reached each stage's end, counted without nettop: nft, the interface, a capture, the reader's bytes.
+"""How many packets reached each stage's end, by nft, the interface, a capture and the reader's bytes.
 
 `Tally` counts while its block lasts. From the capture it follows every TCP connection as its peer could: which packets
 came in ESTABLISHED, which brought new data that TCP acknowledged, which carried data for the first time.
@@ -7,20 +7,17 @@ came in ESTABLISHED, which brought new data that TCP acknowledged, which carried
 import json
 import socket
 import struct
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from lab.errors import LabError
 from lab.namespace import Endpoint
-from lab.oracle import difference, netstat, sysfs
+from lab.oracle import captured, difference, netstat, sysfs
 from lab.packets import ACK, FIN, RST, SYN
-from lab.shell import Process, eventually
 
 NOT_TAKEN = 77  # the TTL of crafted segments that TCP must not take
 _HOOKS = {"ip": "prerouting", "local": "input", "forward": "forward", "sent": "postrouting"}
@@ -110,16 +107,10 @@ def fresh(segments: Sequence[tuple[int, int]]) -> list[int]:
     return ends
 
 
-def read_capture(capture: bytes, macs: Sequence[str]) -> Iterator[Packet]:
-    """TCP over IPv4 from a pcap with ns and Ethernet headers; outward is what these addresses sent."""
-    magic, link = struct.unpack_from("<I16xI", capture)
-    if (magic, link) != (0xA1B23C4D, 1):
-        raise LabError("not a capture of Ethernet frames with nanoseconds")
-    at, ours = 24, {bytes.fromhex(mac.replace(":", "")) for mac in macs}
-    while at < len(capture):
-        seconds, ns, caught, _ = struct.unpack_from("<IIII", capture, at)
-        frame = capture[at + 16 : at + 16 + caught]
-        at += 16 + caught
+def tcp_packets(captured: Iterable[tuple[int, bytes]], macs: Sequence[str]) -> Iterator[Packet]:
+    """Of frames with TCP over IPv4; outward is what these addresses sent."""
+    ours = {bytes.fromhex(mac.replace(":", "")) for mac in macs}
+    for at_ns, frame in captured:
         inward = frame[6:12] not in ours
         header = (frame[14] & 15) * 4
         (length,) = struct.unpack_from(">H", frame, 16)
@@ -128,11 +119,30 @@ def read_capture(capture: bytes, macs: Sequence[str]) -> Iterator[Packet]:
         sequence, ack = struct.unpack_from(">II", frame, 18 + header)
         flags = frame[14 + header + 13]
         size = length - header - (frame[14 + header + 12] >> 4) * 4
-        ends = (
-            ((target, ports[1]), (source, ports[0])) if inward else ((source, ports[0]), (target, ports[1]))
-        )
+        ends = ((source, ports[0]), (target, ports[1]))
+        local, remote = ends[::-1] if inward else ends
         first = (sequence + bool(flags & SYN)) & 0xFFFFFFFF
-        yield Packet(inward, (*ends[0], *ends[1]), flags, first, size, ack, frame[22], seconds * 10**9 + ns)
+        yield Packet(inward, (*local, *remote), flags, first, size, ack, frame[22], at_ns)
+
+
+@contextmanager
+def segments(at: Endpoint, port: int) -> Iterator[list[tuple[int, int, int]]]:
+    """When the segments with data from this port passed, by the monotonic clock, and their first and last place in the
+    stream, which begins with the SYN or with the first of them; there when the block has ended."""
+    found: list[tuple[int, int, int]] = []
+    offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
+    with captured(at, f"tcp src port {port}") as frames:
+        yield found
+    moved = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns() - offset
+    if abs(moved) > 100_000:
+        raise LabError(f"the clock was set by {moved} ns")
+    base = None
+    for packet in tcp_packets(frames, (at.mac,)):
+        if packet.flags & SYN or (packet.size and base is None):
+            base = packet.first
+        if packet.size and base is not None:
+            first = (packet.first - base) & 0xFFFFFFFF
+            found.append((packet.at_ns - offset, first, first + packet.size))
 
 
 class Tally:
@@ -151,8 +161,7 @@ class Tally:
         self.packets: dict[str, int] = {}
         self.device: dict[str, int] = {}
         self.counters: dict[str, int] = {}
-        self._directory = tempfile.TemporaryDirectory()
-        self._process: Process
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         paths = [f"/sys/class/net/{name}/address" for name in self.names]
@@ -169,28 +178,17 @@ class Tally:
                 f"add rule inet tally {hook} {side} {{ {names} }} meta l4proto udp counter name n_{name}_udp",
             ]
         self.at.ns.run("nft", "-f", "-", stdin="\n".join(rules) + "\n")
-        self._file = Path(self._directory.name) / "packets"
-        self._process = self.at.ns.spawn(
-            "tcpdump", "-i", self.at.name, "-nn", "-s", "128", "-B", "16384", "--immediate-mode", "-Z", "root",
-            "--time-stamp-precision=nano", "-w", str(self._file), "ip and tcp",
-        )  # fmt: skip
-        if not eventually(lambda: "listening on" in self._process.stderr):
-            raise LabError(f"tcpdump: {self._process.stderr}")
+        self._frames = self._stack.enter_context(captured(self.at, "ip and tcp"))
         self._before = sysfs(self.at), netstat(self.at.ns)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        time.sleep(0.3)
-        self._process.stop(2)
+    def __exit__(self, *error: Any) -> None:
         try:
-            if kind is not None:
+            self._stack.__exit__(*error)
+            if error[0] is not None:
                 return
-            if "\n0 packets dropped by kernel" not in self._process.stderr:
-                raise LabError(f"tcpdump: {self._process.stderr}")
             if self.local:
-                self.connections = _follow(read_capture(self._file.read_bytes(), self._macs))
+                self.connections = _follow(tcp_packets(self._frames, self._macs))
             listed = json.loads(
                 self.at.ns.run("nft", "-j", "list", "counters", "table", "inet", "tally").stdout
             )
@@ -202,7 +200,7 @@ class Tally:
             self.device = difference(sysfs(self.at), self._before[0])
             self.counters = difference(netstat(self.at.ns), self._before[1])
         finally:
-            self._directory.cleanup()
+            self.at.ns.run("nft", "delete", "table", "inet", "tally")
 
     def recv(self, end: socket.socket, size: int = 1000, flags: int = 0) -> bytes:
         """What a reader of the watched side gets from this socket."""

@@ -1,6 +1,5 @@
-"""How flows begin and end: by what both ends say, on two CPUs at once, mirrored, reset by strangers, expired."""
+"""How flows begin and end: by what both ends say, mirrored, reset by strangers, expired."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,23 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flow_table import FlowMaps
 from lab import Lab, Nettop, packets
 from lab.packets import ACK, FIN, RST, SYN
 from lab.traffic import answering, ask
 from observe import Station, watching
 from rtts import MS, Lookups, Row, Script, Talk, play_all
-from short_connections import short_connections
 
 from nettop.bpf import syscall
 from nettop.bpf.layout import dtype_of
 from nettop.collect.opening import run_with
-from nettop.loader.compile import compile_probe
 from nettop.loader.mechanisms import MECHANISMS
 from nettop.probes.flows.constants import FLAG_CLOSED, FLAG_FIN_SENT, FLAG_MIDWAY, FLAG_REPLIED, FLAG_TCP
 from nettop.probes.flows.fold import _due, _expiring
 from nettop.probes.flows.probe import PROBE
-
-CONNECTIONS = 20_011
 
 
 @pytest.fixture(scope="module")
@@ -198,44 +194,17 @@ def test_loopback_has_each_connection_from_both_ends(lab: Lab) -> None:
     assert {end: len(ids) for end, ids in port_rows.items()} == {"local": 3, "remote": 3}
 
 
-# Many, at once
-
-
-@pytest.mark.alone
-def test_twenty_thousand_connections_on_two_cpus(lab: Lab) -> None:
-    assert short_connections(lab.veth(), CONNECTIONS) == []
-
-
 # Expiry, in the kernel
 
 
-class Table:
-    """The flow table and what takes flows out of it, without anything that is attached."""
+class Table(FlowMaps):
+    """The flow table, with room so that none is evicted, and what takes flows out of it."""
 
     def __init__(self, cache: Path) -> None:
-        made = compile_probe("flows", cache)
-        self.layouts = {m.name: dtype_of(m.value_layout) for m in made.maps}
-        self.key = next(dtype_of(m.key_layout) for m in made.maps if m.name == "flows")
-        self.fds = {
-            # with room, so that none is evicted
-            m.name: syscall.map_create(
-                m.kind,
-                m.key_size,
-                m.value_size,
-                65536 if m.name == "flows" else m.max_entries,
-                m.flags,
-                m.name,
-            )
-            for m in made.maps
-        }
-        via = MECHANISMS["prog_run"]
+        super().__init__(cache, 65536)
+        self.key = next(dtype_of(m.key_layout) for m in self.made.maps if m.name == "flows")
         (attachment,) = next(h for h in PROBE.hooks if h.name == "expire").candidates[0].attachments
-        code = made.linked(attachment.program, list(self.fds.values()))
-        self.program = syscall.prog_load(via.program, code, attachment.program)
-
-    def close(self) -> None:
-        for fd in (self.program, *self.fds.values()):
-            os.close(fd)
+        self.program = self.load(MECHANISMS["prog_run"].program, attachment.program)
 
     def put(self, number: int, flags: int, age_s: float, now: int, flow: int = 0) -> None:
         """A flow, whose id is its number where none is given."""
@@ -250,13 +219,10 @@ class Table:
             run_with(self.fds["due"], self.program, value)
 
     def has(self, number: int) -> bool:
-        value = np.zeros(1, self.layouts["flows"])
-        return syscall.map_lookup(self.fds["flows"], self.keys([number]).tobytes(), int(value.ctypes.data))
+        return self.flow(self.keys([number]).tobytes()) is not None
 
     def counters(self) -> dict[str, int]:
-        values = np.zeros(syscall.possible_cpus(), self.layouts["counters"])
-        syscall.map_lookup(self.fds["counters"], bytes(4), int(values.ctypes.data))
-        return {name: int(values[name].sum()) for name in ("expired", "idle")}
+        return {name: self.count(name) for name in ("expired", "idle")}
 
     def keys(self, numbers: Any) -> Any:
         made = np.zeros(len(numbers), self.key)
@@ -265,8 +231,8 @@ class Table:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Iterator[Table]:
-    made = Table(tmp_path)
+def table(cache: Path) -> Iterator[Table]:
+    made = Table(cache)
     yield made
     made.close()
 

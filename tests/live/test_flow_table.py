@@ -1,7 +1,7 @@
-"""The kernel refuses a flow its place in the table: what that costs, and that no other flow pays for it.
+"""A flow that finds no room in the table: it is counted, and no other flow is affected.
 
-The programs run by BPF_PROG_TEST_RUN, attached nowhere, and their table is made as a plain hash of a few entries: that
-is full one day, where an LRU gives up an old one.
+The programs run by BPF_PROG_TEST_RUN, and their table is a plain hash of a few entries, which is full
+where an LRU would evict an old one.
 """
 
 import mmap
@@ -13,76 +13,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
+from flow_table import FlowMaps
 from lab import packets
 from lab.packets import ACK, SYN
 
 from nettop.bpf import syscall
 from nettop.bpf.config import Config, Counting
-from nettop.bpf.layout import dtype_of
-from nettop.loader.compile import compile_probe
 
 ROOM = 5
 NEAR, FAR = "10.1.0.1", "10.1.0.2"
 MAC = bytes(range(2, 14)) + b"\x08\x00"
 
 
-class FullTable:
+class FullTable(FlowMaps):
     """The programs of both directions with a table that has ROOM entries."""
 
     def __init__(self, cache: Path) -> None:
-        made = compile_probe("flows", cache)
-        self.fds: dict[str, int] = {}
-        layouts = {m.name: m.value_layout for m in made.maps}
-        self.flow_type, self.counters_type = dtype_of(layouts["flows"]), dtype_of(layouts["counters"])
-        for m in made.maps:
-            kind, entries, flags = (
-                (syscall.MapType.HASH, ROOM, 0) if m.name == "flows" else (m.kind, m.max_entries, m.flags)
-            )
-            self.fds[m.name] = syscall.map_create(kind, m.key_size, m.value_size, entries, flags, m.name)
+        super().__init__(cache, ROOM, syscall.MapType.HASH)
         config = Config(ifindex=1, count_in=Counting.SKB, count_out=Counting.SKB)
-        syscall.map_update(self.fds["config"], bytes(4), config.pack(layouts["config"]))
-        self.programs = {
-            way: syscall.prog_load(
-                syscall.ProgType.SCHED_CLS,
-                made.linked(f"flows_{way}", list(self.fds.values())),
-                f"flows_{way}",
-            )
-            for way in ("ingress", "egress")
-        }
-
-    def close(self) -> None:
-        for fd in (*self.programs.values(), *self.fds.values()):
-            os.close(fd)
+        layout = next(m.value_layout for m in self.made.maps if m.name == "config")
+        syscall.map_update(self.fds["config"], bytes(4), config.pack(layout))
+        self.egress, self.ingress = (
+            self.load(syscall.ProgType.SCHED_CLS, f"flows_{way}") for way in ("egress", "ingress")
+        )
 
     def sent(self, port: int, flags: int = SYN, times: int = 1) -> None:
         """A segment from this port; its flow is half-open for as long as nobody answers."""
         frame = MAC + packets.ip(NEAR, FAR, 6, packets.tcp(NEAR, FAR, port, 80, seq=port, flags=flags))
-        syscall.test_run(self.programs["egress"], frame, times)
+        syscall.test_run(self.egress, frame, times)
 
     def received(self, port: int, flags: int = SYN | ACK) -> None:
         frame = MAC + packets.ip(
             FAR, NEAR, 6, packets.tcp(FAR, NEAR, 80, port, seq=7, ack=port + 1, flags=flags)
         )
-        syscall.test_run(self.programs["ingress"], frame)
-
-    def flow(self, port: int) -> np.ndarray | None:
-        value = np.zeros(1, self.flow_type)
-        there = syscall.map_lookup(self.fds["flows"], key(port), int(value.ctypes.data))
-        return value[0] if there else None
+        syscall.test_run(self.ingress, frame)
 
     def ids(self, *ports: int) -> list[int]:
         """Of those of these flows that are in the table."""
-        return [int(flow["id"]) for flow in map(self.flow, ports) if flow is not None]
+        return [int(flow["id"]) for flow in map(self.flow, map(key, ports)) if flow is not None]
 
     def forget(self, port: int) -> None:
         assert syscall.map_delete(self.fds["flows"], key(port))
-
-    def count(self, name: str) -> int:
-        values = np.zeros(syscall.possible_cpus(), self.counters_type)
-        syscall.map_lookup(self.fds["counters"], bytes(4), int(values.ctypes.data))
-        return int(values[name].sum())
 
 
 def key(port: int) -> bytes:
@@ -103,8 +75,8 @@ def on_one_cpu() -> Iterator[None]:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Iterator[FullTable]:
-    made = FullTable(Path("/var/cache/nettop-lab/objects"))
+def table(cache: Path) -> Iterator[FullTable]:
+    made = FullTable(cache)
     with on_one_cpu():
         yield made
     made.close()
@@ -149,7 +121,9 @@ def test_a_half_open_flow_that_lost_its_place_leaves_its_id_to_nobody(table: Ful
         while True:
             if hunting[0]:
                 with suppress(OSError):  # full
-                    syscall.map_update(table.fds["flows"], key(foreign), bytes(table.flow_type.itemsize))
+                    syscall.map_update(
+                        table.fds["flows"], key(foreign), bytes(table.layouts["flows"].itemsize)
+                    )
                     hunting[0] = 0
             else:
                 time.sleep(0.001)

@@ -1,14 +1,13 @@
 """A process that calls itself something that a terminal would obey."""
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import pytest
-from lab import Lab, Link, Nettop
+from lab import Lab, Link, Nettop, run_nettop
 from lab.shell import eventually
 
 SCRIPT = """
@@ -16,9 +15,9 @@ import ctypes, socket, sys, time
 name = bytes.fromhex(sys.argv[1])
 ctypes.CDLL(None).prctl(15, name, 0, 0, 0)  # PR_SET_NAME
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.bind((sys.argv[2], 4242))
+sock.bind((sys.argv[2], int(sys.argv[3])))
 while True:
-    sock.sendto(b"x", (sys.argv[3], 4243))
+    sock.sendto(b"x", (sys.argv[4], 4243))
     time.sleep(0.05)
 """
 NAMES = {
@@ -28,27 +27,35 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_process_s_name_is_data(lab: Lab, veth: Link, name: bytes) -> None:
-    with Nettop(lab, veth.a, "-d", "0.3", "-p", "flows") as nettop:
-        nettop.wait_frames(1, timeout=60)
-        sender = veth.a.ns.spawn(sys.executable, "-c", SCRIPT, name.hex(), veth.a.v4, veth.b.v4)
-        try:
-            found: set[str] = set()
+@contextmanager
+def sending(link: Link, name: bytes, port: int) -> Iterator[None]:
+    """A process of this name that sends datagrams from this port."""
+    words = (name.hex(), link.a.v4, str(port), link.b.v4)
+    sender = link.a.ns.spawn(sys.executable, "-c", SCRIPT, *words)
+    try:
+        yield
+    finally:
+        sender.stop()
 
-            def seen() -> bool:
-                for flow in nettop.frames[-1].get("flows", ()):
-                    if flow["local"] == f"{veth.a.v4}:4242" and flow["process"]:
-                        found.add(flow["process"]["name"])
-                return bool(found)
 
-            assert eventually(seen, timeout=20, interval=0.1)
-        finally:
-            sender.stop()
-        outcome = nettop.stop()
-    assert found == {NAMES[name]}
-    assert outcome.stdout.isascii()
-    assert outcome.stdout.replace("\n", "").isprintable()
+def test_a_process_s_name_is_data(lab: Lab, veth: Link) -> None:
+    """In every format nothing is written that a terminal would obey; in JSON the names are whole."""
+    with ExitStack() as stack:
+        for port, name in enumerate(NAMES, 4242):
+            stack.enter_context(sending(veth, name, port))
+        outcomes = {
+            form: run_nettop(lab, veth.a, "-b", "--format", form, "-n", "4", "-d", "0.5", "-p", "flows")
+            for form in ("ndjson", "text", "csv")
+        }
+    for form, outcome in outcomes.items():
+        assert outcome.code == 0
+        assert "[red]" in outcome.stdout
+        assert outcome.stdout.isascii() or form != "ndjson"
+        shown = outcome.stdout.replace("\r\n", "\n")
+        assert not [c for c in shown if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160], form
+    rows = {row["local"]: row["process"] for row in outcomes["ndjson"].frames[-1]["flows"]}
+    shown_names = [(rows[f"{veth.a.v4}:{port}"] or {}).get("name") for port in range(4242, 4242 + len(NAMES))]
+    assert shown_names == list(NAMES.values())
 
 
 def test_a_redacted_recording_names_nobody(lab: Lab, veth: Link, tmp_path: Path) -> None:
@@ -59,13 +66,9 @@ def test_a_redacted_recording_names_nobody(lab: Lab, veth: Link, tmp_path: Path)
         *(lab, veth.a, "-d", "0.3", "-p", "flows", "--redact", "--record", str(path), *word.split())
     ) as nettop:
         nettop.wait_frames(1, timeout=60)
-        name = b"secretive"
-        sender = veth.a.ns.spawn(sys.executable, "-c", SCRIPT, name.hex(), veth.a.v4, veth.b.v4)
-        try:
+        with sending(veth, b"secretive", 4242):
             assert eventually(lambda: any(f.get("flows") for f in nettop.frames), timeout=20, interval=0.1)
             nettop.more_frames(2)
-        finally:
-            sender.stop()
         outcome = nettop.stop()
     for text in (outcome.stdout, path.read_text()):
         for secret in (

@@ -1,4 +1,4 @@
-"""What the programs read lies where this kernel has it: each field's place and size, compiled, as BTF says.
+"""Offset and size of each kernel field that the programs read, compiled, against BTF.
 
 Which fields these are is taken from the C text.  The guests run this too: tests/vm/guest.
 """

@@ -3,68 +3,24 @@
 import contextlib
 import json
 import os
-import pwd
 import re
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from lab import Lab, Link, Nettop, bpf, foreign_programs, oracle, run_nettop
-from lab.program import REPOSITORY, Frame, command, interpreter
-from lab.shell import Process, eventually, run
+from lab.program import REPOSITORY, command, interpreter
+from lab.shell import eventually, run
 from lab.traffic import ping
-from observe import DELAY, PROBES, SETTLED, Watch
+from observe import DELAY, PROBES, SETTLED, Watch, counts_pings
+from processes import NOBODY, SETS, SUDO, gone, loader_of, nothing_left, status
 from terminal import Terminal
 
-NOBODY = pwd.getpwnam("nobody")
-SUDO = {
-    "SUDO_UID": str(NOBODY.pw_uid),
-    "SUDO_GID": str(NOBODY.pw_gid),
-    "SUDO_USER": NOBODY.pw_name,
-    "SUDO_COMMAND": "/usr/bin/nettop",
-}
 ARGS = ("-d", DELAY, "-p", PROBES)
 MEBIBYTE = 1 << 20
-
-
-def loader_of(pid: int) -> int:
-    """The pid of the privileged process of this nettop."""
-    family = [p for p in bpf.family(pid) if b"loader" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    # Its own child, which switches statistics, is a fork and has the same command line.
-    (loader,) = (p for p in family if int(status(p)["PPid"]) not in family)
-    return loader
-
-
-def status(pid: int) -> dict[str, str]:
-    """/proc/PID/status."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def gone(pid: int) -> bool:
-    """Whether this process runs no more (its parent may not have noticed yet)."""
-    try:
-        return status(pid)["State"].startswith(("Z", "X"))
-    except OSError:
-        return True
-
-
-@contextmanager
-def nothing_left(nettop: Nettop) -> Iterator[None]:
-    """Assert that all that the running nettop holds goes while the block lasts, or soon after."""
-    held = bpf.held(nettop.pid)
-    assert held.programs
-    assert held.maps
-    pids = bpf.family(nettop.pid)
-    assert len(pids) >= 2
-    yield
-    assert eventually(lambda: all(map(gone, pids))), [pid for pid in pids if not gone(pid)]
-    assert not bpf.remaining(held)
 
 
 # However it ends
@@ -143,9 +99,12 @@ def test_a_worker_that_crashes_takes_nothing_else_down(lab: Lab, veth: Link) -> 
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     before = oracle.attached(veth.a)
-    crashing = Nettop(lab, veth.a, *ARGS)
-    argv = [interpreter(), "-c", script, veth.a.name, *crashing.args]
-    with started(crashing, argv):
+
+    def wrap(argv: list[str]) -> list[str]:
+        at = argv.index("-m")
+        return [*argv[:at], "-c", script, *argv[at + 2 :]]
+
+    with Nettop(lab, veth.a, *ARGS, wrap=wrap) as crashing:
         crashing.wait_frames(5)
         sysfs = oracle.sysfs(veth.a)
         first = len(crashing.frames)
@@ -164,19 +123,6 @@ def test_a_worker_that_crashes_takes_nothing_else_down(lab: Lab, veth: Link) -> 
     assert oracle.attached(veth.a) == before
 
 
-@contextmanager
-def started(nettop: Nettop, argv: list[str]) -> Iterator[Nettop]:
-    """This nettop by another command line, for as long as the block lasts."""
-    nettop.lab.check(nettop.ns, nettop.interface)
-    nettop.process = Process(
-        nettop.ns.argv(argv), on_line=nettop._line, env={**os.environ, "NO_COLOR": "1"}, cwd=REPOSITORY
-    )
-    try:
-        yield nettop
-    finally:
-        nettop.stop()
-
-
 # The interface goes and comes back
 
 
@@ -188,10 +134,10 @@ def test_an_interface_that_goes_is_waited_for(lab: Lab, veth: Link, via: str) ->
         ping(veth.a, veth.b, 11)
         nettop.more_frames(SETTLED)
         held = bpf.held(nettop.pid)
-        index = veth.a.ns.call(lambda: interface_index(name))
+        index = veth.a.ns.call(lambda: socket.if_nametoindex(name))
 
         lab.delete_interface(veth.a)
-        absent = noted(nettop, "is gone")
+        absent = nettop.noted("is gone")
         assert absent["notes"] == [f"{name} is gone; waiting for it to come back"]
         assert absent["throughput"]["rx"]["bytes_total"] is None
         assert nettop.process.running()
@@ -199,8 +145,8 @@ def test_an_interface_that_goes_is_waited_for(lab: Lab, veth: Link, via: str) ->
         assert all(frame["notes"] == absent["notes"] for frame in quiet)
 
         lab.recreate(veth)
-        assert veth.a.ns.call(lambda: interface_index(name)) != index
-        back = noted(nettop, "came back")
+        assert veth.a.ns.call(lambda: socket.if_nametoindex(name)) != index
+        back = nettop.noted("came back")
         assert name in back["notes"][0]
         watch = Watch(nettop, veth.a)
         with watch.observing() as seen:
@@ -224,29 +170,14 @@ def test_an_interface_that_goes_is_waited_for(lab: Lab, veth: Link, via: str) ->
     assert not any("clsact" in line for line in left.qdiscs)
 
 
-def interface_index(name: str) -> int:
-    return socket.if_nametoindex(name)
-
-
-def noted(nettop: Nettop, words: str) -> Frame:
-    """The first frame from now on whose notes have these words."""
-    for _ in range(40):
-        for frame in nettop.more_frames(1):
-            if any(words in note for note in frame.get("notes", ())):
-                return frame
-    raise AssertionError(f"no note says {words!r}: {nettop.frames[-1].get('notes')}")
-
-
 def test_an_interface_that_comes_back_at_once_is_noticed(lab: Lab, veth: Link) -> None:
     """It was away between two looks: only its index tells."""
     with Nettop(lab, veth.a, *ARGS) as nettop:
         nettop.wait_frames(1)
         lab.delete_interface(veth.a)
         lab.recreate(veth)
-        noted(nettop, "came back")
-        with Watch(nettop, veth.a).observing() as seen:
-            ping(veth.a, veth.b, 53)
-        seen.agrees(tolerance=0)
+        nettop.noted("came back")
+        counts_pings(nettop, veth.a, veth.b)
 
 
 # Beside others
@@ -263,9 +194,7 @@ def test_clsact_of_somebody_else_stays_as_it_is(lab: Lab, veth: Link, priority: 
         during = oracle.attached(veth.a)
         assert before.filters <= during.filters
         assert len(during.filters) > len(before.filters)
-        with Watch(nettop, veth.a).observing() as seen:
-            ping(veth.a, veth.b, 101)
-        seen.agrees(tolerance=0)
+        counts_pings(nettop, veth.a, veth.b)
         with nothing_left(nettop):
             nettop.stop(signal.SIGKILL)
     assert eventually(lambda: oracle.attached(veth.a) == before), oracle.attached(veth.a)
@@ -294,9 +223,7 @@ def test_tcx_programs_of_somebody_else_do_not_hide_packets(lab: Lab, veth: Link)
         assert len(before.programs) == 2
         with Nettop(lab, veth.a, *ARGS) as nettop:
             nettop.wait_frames(1)
-            with Watch(nettop, veth.a).observing() as seen:
-                ping(veth.a, veth.b, 101)
-            seen.agrees(tolerance=0)
+            seen = counts_pings(nettop, veth.a, veth.b, 101)
             assert seen.total("tx", "packets") == seen.total("rx", "packets") == 101
         assert oracle.attached(veth.a) == before
 
@@ -326,7 +253,7 @@ def test_the_screen_has_no_privileges_and_the_loader_no_business(lab: Lab, veth:
     with Nettop(lab, veth.a, *ARGS, env=SUDO) as nettop:
         nettop.wait_frames(4)
         screen, loader = status(nettop.pid), status(loader_of(nettop.pid))
-        threads = [status_of_thread(task) for task in Path(f"/proc/{nettop.pid}/task").iterdir()]
+        threads = [status(int(task.name)) for task in Path(f"/proc/{nettop.pid}/task").iterdir()]
         maps = Path(f"/proc/{loader_of(nettop.pid)}/maps").read_text()
         resident = nettop.frames[-1]["health"]["rss_bytes"]
     groups = set(os.getgrouplist(NOBODY.pw_name, NOBODY.pw_gid))
@@ -334,7 +261,7 @@ def test_the_screen_has_no_privileges_and_the_loader_no_business(lab: Lab, veth:
         assert found["Uid"].split() == [str(NOBODY.pw_uid)] * 4
         assert found["Gid"].split() == [str(NOBODY.pw_gid)] * 4
         assert set(map(int, found["Groups"].split())) == groups
-        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        for name in SETS:
             assert int(found[name], 16) == 0, name
         assert found["NoNewPrivs"] == "1"
     assert loader["Uid"].split() == ["0"] * 4
@@ -343,7 +270,10 @@ def test_the_screen_has_no_privileges_and_the_loader_no_business(lab: Lab, veth:
     # What parses and computes is not in the privileged process: no numpy, no clang, no screen.
     for library in ("numpy", "libbcc", "libclang", "libLLVM"):
         assert library not in maps, library
-    sizes = {name: kibibytes(found["VmRSS"]) for name, found in (("screen", screen), ("loader", loader))}
+    sizes = {
+        name: int(found["VmRSS"].removesuffix(" kB")) * 1024
+        for name, found in (("screen", screen), ("loader", loader))
+    }
     alone = single_process()
     print(
         ", ".join(
@@ -355,15 +285,6 @@ def test_the_screen_has_no_privileges_and_the_loader_no_business(lab: Lab, veth:
     assert sizes["screen"] < 120 * MEBIBYTE
     # Compiled in one process, as tools with BCC do it, clang's memory would stay.
     assert sum(sizes.values()) < alone
-
-
-def kibibytes(text: str) -> int:
-    return int(text.removesuffix(" kB")) * 1024
-
-
-def status_of_thread(task: Path) -> dict[str, str]:
-    lines = (task / "status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def single_process() -> int:
@@ -394,7 +315,7 @@ def test_where_root_calls_the_screen_is_nobody(lab: Lab, veth: Link) -> None:
     """Root without sudo: nothing that parses or draws is root, and what opens root's files can do nothing else."""
     with Nettop(lab, veth.a, *ARGS, env=dict.fromkeys(SUDO, "")) as nettop:
         nettop.wait_frames(3)
-        threads = [status_of_thread(task) for task in Path(f"/proc/{nettop.pid}/task").iterdir()]
+        threads = [status(int(task.name)) for task in Path(f"/proc/{nettop.pid}/task").iterdir()]
         others = [status(pid) for pid in bpf.family(nettop.pid)[1:]]
         files = [found for found in others if found["Name"] == "nettop-files"]
     assert len(threads) > 1
@@ -403,7 +324,7 @@ def test_where_root_calls_the_screen_is_nobody(lab: Lab, veth: Link) -> None:
         assert found["Gid"].split() == [str(NOBODY.pw_gid)] * 4
         assert set(map(int, found["Groups"].split())) <= {NOBODY.pw_gid}
     for found in (*threads, *files):
-        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        for name in SETS:
             assert int(found[name], 16) == 0, name
         assert found["NoNewPrivs"] == "1"
     assert [(found["Uid"].split(), found["Threads"]) for found in files] == [(["0"] * 4, "1")]

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from lab import Lab, Link, Nettop, bpf, faults, oracle
 from lab.namespace import Namespace
-from lab.program import REPOSITORY, Frame, command
-from lab.shell import Process, eventually
+from lab.program import REPOSITORY, Frame
+from lab.shell import eventually
 from lab.traffic import ping
 
 from nettop.bpf.protocol import Filter, Load, Plan, Request, Stats
 from nettop.collect.loader_client import LOADER, LoaderHandle
 from nettop.core.errors import NettopError
+from nettop.probes.base import all_probes
 
 TOO_MANY = "too many requests in a short time; the next is served in "
 ACCEPT = (6, 0, 0, 262144)  # classic BPF: return 262144
@@ -77,6 +78,19 @@ def test_a_screen_that_floods_its_loader_is_refused(veth: Link) -> None:
         handle.request(Stats(False))
 
 
+def test_the_screen_gets_no_map_but_those_that_it_reads(veth: Link) -> None:
+    """The others hold the kernel's addresses of packets and sockets."""
+    built_in = all_probes()
+    with loader(veth.a.ns) as handle:
+        for answer in handle.request(Load(Plan(veth.a.name, tuple(built_in))))[0]:
+            given = {made.name: made.fd for made in answer.probe.maps}
+            assert given.keys() == {"config", *(m.name for m in built_in[answer.probe.name].maps)}
+            others = {fd for hook in answer.probe.hooks for fd in (*hook.programs, *hook.links)}
+            assert len(answer.fds) == len({*given.values(), *others} - {-1})
+            for fd in answer.fds:
+                os.close(fd)
+
+
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_loader_that_hangs_keeps_nobody(veth: Link, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from nettop.collect import loader_client
@@ -97,15 +111,12 @@ def test_a_probe_that_found_no_memory_is_tried_again(lab: Lab, veth: Link) -> No
     before = oracle.attached(veth.a)
     words = ("-d", "0.5", "-p", "throughput,flows", "--max-flows", "1048576")
     with faults.little_memory(160) as limited:
-        nettop = Nettop(lab, veth.a, *words)
-        argv = [*limited, *veth.a.ns.argv(command(veth.a.name, *nettop.args))]
-        nettop.process = Process(
-            argv, on_line=nettop._line, env={**os.environ, "NO_COLOR": "1"}, cwd=REPOSITORY
-        )
-        try:
+        with Nettop(lab, veth.a, *words, wrap=lambda argv: [*limited, *argv]) as nettop:
             nettop.wait_frames(2, timeout=60)
             first = nettop.frames[-1]["probes"]["flows"]
             assert first["state"] == "failed"
+            for part in ("cannot make the map", "1048576 entries", "--max-flows makes the largest smaller"):
+                assert part in first["detail"]
             assert re.search(r"Cannot allocate memory.*; next try at \d\d:\d\d:\d\d$", first["detail"])
             assert nettop.frames[-1]["probes"]["throughput"]["state"] == "live"
             group = Path(re.findall(r">(\S+)/cgroup.procs", limited[2])[0])
@@ -119,8 +130,6 @@ def test_a_probe_that_found_no_memory_is_tried_again(lab: Lab, veth: Link) -> No
             # What was there of the first try is gone, and the other probe knew nothing of it.
             assert all(frame["probes"]["throughput"]["state"] == "live" for frame in nettop.frames)
             held = bpf.held(nettop.pid)
-        finally:
-            nettop.stop()
         assert eventually(lambda: not bpf.remaining(held))
     assert eventually(lambda: oracle.attached(veth.a) == before)
 

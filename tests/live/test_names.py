@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import Lab, Link
+from lab import Lab, Link, dns
 from lab.namespace import Endpoint
 from lab.program import REPOSITORY, interpreter
-from lab.shell import run
-from lab.traffic import wait_listening
 from terminal import Terminal
 
 NOBODY = pwd.getpwnam("nobody")
@@ -34,55 +32,20 @@ print(json.dumps([first, names.of(known), names.of(evil), names.of(v6), names.ch
 def test_a_name_comes_from_the_servers_answer(lab: Lab, veth: Link, tmp_path: Path) -> None:
     """The server knows one address; to another it gives a name that no host may have."""
     evil = "198.51.100.66"
-    server = veth.b.ns.spawn(
-        *(
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--no-resolv",
-            "--no-hosts",
-            "--user=root",
-        ),
-        *("--pid-file=", "--bind-interfaces", f"--listen-address={veth.b.v4}", "--log-facility=-"),
-        *(
-            f"--host-record={NAME},{veth.b.v4},{veth.b.v6}",
-            "--ptr-record=66.100.51.198.in-addr.arpa,10.0.0.1",
-        ),
+    records = (
+        f"--host-record={NAME},{veth.b.v4},{veth.b.v6}",
+        "--ptr-record=66.100.51.198.in-addr.arpa,10.0.0.1",
     )
-    try:
-        wait_listening(veth.b.ns, 53)
+    with dns.dnsmasq(veth.b, *records):
         resolv = tmp_path / "resolv.conf"
         resolv.write_text(f"nameserver {veth.b.v4}\noptions timeout:2 attempts:2\n")
         # A mount of its own: the machine's resolver stays as it is.
         inside = f'mount --bind {resolv} /etc/resolv.conf && cd {REPOSITORY} && exec "$@"'
         unprivileged = (
-            "setpriv",
-            f"--reuid={NOBODY.pw_uid}",
-            "--clear-groups",
-            "--bounding-set=-all",
-            "--no-new-privs",
+            f"setpriv --reuid={NOBODY.pw_uid} --clear-groups --bounding-set=-all --no-new-privs".split()
         )
-        answer = run(
-            veth.a.ns.argv(
-                [
-                    *(
-                        "unshare",
-                        "--mount",
-                        "sh",
-                        "-c",
-                        inside,
-                        "sh",
-                        *unprivileged,
-                        interpreter(),
-                        "-c",
-                        SCRIPT,
-                    ),
-                    *(veth.b.v4, evil, veth.b.v6),
-                ]
-            )
-        )
-    finally:
-        server.stop(signal.SIGTERM)
+        script = (*unprivileged, interpreter(), "-c", SCRIPT, veth.b.v4, evil, veth.b.v6)
+        answer = veth.a.ns.run("unshare", "--mount", "sh", "-c", inside, "sh", *script)
     assert json.loads(answer.stdout) == [["", "", ""], NAME, "", NAME, 3]
 
 
@@ -90,7 +53,7 @@ def test_a_name_comes_from_the_servers_answer(lab: Lab, veth: Link, tmp_path: Pa
 def unanswered(at: Endpoint, server: Endpoint) -> Iterator[None]:
     """A server that takes queries and never answers, as this namespace's resolver (ip-netns(8) puts it in place)."""
     folder = Path("/etc/netns", str(at.ns.name))
-    silent = server.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    silent = server.ns.socket(socket.SOCK_DGRAM)
     silent.bind((server.v4, 53))
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True)

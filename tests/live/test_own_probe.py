@@ -10,14 +10,13 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from lab import faults
 from lab.program import REPOSITORY, command, interpreter
 from lab.shell import Process, eventually, run
 
@@ -110,10 +109,9 @@ def folder_of(place: Path, name: str, source: str = "", module: str = "") -> Pat
 
 @pytest.fixture(scope="module")
 def walkable_module() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="nettop-test-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    with faults.folder() as path:
+        path.chmod(0o755)
+        yield path
 
 
 @pytest.fixture(scope="module")

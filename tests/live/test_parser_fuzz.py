@@ -120,13 +120,6 @@ def tc_probes() -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
-def cache() -> Path:
-    path = Path("/var/cache/nettop-lab/objects")  # compiled anew only where a source has changed
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 @contextlib.contextmanager
 def programs(
     cache: Path, config: Config, filter_text: str = "", max_flows: int = 1 << 14

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import pwd
 import re
 import shutil
 import struct
@@ -17,23 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from driven import Driven
 from lab import Lab, Link, Nettop, bpf, oracle
 from lab.program import REPOSITORY, command, interpreter
 from lab.shell import Process, run
 from lab.traffic import ping
+from processes import NOBODY, SETS, status
 
 from nettop.privilege import BPF, DAC_READ_SEARCH, NET_ADMIN, PERFMON, SYS_ADMIN, mask
 
-NOBODY = pwd.getpwnam("nobody")
-SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 LOADING = mask(NET_ADMIN, BPF, PERFMON)
 CASES = int(os.environ.get("NETTOP_FUZZ_LOADERS", 40))
-
-
-def status(pid: int) -> dict[str, str]:
-    """/proc/PID/status."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def capabilities(pid: int) -> dict[str, int]:
@@ -107,34 +100,21 @@ def test_each_process_has_what_it_needs_and_no_more(lab: Lab, veth: Link) -> Non
 
 def test_what_is_asked_later_needs_no_more(lab: Lab, veth: Link) -> None:
     """Costs, which need the switch; another filter, which needs a compiler; the interface gone and back."""
-    argv = [interpreter(), str(Path(__file__).with_name("filter_driver.py")), veth.a.name, "0.3"]
-    argv += ["throughput,flows", "icmp"]
-    frames: list[dict] = []
-    lab.check(veth.a.ns, veth.a.name)
-    driver = Process(
-        veth.a.ns.argv(argv),
-        on_line=lambda line: frames.append(json.loads(line)),
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},
-        cwd=REPOSITORY,
-    )
-    try:
-        wait_for(frames, lambda frame: frame["health"]["kernel_ns"])
-        loader = parts(driver.pid)["loader"]
-        with watched_compilers(driver.pid) as compilers:
+    with Driven(veth.a, "icmp", delay=0.3, probes="throughput,flows") as nettop:
+        nettop.wait(lambda: any(frame["health"]["kernel_ns"] for frame in nettop.frames))
+        loader = parts(nettop.process.pid)["loader"]
+        with watched_compilers(nettop.process.pid) as compilers:
             # Never compiled before, so that a compiler is started.
-            text = f"icmp and not port {os.getpid() % 60000 + 1} and less {time.time_ns() % 50000 + 10000}"
-            driver.write_line(text)
-            wait_for(frames, lambda frame: frame["filter"] == text)
+            nettop.set_filter(
+                f"icmp and not port {os.getpid() % 60000 + 1} and less {time.time_ns() % 50000 + 10000}"
+            )
         lab.delete_interface(veth.a)
-        wait_for(frames, lambda frame: any("is gone" in note for note in frame.get("notes", ())))
+        nettop.wait_note("is gone")
         lab.recreate(veth)
-        wait_for(frames, lambda frame: any("came back" in note for note in frame.get("notes", ())))
+        nettop.wait_note("came back")
         ping(veth.a, veth.b, 11)
-        wait_for(frames, lambda frame: frame["throughput"]["tx"]["packets_total"])
+        nettop.wait(lambda: bool(nettop.frames[-1]["throughput"]["tx"]["packets_total"]))
         assert capabilities(loader) == only(LOADING, mask(BPF))
-    finally:
-        driver.close_stdin()
-        driver.wait(timeout=20)
     assert compilers
     for held, state in compilers:
         # before and after its exec, and once it has compiled
@@ -145,28 +125,19 @@ def test_what_is_asked_later_needs_no_more(lab: Lab, veth: Link) -> None:
     assert any(held == only(mask(BPF), mask(BPF)) for held, _ in compilers)
 
 
-def wait_for(frames: list[dict], condition: object, seconds: float = 30.0) -> dict:
-    """The first frame from now on of which this is true."""
-    assert callable(condition)
-    at, end = len(frames), time.monotonic() + seconds
-    while time.monotonic() < end:
-        while at < len(frames):
-            if condition(frames[at]):
-                return frames[at]
-            at += 1
-        time.sleep(0.02)
-    raise AssertionError(f"it did not come: {frames[-1:]}")
-
-
 # --- a few capabilities instead of root ---------------------------------------------------------------------
 
 
-def as_user(veth: Link, names: set[str], *args: str) -> list[str]:
-    """nettop as a user with these capabilities and no others, in the namespace of the link's end a."""
+def setpriv(names: set[str]) -> list[str]:
+    """What lets a command run as a user with these capabilities and no others."""
     words = ",".join(f"+{name}" for name in sorted(names)) or "-all"
     argv = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups"]
-    argv += ["--inh-caps", words, "--ambient-caps", words, *command(veth.a.name, *args)]
-    return veth.a.ns.argv(argv)
+    return [*argv, "--inh-caps", words, "--ambient-caps", words]
+
+
+def as_user(veth: Link, names: set[str], *args: str) -> list[str]:
+    """nettop as such a user, in the namespace of the link's end a."""
+    return veth.a.ns.argv([*setpriv(names), *command(veth.a.name, *args)])
 
 
 ALL = {"net_admin", "bpf", "perfmon"}
@@ -185,33 +156,32 @@ def test_a_capability_that_is_missing_is_named(lab: Lab, veth: Link, absent: str
 
 def test_three_capabilities_are_as_good_as_root(lab: Lab, veth: Link) -> None:
     """All probes are live and count; only the programs' own cost is not known, and that is said."""
-    lab.check(veth.a.ns, veth.a.name)
     others = set(Path("/tmp").glob("nettop-cache-*"))  # of runs that were killed, or are beside us
-    frames: list[dict] = []
-    process = Process(
-        as_user(veth, ALL, "-b", "--format", "ndjson", "-d", "0.3"),
-        on_line=lambda line: frames.append(json.loads(line)),
-        cwd=REPOSITORY,
-    )
-    try:
-        with watched_compilers(process.pid) as compilers:
-            wait_for(frames, lambda frame: True, 60)
-        pids = parts(process.pid)
+
+    def wrap(argv: list[str]) -> list[str]:
+        at = argv.index(interpreter())
+        return [*argv[:at], *setpriv(ALL), *argv[at:]]
+
+    with Nettop(lab, veth.a, "-d", "0.3", wrap=wrap) as nettop:
+        with watched_compilers(nettop.pid) as compilers:
+            nettop.wait_frames(1, timeout=60)
+        pids = parts(nettop.pid)
         held = {name: capabilities(pid) for name, pid in pids.items()}
         sets = [status(pid) for pid in pids.values()]
         environment = Path(f"/proc/{pids['loader']}/environ").stat().st_uid
         ping(veth.a, veth.b, 53)
-        frame = wait_for(frames, lambda frame: frame["throughput"]["tx"]["packets_total"] >= 53)
-        made = bpf.held(process.pid)
-    finally:
-        code = process.stop(2)
-    assert code == 130
+        nettop.more_frames(2)
+        made = bpf.held(nettop.pid)
+        outcome = nettop.stop()
+    assert outcome.code == 130
+    frame = outcome.frames[-1]
+    assert frame["throughput"]["tx"]["packets_total"] >= 53
     assert {name: probe["state"] for name, probe in frame["probes"].items()} == dict.fromkeys(
         ("throughput", "flows", "stages", "irq"), "live"
     )
     assert frame["health"]["kernel_ns"] is None
     assert (
-        process.stderr == "nettop: no run statistics: what the programs cost is only told to CAP_SYS_ADMIN\n"
+        outcome.stderr == "nettop: no run statistics: what the programs cost is only told to CAP_SYS_ADMIN\n"
     )
     assert set(pids) == {"screen", "loader"}  # there is nothing that a switch could do
     for name, allowed in (("screen", 0), ("loader", LOADING)):

@@ -1,15 +1,14 @@
 """Passive RTT on wires of known delay: every method, against the forwarder's own account and against `ss`."""
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from driven import Driven
 from lab import Direction, Lab, dns, oracle
-from lab.program import Frame, interpreter
+from lab.program import Frame
 from lab.traffic import answering, answers, asking, iperf3, ping
 from rtts import (
     DELAYED_ACK_NS,
@@ -301,35 +300,31 @@ def test_subnets_beyond_the_table_are_counted_together(lab: Lab) -> None:
 def test_a_flow_in_focus_shows_its_samples_as_they_come(lab: Lab) -> None:
     link = lab.wire(Direction(delay_ms=5))
     assert link.wire
-    with answering(link.b) as server, answering(link.b) as other:
+    with (
+        answering(link.b) as server,
+        answering(link.b) as other,
+        Driven(link.a, delay=0.2, probes="flows") as nettop,
+    ):
         running = [asking(link.a, s, seconds=60) for s in (server, other)]
-        driver = lab.spawn(
-            link.a.ns,
-            *(
-                "env",
-                "OPENBLAS_NUM_THREADS=1",
-            ),  # as nettop itself does: numpy's threads would keep privileges
-            interpreter(),
-            str(Path(__file__).with_name("focus.py")),
-            link.a.name,
-            str(server.port),
-            "3",
-        )
-        time.sleep(0.5)
         hasten(link.a.ns, link.b.ns)
-        assert driver.wait(timeout=20) == 0, driver.stderr
+        nettop.tell(f"focus {server.port}")
+        nettop.wait(lambda: bool(nettop.frames[-1]["samples"]))
+        first = next(n for n, frame in enumerate(nettop.frames) if frame["samples"])
+        nettop.more_frames(15)
+        minimum, middle = link.wire.round_trip_ns()
         for process in running:
             process.stop()
-    lines = [json.loads(line) for line in driver.lines]
-    samples = [line for line in lines if isinstance(line, list)]
-    end = lines[-1]
+        frames = nettop.frames[first:]
+    samples = [sample for frame in frames for sample in frame["samples"]]
     outward = [rtt for _, rtt, inward, _ in samples if not inward]
-    minimum, middle = link.wire.round_trip_ns()
+    before, after = (
+        flow([frame], remote_port=server.port)["rtt"]["samples_total"] for frame in (frames[0], frames[-1])
+    )
 
-    assert end["lost"] == 0
+    assert frames[-1]["health"]["lost_events"] == 0
     # Sixty a second and side at most. The first frame that has any counted some of them before it.
     assert 100 < len(outward) < 200
-    assert end["counted"]["rtt"] <= len(outward) <= end["counted"]["rtt"] + 20
+    assert after - before <= len(outward) <= after - before + 20
     assert {method for *_, method in samples} == {"timestamp"}
     assert is_min(min(outward), minimum)
     assert is_median(median(outward), middle)

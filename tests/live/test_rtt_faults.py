@@ -1,11 +1,10 @@
-"""What a network does to packets, and what may then be said of RTT: no sample may be off by more than its method's
-error (docs/probes/flows.md)."""
+"""RTT beside loss, reordering and duplicates: no sample is off by more than its method's error (flows.md)."""
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 from lab import Direction, Lab, oracle, packets
@@ -34,14 +33,13 @@ IDLE_SECONDS = 60.0
 # A flow that rests for a minute. It does so beside the other tests.
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rest:
     """What an idle minute did: frames of nettop, and the wire's smallest and largest round trip."""
 
-    frames: list[Frame] = field(default_factory=list)
-    wire: tuple[int, int] = (0, 0)
-    ports: list[int] = field(default_factory=list)
-    failure: list[BaseException] = field(default_factory=list)
+    frames: list[Frame]
+    wire: tuple[int, int]
+    ports: list[int]
 
 
 def talk(connection: Transfer, times: int, *, back: bool = False) -> None:
@@ -55,42 +53,35 @@ def talk(connection: Transfer, times: int, *, back: bool = False) -> None:
         time.sleep(0.03)
 
 
-def rest(found: Rest) -> None:
-    try:
-        with Lab() as lab, contextlib.ExitStack() as stack:
-            link = lab.wire(Direction(delay_ms=5))
-            assert link.wire
-            nettop = stack.enter_context(watching(lab, link.a, delay="1"))
-            kinds = []
-            for stamps in (1, 0):
-                link.a.ns.sysctl("ipv4.tcp_timestamps", stamps)
-                kinds += [stack.enter_context(transfer(link.a, link.b)) for _ in range(3)]
-            found.ports = [connection.remote[1] for connection in kinds]
-            for connection in kinds:
-                talk(connection, 10)
-                # The last words are segments that are acknowledged, some of them together, but not answered.
-                for _ in range(8):
-                    connection.sender.sendall(b".")
-                    time.sleep(0.025)
-            time.sleep(IDLE_SECONDS)
-            for number, connection in enumerate(kinds):
-                connection.receiver.recv(8)
-                talk(connection, 10, back=number % 3 == 1)
-            there, back = link.wire.report()
-            found.wire = (there.hold_ns.min + back.hold_ns.min, there.hold_ns.max + back.hold_ns.max)
-            nettop.more_frames(2)
-        found.frames = nettop.frames
-    except BaseException as error:
-        found.failure.append(error)
+def rest() -> Rest:
+    with Lab() as lab, contextlib.ExitStack() as stack:
+        link = lab.wire(Direction(delay_ms=5))
+        assert link.wire
+        nettop = stack.enter_context(watching(lab, link.a, delay="1"))
+        kinds = []
+        for stamps in (1, 0):
+            link.a.ns.sysctl("ipv4.tcp_timestamps", stamps)
+            kinds += [stack.enter_context(transfer(link.a, link.b)) for _ in range(3)]
+        for connection in kinds:
+            talk(connection, 10)
+            # The last words are segments that are acknowledged, some of them together, but not answered.
+            for _ in range(8):
+                connection.sender.sendall(b".")
+                time.sleep(0.025)
+        time.sleep(IDLE_SECONDS)
+        for number, connection in enumerate(kinds):
+            connection.receiver.recv(8)
+            talk(connection, 10, back=number % 3 == 1)
+        there, back = link.wire.report()
+        nettop.more_frames(2)
+        wire = (there.hold_ns.min + back.hold_ns.min, there.hold_ns.max + back.hold_ns.max)
+        return Rest(nettop.frames, wire, [connection.remote[1] for connection in kinds])
 
 
 @pytest.fixture(scope="module")
-def resting() -> Iterator[tuple[Rest, threading.Thread]]:
-    found = Rest()
-    thread = threading.Thread(target=rest, args=(found,))
-    thread.start()
-    yield found, thread
-    thread.join()
+def resting() -> Iterator[Future[Rest]]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(rest)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -281,12 +272,8 @@ def test_a_syn_flood_costs_bounded_memory_and_no_established_flow(lab: Lab, answ
 
 @pytest.mark.slow
 @pytest.mark.time_limit(150)
-def test_a_flow_that_resumes_after_a_minute_has_no_false_sample(
-    resting: tuple[Rest, threading.Thread],
-) -> None:
-    found, thread = resting
-    thread.join()
-    assert not found.failure, found.failure
+def test_a_flow_that_resumes_after_a_minute_has_no_false_sample(resting: Future[Rest]) -> None:
+    found = resting.result()
     for port in found.ports:
         row = flow(found.frames, remote_port=port)
         assert is_min(row["rtt"]["min_ns"], found.wire[0])

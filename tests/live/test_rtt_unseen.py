@@ -1,12 +1,12 @@
 """A flow goes on while nettop does not see it: what comes next may answer what was sent meanwhile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from driven import Driven
 from lab import Lab, Link
 from rtts import MS, Talk, play_all
-from stagelab import Driven
 
 APART = 30  # ms, as test_rtt_methods.py has it
 ROUND_TRIP = 20
@@ -18,22 +18,17 @@ def filters(count: int) -> Callable[[Lab, Link, Driven], None]:
 
     def change(lab: Lab, link: Link, nettop: Driven) -> None:
         for text in (*HIDDEN[:count], ""):
-            nettop.tell(f"filter {text}")
-            nettop.wait(lambda text=text: nettop.frames[-1]["filter"] == text)
+            nettop.set_filter(text)
 
     return change
 
 
 def come_back(lab: Lab, link: Link, nettop: Driven) -> None:
     """The interface goes, and comes again under its name."""
-
-    def noted(word: str) -> bool:
-        return any(word in note for note in nettop.frames[-1].get("notes", ()))
-
     lab.delete_interface(link.a)
-    nettop.wait(lambda: noted("gone"))
+    nettop.wait_note("gone")
     lab.recreate(link)
-    nettop.wait(lambda: noted("came back"))
+    nettop.wait_note("came back")
 
 
 # Filters have one of four numbers: after three that leave the flow out, no filter has that of the beginning again.
@@ -60,20 +55,31 @@ def after(talk: Talk, stamp: int) -> Talk:
     )
 
 
-@pytest.mark.parametrize("how", CHANGES)
-def test_what_was_sent_unseen_makes_no_round_trip_too_short(lab: Lab, veth: Link, how: str) -> None:
-    def talks(number: int) -> list[Talk]:
-        """With timestamps, and without: by sequence numbers the first segment that is seen was sent again."""
-        return [Talk(veth, 2 * number), Talk(veth, 2 * number + 1).with_(stamps=False)]
+@pytest.fixture(scope="module")
+def station() -> Iterator[tuple[Lab, Link, Driven]]:
+    with Lab() as lab:
+        link = lab.veth()
+        with Driven(link.a, probes="flows") as nettop:
+            yield lab, link, nettop
 
-    with Driven(veth.a, probes="flows") as nettop:
-        pairs = [pair for number in range(5) for pair in zip(talks(number), talks(number), strict=True)]
-        first = play_all(lab, [before(one) for one, _ in pairs])
-        nettop.more_frames(2)
-        assert all(row_of(nettop, one)["rtt"]["samples_total"] == 1 for one, _ in pairs)
-        CHANGES[how](lab, veth, nettop)
-        second = play_all(lab, [after(two, 5000) for _, two in pairs])
-        nettop.more_frames(2)
+
+_numbers = iter(range(60))
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_what_was_sent_unseen_makes_no_round_trip_too_short(
+    station: tuple[Lab, Link, Driven], how: str
+) -> None:
+    """With timestamps, and without: by sequence numbers the first segment that is seen was sent again."""
+    lab, link, nettop = station
+    kinds = [(next(_numbers), stamps) for _ in range(5) for stamps in (True, False)]
+    pairs = [[Talk(link, number).with_(stamps=stamps) for _ in range(2)] for number, stamps in kinds]
+    first = play_all(lab, [before(one) for one, _ in pairs])
+    nettop.more_frames(2)
+    assert all(row_of(nettop, one)["rtt"]["samples_total"] == 1 for one, _ in pairs)
+    CHANGES[how](lab, link, nettop)
+    second = play_all(lab, [after(two, 5000) for _, two in pairs])
+    nettop.more_frames(2)
     for (one, _), early, late in zip(pairs, first, second, strict=True):
         rtt = row_of(nettop, one)["rtt"]
         truth = (early[3] - early[2], late[3] - late[2])

@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 from devices import open_tap
-from lab import Direction, Lab, Link, Nettop, Router
+from driven import Driven
+from lab import Direction, Lab, Link, Router
 from lab.bpf import held, remaining
 from lab.namespace import Endpoint
 from lab.program import Frame
-from lab.traffic import answering, ask, asking, iperf3, ping, transfer
-from stagelab import MS, Driven, Total, stages, watching
+from lab.traffic import Transfer, answering, ask, asking, iperf3, ping, transfer
+from stagelab import BOTH, MS, RECEIVE, SEND, Station, Total, stages, watching
 
-RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
-SEND = ("application", "ip", "qdisc", "driver")
 SO_TXTIME, UDP_SEGMENT = 61, 103
-BOTH = (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND))
+PORT = 5301
+FILTER = f"tcp port {PORT}"  # one for several tests, which is compiled once
 
 pytestmark = pytest.mark.pair
 # But not those that count a few packets and time nothing: load changes nothing for these.
@@ -50,6 +50,17 @@ def all_seen(
         assert totals[key].coverage >= share, f"{key}: {totals[key].coverage}"
 
 
+def add_up(totals: dict[tuple[str, str], Total]) -> None:
+    """The stages' times are the whole way's, of the same packets: as many went through each stage as through it."""
+    for direction, names in (("rx", RECEIVE), ("tx", SEND)):
+        whole = totals[direction, "whole"]
+        assert whole.count > 200  # enough for a mean; how many depends on how large GRO makes them
+        parts = sum(totals[direction, name].path_ns for name in names)
+        assert parts / whole.count == pytest.approx(whole.mean_ns, rel=0.05)
+        for name in names[1:]:
+            assert totals[direction, name].path_packets == pytest.approx(whole.count, rel=0.05)
+
+
 def few(totals: dict[tuple[str, str], Total], keys: Iterable[tuple[str, str]], most: int = 99) -> None:
     """Hardly a packet comes there: what opens and closes connections, and says when to begin."""
     for key in keys:
@@ -59,13 +70,21 @@ def few(totals: dict[tuple[str, str], Total], keys: Iterable[tuple[str, str]], m
 @beside_others
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("kind", ["bulk", "tcp", "udp"])
-def test_every_boundary_sees_every_packet(lab: Lab, veth: Link, kind: str, ipv6: bool) -> None:
-    with watching(lab, veth.a) as frames:
+def test_every_boundary_sees_every_packet(staged: Station, kind: str, ipv6: bool) -> None:
+    with staged.watch.observing() as frames:
         if kind == "bulk":
-            iperf3(veth.a, veth.b, seconds=2, bits_per_s="50M", length=1200, reverse=True, ipv6=ipv6)
+            iperf3(
+                staged.link.a,
+                staged.link.b,
+                seconds=2,
+                bits_per_s="50M",
+                length=1200,
+                reverse=True,
+                ipv6=ipv6,
+            )
         else:
-            with answering(veth.b) as server:
-                ask(veth.a, server, kind=kind, flows=4, seconds=2, ipv6=ipv6)  # type: ignore[arg-type]
+            with answering(staged.link.b) as server:
+                ask(staged.link.a, server, kind=kind, flows=4, seconds=2, ipv6=ipv6)  # type: ignore[arg-type]
     totals = stages(frames)
     nobody = []
     if kind == "bulk":
@@ -77,6 +96,8 @@ def test_every_boundary_sees_every_packet(lab: Lab, veth: Link, kind: str, ipv6:
         nobody = [key for function, key in functions.items() if function not in hooks]
     all_seen(totals, [key for key in BOTH if key not in nobody], least=1001)
     few(totals, nobody)
+    if kind != "udp":
+        add_up(totals)
 
 
 @beside_others
@@ -88,7 +109,7 @@ def test_each_way_of_watching_counts_the_same(lab: Lab, veth: Link, via: str) ->
     hooks = {hook["via"] for hook in frames[-1]["probes"]["stages"]["hooks"]}
     assert hooks == {via, "netfilter"}
     totals = stages(frames)
-    for key in (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND)):
+    for key in BOTH:
         # One segment a question and one an answer; the hand-shake and a few ACKs besides.
         assert transactions <= totals[key].count <= transactions + 10, key
         assert totals[key].missed <= 1, key
@@ -115,7 +136,7 @@ def test_a_hook_that_is_not_to_be_had(lab: Lab, veth: Link, hook: str) -> None:
         assert ask(veth.a, server, count=transactions).transactions == transactions
         assert ask(veth.a, server, kind="udp", count=100).transactions == 100
     totals = stages(frames)
-    rows = {("rx", name) for name in RECEIVE} | {("tx", name) for name in SEND}
+    rows = set(BOTH)
     assert {key for key in totals if key[1] not in ("whole", "done", "forward")} == rows - {(direction, gone)}
     merged = {
         (d, s["stage"]): s["merged"] for d in ("rx", "tx") for s in frames[-1]["stages"][d] if s["merged"]
@@ -132,45 +153,44 @@ def test_a_hook_that_is_not_to_be_had(lab: Lab, veth: Link, hook: str) -> None:
         assert parts == pytest.approx(whole.sum_ns, rel=0.05)
 
 
+def read_late(pair: Transfer, count: int) -> float:
+    """So many segments, each read 20 ms after it came; the mean wait in ns by the reader's clock."""
+    poller = select.poll()
+    poller.register(pair.receiver, select.POLLIN)
+    waited = 0
+    for _ in range(count):
+        pair.sender.sendall(b"x" * 700)
+        sent = time.monotonic_ns()
+        poller.poll(1000)
+        time.sleep(0.02)
+        assert pair.receiver.recv(65536)
+        waited += time.monotonic_ns() - sent
+    return waited / count
+
+
 def test_what_waits_for_its_reader_is_timed_from_the_boundary_that_there_is(lab: Lab, veth: Link) -> None:
     with watching(lab, veth.a, without="sk_data_ready") as frames, transfer(veth.b, veth.a) as pair:
-        waited = 0
-        for _ in range(20):
-            pair.sender.sendall(b"x" * 700)
-            sent = time.monotonic_ns()
-            time.sleep(0.02)
-            assert pair.receiver.recv(65536)
-            waited += time.monotonic_ns() - sent
+        mean = read_late(pair, 20)
     application = stages(frames)["rx", "application"]
     assert application.count == 20
-    assert application.mean_ns == pytest.approx(waited / 20, rel=0.05, abs=1 * MS)
+    assert application.mean_ns == pytest.approx(mean, rel=0.05, abs=1 * MS)
 
 
-def test_a_reader_that_sleeps_is_the_application_stage_alone(lab: Lab, veth: Link) -> None:
-    with watching(lab, veth.a) as frames, transfer(veth.b, veth.a) as pair:
-        poller = select.poll()
-        poller.register(pair.receiver, select.POLLIN)
-        waited = 0
-        for _ in range(50):
-            pair.sender.sendall(b"x" * 700)
-            sent = time.monotonic_ns()
-            poller.poll(1000)
-            time.sleep(0.02)
-            assert pair.receiver.recv(65536)
-            waited += time.monotonic_ns() - sent
+def test_a_reader_that_sleeps_is_the_application_stage_alone(staged: Station) -> None:
+    with staged.watch.observing() as frames, transfer(staged.link.b, staged.link.a) as pair:
+        mean = read_late(pair, 50)
     totals = stages(frames)
     application = totals["rx", "application"]
     assert application.count == 50
     # On a busy machine the reader sleeps a little longer than it wants to.
-    mean = waited / 50
     assert mean >= 20 * MS
     assert application.mean_ns == pytest.approx(mean, rel=0.05, abs=1 * MS)
     assert totals["rx", "whole"].mean_ns == pytest.approx(mean, rel=0.05, abs=1 * MS)
     small(totals, ("rx", "application"))
 
 
-def test_a_reader_that_waits_for_data_is_no_delay(lab: Lab, veth: Link) -> None:
-    with watching(lab, veth.a) as frames, transfer(veth.b, veth.a) as pair:
+def test_a_reader_that_waits_for_data_is_no_delay(staged: Station) -> None:
+    with staged.watch.observing() as frames, transfer(staged.link.b, staged.link.a) as pair:
         got: list[int] = []
 
         def read() -> None:
@@ -190,13 +210,13 @@ def test_a_reader_that_waits_for_data_is_no_delay(lab: Lab, veth: Link) -> None:
     small(totals)
 
 
-def test_a_datagram_waits_for_its_own_reader(lab: Lab, veth: Link) -> None:
+def test_a_datagram_waits_for_its_own_reader(staged: Station) -> None:
     """Datagrams are read late, in bursts and one by one: each has waited as long as it was queued."""
-    with watching(lab, veth.a) as frames:
-        receiver = veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        sender = veth.b.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with staged.watch.observing() as frames:
+        receiver = staged.link.a.ns.socket(socket.SOCK_DGRAM)
+        sender = staged.link.b.ns.socket(socket.SOCK_DGRAM)
         with receiver, sender:
-            receiver.bind((veth.a.v4, 0))
+            receiver.bind((staged.link.a.v4, 0))
             receiver.settimeout(2)
             sender.connect(receiver.getsockname())
             waited = 0
@@ -228,26 +248,44 @@ def test_what_waits_behind_a_gap_is_not_the_readers_fault(lab: Lab) -> None:
     assert application.percentile_ns(0.95) < 2 * MS
 
 
-def token_bucket(end: Endpoint, frame: int, ms: int, burst: int, limit: int) -> None:
+@contextmanager
+def token_bucket(end: Endpoint, frame: int, ms: int, burst: int, limit: int) -> Iterator[None]:
     """A queue in which a frame of so many bytes takes so many ms of tokens."""
     rate = f"{frame * 8 * 1000 // ms}bit"
     words = ("tbf", "rate", rate, "burst", str(burst), "limit", str(limit))
     end.ns.run("tc", "qdisc", "add", "dev", end.name, "root", *words)
+    try:
+        yield
+    finally:
+        end.ns.run("tc", "qdisc", "del", "dev", end.name, "root")
+
+
+@contextmanager
+def switched(end: Endpoint, *features: str) -> Iterator[None]:
+    """These offloads, and after the block what a veth is made with."""
+    end.ns.run("ethtool", "-K", end.name, *features)
+    try:
+        yield
+    finally:
+        end.ns.run("ethtool", "-K", end.name, "gro", "off", "tso", "on", "tx-udp-segmentation", "on")
 
 
 @contextmanager
 def timed_sender(end: Endpoint) -> Iterator[socket.socket]:
     """A UDP socket whose datagrams may say before which time of CLOCK_MONOTONIC they are not to leave."""
-    with end.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+    with end.ns.socket(socket.SOCK_DGRAM) as sender:
         sender.setsockopt(socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", time.CLOCK_MONOTONIC, 0))
         yield sender
 
 
-def test_a_token_bucket_is_the_qdisc_stage_alone(lab: Lab, veth: Link) -> None:
+def test_a_token_bucket_is_the_qdisc_stage_alone(staged: Station) -> None:
     # A frame asks for the next one only when it has arrived.
-    token_bucket(veth.a, 1514, 10, 1600, 90_000)
-    with watching(lab, veth.a) as frames, answering(veth.b, request=1472, response=64) as server:
-        ask(veth.a, server, kind="udp", count=60)
+    with (
+        token_bucket(staged.link.a, 1514, 10, 1600, 90_000),
+        staged.watch.observing() as frames,
+        answering(staged.link.b, request=1472, response=64) as server,
+    ):
+        ask(staged.link.a, server, kind="udp", count=60)
     totals = stages(frames)
     qdisc = totals["tx", "qdisc"]
     assert qdisc.count >= 57  # 95 % of them, the coverage that is promised
@@ -263,16 +301,19 @@ PACED = {"without a time": (None, 0), "ahead": (8, 8), "past": (-8, 0), "beyond 
 
 
 @pytest.mark.parametrize("when", PACED)
-def test_of_a_wait_what_is_before_the_packets_own_time_is_pacing(lab: Lab, veth: Link, when: str) -> None:
+def test_of_a_wait_what_is_before_the_packets_own_time_is_pacing(staged: Station, when: str) -> None:
     """By SO_TXTIME, which this queue does not know: each packet waits longer than that, and only so much is pacing."""
     count, frame_ms = 31, 10
     ahead, pacing = PACED[when]
-    token_bucket(veth.a, 1514, frame_ms, 1600, 90_000)
-    with watching(lab, veth.a) as frames, timed_sender(veth.a) as sender:
+    with (
+        token_bucket(staged.link.a, 1514, frame_ms, 1600, 90_000),
+        staged.watch.observing() as frames,
+        timed_sender(staged.link.a) as sender,
+    ):
         for _ in range(count):
             at = [] if ahead is None else [struct.pack("Q", time.monotonic_ns() + ahead * MS)]
             control = [(socket.SOL_SOCKET, SO_TXTIME, data) for data in at]
-            sender.sendmsg([b"x" * 1472], control, 0, (veth.b.v4, 9))
+            sender.sendmsg([b"x" * 1472], control, 0, (staged.link.b.v4, 9))
         time.sleep(count * frame_ms / 1000)
     paced = sum(s["paced_ns"] for f in frames for s in f["stages"]["tx"] if s["stage"] == "qdisc")
     queue = stages(frames)["tx", "qdisc"]
@@ -282,18 +323,23 @@ def test_of_a_wait_what_is_before_the_packets_own_time_is_pacing(lab: Lab, veth:
     assert (queue.count - 5) * pacing * MS * 0.9 <= paced <= count * pacing * MS
 
 
-def test_segments_that_the_stack_makes_have_the_pacing_of_the_whole(lab: Lab, veth: Link) -> None:
+def test_segments_that_the_stack_makes_have_the_pacing_of_the_whole(staged: Station) -> None:
     """The time is the large packet's; it is cut at the driver, and each segment has waited as long."""
     count, segments, ahead, gap_ms = 11, 7, 8, 50
     size = 1000
     frame = segments * size + 42
-    veth.a.ns.run("ethtool", "-K", veth.a.name, "tx-udp-segmentation", "off")
-    token_bucket(veth.a, frame, gap_ms, segments * (size + 42), 900_000)
-    with watching(lab, veth.a) as frames, timed_sender(veth.a) as sender:
+    with (
+        switched(staged.link.a, "tx-udp-segmentation", "off"),
+        token_bucket(staged.link.a, frame, gap_ms, segments * (size + 42), 900_000),
+        staged.watch.observing() as frames,
+        timed_sender(staged.link.a) as sender,
+    ):
         sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
         for _ in range(count):
             at = struct.pack("Q", time.monotonic_ns() + ahead * MS)
-            sender.sendmsg([b"x" * segments * size], [(socket.SOL_SOCKET, SO_TXTIME, at)], 0, (veth.b.v4, 9))
+            sender.sendmsg(
+                [b"x" * segments * size], [(socket.SOL_SOCKET, SO_TXTIME, at)], 0, (staged.link.b.v4, 9)
+            )
         time.sleep(count * gap_ms / 1000)
     paced = sum(s["paced_ns"] for f in frames for s in f["stages"]["tx"] if s["stage"] == "qdisc")
     queue = stages(frames)["tx", "qdisc"]
@@ -404,7 +450,7 @@ def test_a_driver_is_done_with_a_packet_when_that_is_out(lab: Lab) -> None:
     """Read off a tap 30 ms after it was sent, while skbs that have ended go round."""
     end, fd = open_tap(lab)
     end.ns.run("ip", "neigh", "replace", "10.88.1.9", "lladdr", "02:00:00:00:00:09", "dev", end.name)
-    sender = end.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sender = end.ns.socket(socket.SOCK_DGRAM)
     held_ns = []
     with os.fdopen(fd, "rb", 0) as reader, watching(lab, end) as frames, sender, busy_elsewhere(lab):
         for _ in range(50):
@@ -419,31 +465,13 @@ def test_a_driver_is_done_with_a_packet_when_that_is_out(lab: Lab) -> None:
     assert sum(held_ns) - 100 * MS <= done.sum_ns <= sum(held_ns)
 
 
-@beside_others
-@pytest.mark.parametrize("traffic", ["bulk", "request-response"])
-def test_the_stages_add_up_to_the_whole(lab: Lab, veth: Link, traffic: str) -> None:
-    with watching(lab, veth.a) as frames:
-        if traffic == "bulk":
-            iperf3(veth.a, veth.b, seconds=2, bits_per_s="200M", reverse=True)
-        else:
-            with answering(veth.b) as server:
-                ask(veth.a, server, flows=16, seconds=2)
-    totals = stages(frames)
-    for direction, names in (("rx", RECEIVE), ("tx", SEND)):
-        whole = totals[direction, "whole"]
-        assert whole.count > 200  # enough for a mean; how many depends on how large GRO makes them
-        parts = sum(totals[direction, name].path_ns for name in names)
-        assert parts / whole.count == pytest.approx(whole.mean_ns, rel=0.05)
-        # The same packets: as many went through each stage as through the whole.
-        for name in names[1:]:
-            assert totals[direction, name].path_packets == pytest.approx(whole.count, rel=0.05)
-
-
 @pytest.mark.alone
-def test_coverage_at_50_000_packets_a_second(lab: Lab, veth: Link) -> None:
+def test_coverage_at_50_000_packets_a_second(staged: Station) -> None:
     for _ in range(4):
-        with watching(lab, veth.a) as frames:
-            result = iperf3(veth.a, veth.b, seconds=2, udp=True, length=64, bits_per_s="30M", reverse=True)
+        with staged.watch.observing() as frames:
+            result = iperf3(
+                staged.link.a, staged.link.b, seconds=1, udp=True, length=64, bits_per_s="30M", reverse=True
+            )
         assert result.packets
         if result.packets / result.seconds > 48_000:
             break  # else the machine was busy with something else
@@ -457,12 +485,15 @@ def test_coverage_at_50_000_packets_a_second(lab: Lab, veth: Link) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("offload", [False, True], ids=["gro", "tso"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["send", "receive"])
-def test_coverage_at_full_speed(lab: Lab, veth: Link, reverse: bool, offload: bool) -> None:
+def test_coverage_at_full_speed(staged: Station, reverse: bool, offload: bool) -> None:
     """With TSO large packets go through whole; without it the stack cuts them at the driver, and GRO mends them."""
-    for end in (veth.a, veth.b):
-        end.ns.run("ethtool", "-K", end.name, "gro", "on", "tso", "on" if offload else "off")
-    with watching(lab, veth.a) as frames:
-        result = iperf3(veth.a, veth.b, seconds=2, reverse=reverse)
+    features = ("gro", "on", "tso", "on" if offload else "off")
+    with (
+        switched(staged.link.a, *features),
+        switched(staged.link.b, *features),
+        staged.watch.observing() as frames,
+    ):
+        result = iperf3(staged.link.a, staged.link.b, seconds=1, reverse=reverse)
     assert result.bits_per_s > 1e9
     # Data goes one way, and the other ACKs alone, which nobody writes or reads.
     nobody = [("tx", "application")] if reverse else [("rx", "socket"), ("rx", "application")]
@@ -472,12 +503,14 @@ def test_coverage_at_full_speed(lab: Lab, veth: Link, reverse: bool, offload: bo
 
 
 @beside_others
-def test_steering_to_another_cpu_is_time_of_the_stack_stage(lab: Lab, veth: Link) -> None:
+def test_steering_to_another_cpu_is_time_of_the_stack_stage(staged: Station) -> None:
     """RPS moves packets to another CPU between driver and stack; they are found again."""
-    path = f"/sys/class/net/{veth.a.name}/queues/rx-0/rps_cpus"
-    veth.a.ns.run("sh", "-c", f"echo 3 > {path}")
-    with watching(lab, veth.a) as frames, answering(veth.b) as server:
-        ask(veth.a, server, flows=16, seconds=2)
+    end = staged.link.a
+    path = f"/sys/class/net/{end.name}/queues/rx-0/rps_cpus"
+    end.ns.run("sh", "-c", f"echo 3 > {path}")
+    with staged.watch.observing() as frames, answering(staged.link.b) as server:
+        ask(end, server, flows=16, seconds=2)
+    end.ns.run("sh", "-c", f"echo 0 > {path}")
     totals = stages(frames)
     for stage in RECEIVE:
         assert totals["rx", stage].count > 1000
@@ -502,27 +535,25 @@ def test_forwarded_packets_have_their_own_last_stage(lab: Lab, router: Router) -
 
 @beside_others
 def test_loopback_is_both_ways_at_once(lab: Lab) -> None:
-    ns = lab.namespace()
-    with Nettop(lab, ns, "-p", "stages", "-d", "0.5", interface="lo") as nettop:
-        before = len(nettop.wait_frames(1))
-        at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
-        with answering(at) as server:
-            ask(at, server, flows=4, seconds=1.5)
-        nettop.more_frames(3)
-        totals = stages(nettop.frames[before:])
-    for key in (*(("rx", s) for s in RECEIVE), *(("tx", s) for s in SEND)):
+    at = Endpoint(lab.namespace(), "lo", "", "127.0.0.1", "::1")
+    with watching(lab, at) as frames, answering(at) as server:
+        ask(at, server, flows=4, seconds=1.5)
+    totals = stages(frames)
+    for key in BOTH:
         assert totals[key].count > 1000, key
         assert totals[key].coverage >= 0.95, key
 
 
 @beside_others
-def test_only_the_watched_interface_counts(lab: Lab, veth: Link) -> None:
+def test_only_the_watched_interface_counts(staged: Station) -> None:
     """Another pair in other namespaces, whose interface has the same index, is none of ours."""
-    other = lab.veth()
-    index = [end.ns.run("cat", f"/sys/class/net/{end.name}/ifindex").stdout for end in (veth.a, other.a)]
-    with watching(lab, veth.a) as frames, answering(other.b) as server:
+    other = staged.lab.veth()
+    index = [
+        end.ns.run("cat", f"/sys/class/net/{end.name}/ifindex").stdout for end in (staged.link.a, other.a)
+    ]
+    with staged.watch.observing() as frames, answering(other.b) as server:
         ask(other.a, server, flows=4, seconds=1)
-        ping(veth.a, veth.b, 5)
+        ping(staged.link.a, staged.link.b, 5)
     totals = stages(frames)
     # Five answers, and the other side's neighbour or multicast chatter.
     assert 5 <= totals["rx", "stack"].count < 50, index
@@ -531,18 +562,16 @@ def test_only_the_watched_interface_counts(lab: Lab, veth: Link) -> None:
 
 
 @beside_others
-def test_a_packet_tap_does_not_hide_packets(lab: Lab, veth: Link) -> None:
+def test_a_packet_tap_does_not_hide_packets(staged: Station) -> None:
     """A sniffer holds references to skbs, and the stack goes on with the same ones."""
-    tap = lab.spawn(veth.a.ns, "tcpdump", "-i", veth.a.name, "-w", "/dev/null", "-U")
+    tap = staged.lab.spawn(staged.link.a.ns, "tcpdump", "-i", staged.link.a.name, "-w", "/dev/null", "-U")
     time.sleep(1)
-    with watching(lab, veth.a) as frames, answering(veth.b) as server:
-        ask(veth.a, server, flows=4, seconds=1)
+    with staged.watch.observing() as frames, answering(staged.link.b) as server:
+        ask(staged.link.a, server, flows=4, seconds=1)
     tap.stop()
     totals = stages(frames)
-    for stage in RECEIVE:
-        assert totals["rx", stage].coverage >= 0.95, stage
-    for stage in SEND:
-        assert totals["tx", stage].coverage >= 0.95, stage
+    for key in BOTH:
+        assert totals[key].coverage >= 0.95, key
 
 
 def packets_of(frames: list[Frame], flow: int, direction: str) -> int:
@@ -550,58 +579,52 @@ def packets_of(frames: list[Frame], flow: int, direction: str) -> int:
     return sum(f[f"{direction}_packets"] for frame in frames for f in frame["flows"] if f["id"] == flow)
 
 
-@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
-def test_the_flow_in_focus_has_stages_of_its_own(lab: Lab, veth: Link, ipv6: bool) -> None:
+def test_the_flow_in_focus_has_stages_of_its_own(lab: Lab, veth: Link) -> None:
     """Two connections, one reader of which sleeps: each in focus in its turn."""
-    with (
-        Driven(veth.a, probes="flows,stages") as nettop,
-        transfer(veth.b, veth.a, ipv6=ipv6) as slow,
-        transfer(veth.b, veth.a, ipv6=ipv6) as prompt,
-    ):
-        for pair, pause in ((slow, 0.02), (prompt, 0.0)):
-            flow = nettop.focus(pair.local[1])
-            nettop.more_frames(1)
-            before = len(nettop.frames)
-            waited = 0
-            for _ in range(20):
-                for each in (slow, prompt):
-                    each.sender.sendall(b"x" * 700)
-                sent = time.monotonic_ns()
-                assert prompt.receiver.recv(65536)
-                if pair is prompt:
-                    waited += time.monotonic_ns() - sent
-                time.sleep(0.02)
-                assert slow.receiver.recv(65536)
-                if pair is slow:
-                    waited += time.monotonic_ns() - sent
-            nettop.more_frames(3)
-            frames = nettop.frames[before:]
-            mine, both = stages(frames, flow), stages(frames)
-            assert mine["rx", "application"].count == 20
-            assert both["rx", "application"].count == 40
-            assert mine["rx", "application"].mean_ns == pytest.approx(waited / 20, rel=0.05, abs=1 * MS)
-            assert mine["rx", "application"].mean_ns >= pause * 1e9
-            for direction, names in (("rx", ("stack", "ip", "local", "transport")), ("tx", SEND[1:])):
-                for name in names:
-                    assert mine[direction, name].count == packets_of(frames, flow, direction), name
-                    assert mine[direction, name].missed == 0
-            # The sums over whole ways add up for the one flow as well.
-            parts = sum(mine["rx", name].path_ns for name in RECEIVE)
-            assert parts == pytest.approx(mine["rx", "whole"].sum_ns, rel=0.05)
-            assert mine["rx", "whole"].count == 20
+    with Driven(veth.a, probes="flows,stages") as nettop:
+        for ipv6 in (False, True):
+            with transfer(veth.b, veth.a, ipv6=ipv6) as slow, transfer(veth.b, veth.a, ipv6=ipv6) as prompt:
+                for pair in (slow, prompt):
+                    in_focus(nettop, slow, prompt, pair)
         nettop.tell("focus")
         nettop.wait(lambda: nettop.frames[-1]["stages"]["focus"] is None)
 
 
+def in_focus(nettop: Driven, slow: Transfer, prompt: Transfer, pair: Transfer) -> None:
+    """One of two connections is in focus: its counts and delays are its own, and both have theirs together."""
+    flow = nettop.focus(pair.local[1])
+    nettop.more_frames(1)
+    waited = {slow: 0, prompt: 0}
+    with nettop.observing() as frames:
+        for _ in range(20):
+            for each in (slow, prompt):
+                each.sender.sendall(b"x" * 700)
+            sent = time.monotonic_ns()
+            for each, pause in ((prompt, 0.0), (slow, 0.02)):
+                time.sleep(pause)
+                assert each.receiver.recv(65536)
+                waited[each] += time.monotonic_ns() - sent
+    mine, both = stages(frames, flow), stages(frames)
+    assert mine["rx", "application"].count == 20
+    assert both["rx", "application"].count == 40
+    assert mine["rx", "application"].mean_ns == pytest.approx(waited[pair] / 20, rel=0.05, abs=1 * MS)
+    assert mine["rx", "application"].mean_ns >= (20 * MS if pair is slow else 0)
+    for direction, names in (("rx", RECEIVE[:4]), ("tx", SEND[1:])):
+        for name in names:
+            assert mine[direction, name].count == packets_of(frames, flow, direction), name
+            assert mine[direction, name].missed == 0
+    # The sums over whole ways add up for the one flow as well.
+    parts = sum(mine["rx", name].path_ns for name in RECEIVE)
+    assert parts == pytest.approx(mine["rx", "whole"].sum_ns, rel=0.05)
+    assert mine["rx", "whole"].count == 20
+
+
 @beside_others
 def test_two_flows_of_one_datagram_socket_are_told_apart(lab: Lab, veth: Link) -> None:
-    def opened() -> socket.socket:
-        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
     with (
-        veth.a.ns.call(opened) as receiver,
-        veth.b.ns.call(opened) as one,
-        veth.b.ns.call(opened) as other,
+        veth.a.ns.socket(socket.SOCK_DGRAM) as receiver,
+        veth.b.ns.socket(socket.SOCK_DGRAM) as one,
+        veth.b.ns.socket(socket.SOCK_DGRAM) as other,
         Driven(veth.a, probes="flows,stages") as nettop,
     ):
         receiver.bind((veth.a.v4, 0))
@@ -612,55 +635,51 @@ def test_two_flows_of_one_datagram_socket_are_told_apart(lab: Lab, veth: Link) -
             receiver.recv(10)
         flow = nettop.focus(one.getsockname()[1])
         nettop.more_frames(1)
-        before = len(nettop.frames)
-        for _ in range(15):
-            for sender, size in ((one, 300), (other, 100), (other, 100)):
-                sender.send(b"x" * size)
-            time.sleep(0.01)
-            for _ in range(3):
-                data, _ = receiver.recvfrom(400)
-            for _ in range(len(data) // 100):
-                receiver.sendto(b"answer", one.getsockname())
-        nettop.more_frames(3)
-    mine, both = stages(nettop.frames[before:], flow), stages(nettop.frames[before:])
+        with nettop.observing() as frames:
+            for _ in range(15):
+                for sender, size in ((one, 300), (other, 100), (other, 100)):
+                    sender.send(b"x" * size)
+                time.sleep(0.01)
+                for _ in range(3):
+                    data, _ = receiver.recvfrom(400)
+                for _ in range(len(data) // 100):
+                    receiver.sendto(b"answer", one.getsockname())
+    mine, both = stages(frames, flow), stages(frames)
     for name in ("stack", "ip", "local", "socket", "application"):
         assert (mine["rx", name].count, both["rx", name].count) == (15, 45), name
     assert mine["rx", "application"].mean_ns >= 10 * MS
     for name in SEND[1:]:
-        assert mine["tx", name].count == packets_of(nettop.frames[before:], flow, "tx") == 15, name
+        assert mine["tx", name].count == packets_of(frames, flow, "tx") == 15, name
 
 
 @beside_others
-@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
-def test_a_filter_leaves_everything_else_out(lab: Lab, veth: Link, ipv6: bool) -> None:
+def test_a_filter_leaves_everything_else_out(lab: Lab, veth: Link) -> None:
     wanted, others = 1501, 2003
     with (
-        answering(veth.b) as server,
+        answering(veth.b, port=PORT) as server,
         answering(veth.b) as other,
-        Driven(veth.a, "tcp", "port", str(server.port)) as nettop,
+        Driven(veth.a, FILTER) as nettop,
     ):
-        before = len(nettop.frames)
-        assert ask(veth.a, other, count=others, ipv6=ipv6).transactions == others
-        assert ask(veth.a, server, count=wanted, ipv6=ipv6).transactions == wanted
-        assert ask(veth.a, other, kind="udp", count=100, ipv6=ipv6).transactions == 100
-        nettop.more_frames(3)
-        totals = stages(nettop.frames[before:])
-    for key in (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND)):
-        assert wanted <= totals[key].count <= wanted + 10, key
-        assert totals[key].missed == 0, key
-    parts = sum(totals["rx", stage].path_ns for stage in RECEIVE)
-    assert parts == pytest.approx(totals["rx", "whole"].sum_ns, rel=0.05)
-    assert totals["rx", "whole"].count >= wanted
+        for ipv6 in (False, True):
+            with nettop.observing() as frames:
+                assert ask(veth.a, other, count=others, ipv6=ipv6).transactions == others
+                assert ask(veth.a, server, count=wanted, ipv6=ipv6).transactions == wanted
+                assert ask(veth.a, other, kind="udp", count=100, ipv6=ipv6).transactions == 100
+            totals = stages(frames)
+            for key in BOTH:
+                assert wanted <= totals[key].count <= wanted + 10, key
+                assert totals[key].missed == 0, key
+            parts = sum(totals["rx", stage].path_ns for stage in RECEIVE)
+            assert parts == pytest.approx(totals["rx", "whole"].sum_ns, rel=0.05)
+            assert totals["rx", "whole"].count >= wanted
 
 
 @beside_others
 def test_forwarded_packets_are_filtered_as_well(lab: Lab, router: Router) -> None:
-    with Driven(router.client_side, "icmp6") as nettop:
-        before = len(nettop.frames)
+    with Driven(router.client_side, "icmp6") as nettop, nettop.observing() as frames:
         assert ping(router.client, router.server, 50).received == 50
         assert ping(router.client, router.server, 40, ipv6=True).received == 40
-        nettop.more_frames(3)
-        totals = stages(nettop.frames[before:])
+    totals = stages(frames)
     for key in (("rx", "forward"), ("tx", "ip"), ("tx", "driver")):
         assert 40 <= totals[key].count < 50, key
 
@@ -669,7 +688,7 @@ def test_forwarded_packets_are_filtered_as_well(lab: Lab, router: Router) -> Non
 def test_a_filter_is_changed_under_traffic(lab: Lab, veth: Link) -> None:
     """Programs of two filters are there at once, and each packet is counted by one of them or by none."""
     with (
-        answering(veth.b) as server,
+        answering(veth.b, port=PORT) as server,
         answering(veth.b) as other,
         Driven(veth.a, probes="stages,throughput") as nettop,
     ):
@@ -677,9 +696,8 @@ def test_a_filter_is_changed_under_traffic(lab: Lab, veth: Link) -> None:
         nettop.more_frames(4)
         objects = held(nettop.process.pid)
         first = len(nettop.frames)
-        for text in (f"port {server.port}", f"not port {server.port} and tcp[13] != 0", ""):
-            nettop.tell(f"filter {text}")
-            nettop.wait(lambda text=text: nettop.frames[-1]["filter"] == text)
+        for text in (FILTER, f"not port {PORT} and tcp[13] != 0", ""):
+            nettop.set_filter(text)
             nettop.more_frames(1)
             settled = nettop.more_frames(4)
             totals = stages(settled)
@@ -746,7 +764,7 @@ def test_a_sample_is_like_the_whole(lab: Lab, veth: Link) -> None:
             each.more_frames(3)
         all_, some = (stages(each.frames[first:]) for each, first in zip((whole, part), firsts, strict=True))
     assert {f["stages"]["sampled_one_in"] for f in part.frames[firsts[1] :]} == {16}
-    for key in (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND)):
+    for key in BOTH:
         count = all_[key].count
         assert count > 10_000 or key == ("tx", "application"), key
         # A coin for each packet: within five standard deviations.
@@ -779,15 +797,13 @@ def test_the_way_of_each_packet_of_the_flow_in_focus(lab: Lab, veth: Link) -> No
     ):
         flow = nettop.focus(pair.local[1])
         nettop.more_frames(1)
-        before = len(nettop.frames)
-        for _ in range(10):
-            for each in (pair, other):
-                each.sender.sendall(b"x" * 100)
-            time.sleep(0.01)
-            for each in (pair, other):
-                assert each.receiver.recv(1000)
-        nettop.more_frames(3)
-        frames = nettop.frames[before:]
+        with nettop.observing() as frames:
+            for _ in range(10):
+                for each in (pair, other):
+                    each.sender.sendall(b"x" * 100)
+                time.sleep(0.01)
+                for each in (pair, other):
+                    assert each.receiver.recv(1000)
     assert sum(f["stages"]["trace_lost"] + f["stages"]["trace_left_out"] for f in frames) == 0
     found = list(ways(frames).values())
     assert {e["flow"] for way in found for e in way} == {flow}
@@ -808,7 +824,7 @@ def test_the_way_of_each_packet_of_the_flow_in_focus(lab: Lab, veth: Link) -> No
 @pytest.mark.alone
 def test_a_trace_of_everything_keeps_to_its_budget(lab: Lab, veth: Link) -> None:
     transactions, per_second = 40_009, 2000
-    with answering(veth.b) as server, Driven(veth.a, "port", str(server.port), trace="all") as nettop:
+    with answering(veth.b, port=PORT) as server, Driven(veth.a, FILTER, trace="all") as nettop:
         before, began = len(nettop.frames), time.monotonic_ns()
         assert ask(veth.a, server, flows=4, count=transactions).transactions == transactions
         nettop.more_frames(3)
@@ -833,27 +849,25 @@ def test_a_trace_of_everything_keeps_to_its_budget(lab: Lab, veth: Link) -> None
 
 @beside_others
 def test_a_dropped_packet_ends_its_trace(lab: Lab, veth: Link) -> None:
-    with Driven(veth.a, "udp", "port", "9", trace="all") as nettop:
-        before = len(nettop.frames)
-        sender = veth.b.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        with sender:
-            for _ in range(7):
-                sender.sendto(b"x", (veth.a.v4, 9))
-        nettop.more_frames(3)
-        found = ways(nettop.frames[before:])
+    with (
+        Driven(veth.a, "udp", "port", "9", trace="all") as nettop,
+        nettop.observing() as frames,
+        veth.b.ns.socket(socket.SOCK_DGRAM) as sender,
+    ):
+        for _ in range(7):
+            sender.sendto(b"x", (veth.a.v4, 9))
+    found = ways(frames)
     assert len(found) == 7
     for way in found.values():
         assert (way[-1]["stage"], way[-1]["dropped"], way[-1]["delay_ns"]) == ("transport", True, None)
 
 
 @beside_others
-def test_refused_datagrams_are_counted_where_they_end(lab: Lab, veth: Link) -> None:
+def test_refused_datagrams_are_counted_where_they_end(staged: Station) -> None:
     """Datagrams to a port where nobody listens end after local delivery, and are not called missed."""
-    with watching(lab, veth.a) as frames:
-        sender = veth.b.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        with sender:
-            for _ in range(101):
-                sender.sendto(b"x", (veth.a.v4, 9))
+    with staged.watch.observing() as frames, staged.link.b.ns.socket(socket.SOCK_DGRAM) as sender:
+        for _ in range(101):
+            sender.sendto(b"x", (staged.link.a.v4, 9))
     totals = stages(frames)
     assert totals["rx", "local"].count >= 101
     assert totals["rx", "transport"].dropped >= 101

@@ -6,14 +6,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from driven import Driven
 from lab import Lab, Link, Router
 from lab.oracle import difference, sysfs
-from lab.packets import ethernet, ip, send, tcp, udp
+from lab.packets import datagram, ethernet, ip, send, tcp
 from lab.traffic import answering, ask
-from stagelab import Driven, above, stages, through_ifb, watching
-
-RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
-SEND = ("application", "ip", "qdisc", "driver")
+from stagelab import RECEIVE, SEND, Station, above, masquerade, stages, through_ifb, watching
 
 
 @pytest.mark.parametrize("kind", ["bridge", "macvlan"])
@@ -52,14 +50,13 @@ def test_a_macvlan_is_seen_from_ip_on(lab: Lab, veth: Link) -> None:
 @pytest.mark.parametrize("how", ["masquerade", "dnat"])
 def test_the_flow_in_focus_behind_nat(lab: Lab, router: Router, how: str) -> None:
     """Its key is that of the wire: behind masquerade and an OUTPUT DNAT, from the router itself."""
-    count, port = 251, 8123
-    nft = router.ns.run
-    nft("nft", "add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }")
-    nft("nft", "add chain ip nat out { type nat hook output priority -100; }")
+    count, port = 251, 5301  # as in test_stages.py, where the filter is compiled, too
     if how == "masquerade":
-        nft("nft", f"add rule ip nat post oifname {router.server_side.name} masquerade fully-random")
+        masquerade(router.ns, router.server_side.name, "fully-random")
     server = router.server.ns.call(lambda: socket.create_server((router.server.v4, port)))
     if how == "dnat":
+        nft = router.ns.run
+        nft("nft", "add table ip nat; add chain ip nat out { type nat hook output priority -100; }")
         nft("nft", f"add rule ip nat out ip daddr 192.0.2.7 tcp dport 99 dnat to {router.server.v4}:{port}")
         router.ns.run("ip", "route", "add", "192.0.2.0/24", "via", router.server.v4)
         client = router.ns.call(lambda: socket.create_connection(("192.0.2.7", 99)))
@@ -76,14 +73,12 @@ def test_the_flow_in_focus_behind_nat(lab: Lab, router: Router, how: str) -> Non
         assert accepted.recv(1)
         flow = nettop.focus(port)
         nettop.more_frames(1)
-        before = len(nettop.frames)
-        for _ in range(count):
-            client.sendall(b"x" * 50)
-            assert accepted.recv(100)
-            accepted.sendall(b"y")
-            assert client.recv(10)
-        nettop.more_frames(3)
-        frames = nettop.frames[before:]
+        with nettop.observing() as frames:
+            for _ in range(count):
+                client.sendall(b"x" * 50)
+                assert accepted.recv(100)
+                accepted.sendall(b"y")
+                assert client.recv(10)
     mine, all_ = stages(frames, flow), stages(frames)
     for totals in (mine, all_):
         for name in SEND[1:]:
@@ -99,19 +94,15 @@ def test_a_filter_behind_masquerade_is_of_the_addresses_on_the_wire(
 ) -> None:
     """As with tcpdump on that interface: the source is the router, and who is behind it matches nothing."""
     count = 251
-    router.ns.run(
-        "nft", "add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }"
-    )
-    router.ns.run("nft", f"add rule ip nat post oifname {router.server_side.name} masquerade")
+    masquerade(router.ns, router.server_side.name)
     source = router.server_side.v4 if of == "wire" else router.client.v4
     with (
         answering(router.server) as server,
         Driven(router.server_side, "tcp", "and", "host", source) as nettop,
+        nettop.observing() as frames,
     ):
-        before = len(nettop.frames)
         assert ask(router.client, server, count=count).transactions == count
-        nettop.more_frames(3)
-        totals = stages(nettop.frames[before:])
+    totals = stages(frames)
     for key in (("rx", "stack"), ("rx", "forward"), ("tx", "ip"), ("tx", "qdisc"), ("tx", "driver")):
         assert totals[key].missed == 0, key
         if of == "wire":
@@ -141,7 +132,7 @@ def test_packets_that_are_routed_anew_leave_nothing_behind(lab: Lab, veth: Link)
     veth.a.ns.sysctl("ipv4.conf.all.route_localnet", 1)
     with (
         watching(lab, veth.a) as frames,
-        veth.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender,
+        veth.a.ns.socket(socket.SOCK_DGRAM) as sender,
         answering(veth.b) as server,
     ):
         for _ in range(5):
@@ -176,11 +167,10 @@ def test_packets_that_a_mark_sends_elsewhere_leave_nothing_behind(
         run("ip", "link", "set", "away", "up")
         run("ip", version, "route", "add", "default", "dev", "away", "table", "77")
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
-    ends = veth.a.address(ipv6), veth.b.address(ipv6)
-    raw = ethernet(veth.a, veth.b, ip(*ends, 17, udp(*ends, 9, 9, b"x")))
+    raw = datagram(veth.a, veth.b, (9, 9), b"x", ends=(veth.a.address(ipv6), veth.b.address(ipv6)))
     with (
         watching(lab, veth.a) as frames,
-        veth.a.ns.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sender,
+        veth.a.ns.socket(socket.SOCK_DGRAM, family) as sender,
         answering(veth.b) as server,
     ):
         for _ in range(rounds):
@@ -204,30 +194,28 @@ def test_packets_that_a_mark_sends_elsewhere_leave_nothing_behind(
         assert stage.missed - (name == "ip") * rounds * count <= 2, name
 
 
-def test_corrupt_segments_are_dropped_and_counted(lab: Lab, veth: Link) -> None:
+def test_corrupt_segments_are_dropped_and_counted(staged: Station) -> None:
     count = 23
-    segment = bytearray(tcp(veth.b.v4, veth.a.v4, 4000, 4001, seq=1, payload=b"x" * 100))
+    segment = bytearray(tcp(staged.link.b.v4, staged.link.a.v4, 4000, 4001, seq=1, payload=b"x" * 100))
     segment[-1] ^= 0xFF
-    frame = ethernet(veth.b, veth.a, ip(veth.b.v4, veth.a.v4, 6, bytes(segment)))
-    with watching(lab, veth.a) as frames:
-        send(lab, veth.b, [frame] * count)
+    frame = ethernet(staged.link.b, staged.link.a, ip(staged.link.b.v4, staged.link.a.v4, 6, bytes(segment)))
+    with staged.watch.observing() as frames:
+        send(staged.lab, staged.link.b, [frame] * count)
     totals = stages(frames)
     assert totals["rx", "local"].count >= count
     assert totals["rx", "transport"].dropped == count
 
 
-def test_what_was_never_for_this_host_is_not_dropped_by_it(lab: Lab, veth: Link) -> None:
+def test_what_was_never_for_this_host_is_not_dropped_by_it(staged: Station) -> None:
     """Packets for another host, as behind a switch that floods, and to groups that nobody here has joined."""
-    count = 31
-    v4 = ip(veth.b.v4, veth.a.v4, 17, udp(veth.b.v4, veth.a.v4, 4000, 9, b"x"))
+    count, near, far = 31, staged.link.a, staged.link.b
     group = "ff02::1234"
-    v6 = ip(veth.b.v6, group, 17, udp(veth.b.v6, group, 4000, 9, b"x"))
-    away = ethernet(veth.b, replace(veth.a, mac="02:00:00:00:00:99"), v4)
-    unasked = ethernet(veth.b, replace(veth.a, mac="33:33:00:00:12:34"), v6)
-    nobody = ethernet(veth.b, veth.a, v4)
-    with watching(lab, veth.a) as frames:
-        send(lab, veth.b, [away, unasked] * count)
-        send(lab, veth.b, [nobody] * count)
+    away = datagram(far, replace(near, mac="02:00:00:00:00:99"), (4000, 9), b"x")
+    unasked = datagram(far, replace(near, mac="33:33:00:00:12:34"), (4000, 9), b"x", ends=(far.v6, group))
+    nobody = datagram(far, near, (4000, 9), b"x")
+    with staged.watch.observing() as frames:
+        send(staged.lab, far, [away, unasked] * count)
+        send(staged.lab, far, [nobody] * count)
     totals = stages(frames)
     assert totals["rx", "stack"].count >= 3 * count
     # To a port that nobody listens to: that one was meant for it.

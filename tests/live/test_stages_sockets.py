@@ -1,7 +1,7 @@
 """What waits in sockets, against the clocks of who writes and who reads, and against their own counts.
 
-Sockets that are closed with data unread, gaps, queues longer than nettop's, half-closed connections, MPTCP, and the
-many calls by which data is read.
+Sockets that are closed with data unread, gaps, queues longer than nettop's, half-closed connections, and the many calls
+by which data is read.  Counts of them, and of MPTCP, are in test_stages_counts.py.
 """
 
 import fcntl
@@ -13,16 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import accumulate
 
 import pytest
 import reassembly
 from lab import Direction, Lab, Link
-from lab.namespace import Endpoint, Namespace
+from lab.namespace import Endpoint
 from lab.traffic import transfer
-from stagelab import MS, Total, stages, watching
+from stagelab import MS, Station, Total, stages, watching
+from tally import segments
 
-RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
-IPPROTO_MPTCP = 262
 SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
 
 pytestmark = pytest.mark.timing  # delays by the wall clock, on a machine that others use
@@ -31,10 +32,6 @@ pytestmark = pytest.mark.timing  # delays by the wall clock, on a machine that o
 def beside_others(test: Callable[..., None]) -> Callable[..., None]:
     """Counts alone: nobody else's load changes these, and a failure is one."""
     return pytest.mark.timing(False)(test)
-
-
-def datagram_socket(ns: Namespace) -> socket.socket:
-    return ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
 
 def stamped(index: int, size: int) -> bytes:
@@ -52,29 +49,30 @@ def pace(start_ns: int, index: int, interval_ns: int) -> None:
 
 
 @contextmanager
-def dropping(at: Endpoint, length: int) -> Iterator[Callable[[], None]]:
-    """Lose every TCP segment that comes to `at` in IP packets of this length, until it is told to let them through."""
-    nft = at.ns.run
-    nft("nft", "add table inet gap; add chain inet gap one { type filter hook prerouting priority 0; }")
-    nft("nft", f"add rule inet gap one meta length {length} drop")
+def dropping(at: Endpoint, *lengths: int) -> Iterator[list[Callable[[], None]]]:
+    """Lose TCP segments that come to `at` in IP packets of these lengths, each until it is told to let them through."""
 
-    def let_through() -> None:
-        nft("nft", "flush chain inet gap one")
+    def nft(*words: str) -> None:
+        at.ns.run("nft", " ".join(words))
 
+    nft("add table inet gap")
+    for length in lengths:
+        nft(f"add chain inet gap l{length} {{ type filter hook prerouting priority 0; }}")
+        nft(f"add rule inet gap l{length} meta length {length} drop")
     try:
-        yield let_through
+        yield [partial(nft, f"flush chain inet gap l{length}") for length in lengths]
     finally:
-        nft("nft", "delete table inet gap")
+        nft("delete table inet gap")
 
 
 # --- one socket after the other at the same address ------------------------------------------------------------------
 
 
-def test_a_datagram_that_was_never_read_is_not_the_next_sockets(lab: Lab, veth: Link) -> None:
+def test_a_datagram_that_was_never_read_is_not_the_next_sockets(staged: Station) -> None:
     """Two answers to each question, one of which is read: the other dies with its socket."""
     questions, pause = 29, 0.1
-    server = datagram_socket(veth.b.ns)
-    server.bind((veth.b.v4, 0))
+    server = staged.link.b.ns.socket(socket.SOCK_DGRAM)
+    server.bind((staged.link.b.v4, 0))
 
     def answer() -> None:
         for _ in range(questions):
@@ -83,10 +81,10 @@ def test_a_datagram_that_was_never_read_is_not_the_next_sockets(lab: Lab, veth: 
             server.sendto(b"two", who)
 
     thread = threading.Thread(target=answer, daemon=True)
-    with server, watching(lab, veth.a) as frames:
+    with server, staged.watch.observing() as frames:
         thread.start()
         for _ in range(questions):
-            with datagram_socket(veth.a.ns) as client:
+            with staged.link.a.ns.socket(socket.SOCK_DGRAM) as client:
                 client.settimeout(5)
                 client.sendto(b"?", server.getsockname())
                 assert client.recv(100) == b"one"
@@ -97,14 +95,15 @@ def test_a_datagram_that_was_never_read_is_not_the_next_sockets(lab: Lab, veth: 
     assert application.percentile_ns(1.0) < pause * 1e9 / 2
 
 
-def test_what_a_closed_connection_left_unread_is_not_the_next_ones(lab: Lab, veth: Link) -> None:
+@beside_others
+def test_what_a_closed_connection_left_unread_is_not_the_next_ones(staged: Station) -> None:
     """Closed with data unread over veth; then connections over the loopback get sockets at the same addresses."""
     for _ in range(2):  # warm the slab: the kernel hands the same addresses out again
-        left_unread(veth, 5)
-    with watching(lab, veth.a) as frames:
-        left_unread(veth, 31)
+        left_unread(staged.link, 5)
+    with staged.watch.observing() as frames:
+        left_unread(staged.link, 31)
         time.sleep(0.3)
-        local = Endpoint(veth.a.ns, "lo", "", "127.0.0.1", "::1")
+        local = Endpoint(staged.link.a.ns, "lo", "", "127.0.0.1", "::1")
         for _ in range(31):
             with transfer(local, local) as pair:
                 pair.sender.sendall(b"x" * 400)
@@ -120,18 +119,18 @@ def left_unread(link: Link, count: int) -> None:
             time.sleep(0.005)
 
 
-def test_a_gap_that_a_closed_connection_left_is_not_the_next_ones(lab: Lab, veth: Link) -> None:
+def test_a_gap_that_a_closed_connection_left_is_not_the_next_ones(staged: Station) -> None:
     """A segment is lost, others wait behind it, and the connection is closed."""
-    with watching(lab, veth.a) as frames, dropping(veth.a, 52 + 777):
+    with staged.watch.observing() as frames, dropping(staged.link.a, 52 + 777):
         for _ in range(13):
-            with transfer(veth.b, veth.a) as pair:
+            with transfer(staged.link.b, staged.link.a) as pair:
                 for size in (100, 777, 101, 102, 103):
                     pair.sender.sendall(b"x" * size)
                     time.sleep(0.002)
                 pair.sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             time.sleep(0.1)
             for _ in range(3):
-                with transfer(veth.b, veth.a) as pair:
+                with transfer(staged.link.b, staged.link.a) as pair:
                     pair.sender.sendall(b"x" * 50)
                     assert pair.receiver.recv(100)
     stage = stages(frames)["rx", "socket"]
@@ -140,17 +139,15 @@ def test_a_gap_that_a_closed_connection_left_is_not_the_next_ones(lab: Lab, veth
 
 
 @pytest.mark.parametrize("left", ["unsent", "unacknowledged"])
-def test_what_a_closed_connection_had_still_to_send_is_not_the_next_ones(
-    lab: Lab, veth: Link, left: str
-) -> None:
+def test_what_a_closed_connection_had_still_to_send_is_not_the_next_ones(staged: Station, left: str) -> None:
     """Closed by a RST with writes in the socket; the next ones get its address at once, and their own writes' times."""
     rounds, others, pause = 13, 5, 0.3
-    write_left_behind(veth, left, 5, 0)  # warm the slab: the kernel hands the same addresses out again
-    with watching(lab, veth.a) as frames:
+    write_left_behind(staged.link, left, 5, 0)  # warm the slab: the kernel hands the same addresses out again
+    with staged.watch.observing() as frames:
         for _ in range(rounds):
-            write_left_behind(veth, left, 1, pause)
+            write_left_behind(staged.link, left, 1, pause)
             for _ in range(others):
-                with transfer(veth.a, veth.b) as pair:
+                with transfer(staged.link.a, staged.link.b) as pair:
                     pair.sender.sendall(b"x" * 50)
                     assert pair.receiver.recv(100)
     totals = stages(frames)
@@ -200,7 +197,7 @@ def test_each_run_is_released_when_its_own_gap_closes(lab: Lab) -> None:
     with watching(lab, link.b) as frames, transfer(link.a, link.b) as pair:
         pair.sender.sendall(b"x" * 100)
         read_exactly(pair.receiver, 100)
-        with dropping(link.b, 52 + 888) as second, dropping_too(link.b, 52 + 777) as first:
+        with dropping(link.b, 52 + 777, 52 + 888) as (first, second):
             for size in (*first_run, *second_run):
                 pair.sender.sendall(b"x" * size)
                 sent.append(time.monotonic_ns() + round(delay * 1e6))
@@ -222,17 +219,6 @@ def test_each_run_is_released_when_its_own_gap_closes(lab: Lab) -> None:
     # The upper edge of a bucket that is 6.25 % wide.
     assert stage.percentile_ns(1.0) == pytest.approx(max(waits), rel=0.1)
     assert stage.percentile_ns((3 + 5) / stage.count) == pytest.approx(max(waits[:5]), rel=0.1)
-
-
-@contextmanager
-def dropping_too(at: Endpoint, length: int) -> Iterator[Callable[[], None]]:
-    at.ns.run("nft", "add chain inet gap too { type filter hook prerouting priority 1; }")
-    at.ns.run("nft", f"add rule inet gap too meta length {length} drop")
-
-    def let_through() -> None:
-        at.ns.run("nft", "flush chain inet gap too")
-
-    yield let_through
 
 
 @contextmanager
@@ -279,13 +265,16 @@ def test_segments_wait_as_long_as_reassembly_says(congestion: str) -> None:
 # --- more than the queue's entries -----------------------------------------------------------------------------------
 
 
-def test_a_datagram_reader_that_slept_before_a_long_queue(lab: Lab, veth: Link) -> None:
+def test_a_datagram_reader_that_slept_before_a_long_queue(staged: Station) -> None:
     count, interval = 4001, 250_000
-    receiver, sender = datagram_socket(veth.a.ns), datagram_socket(veth.b.ns)
+    receiver, sender = (
+        staged.link.a.ns.socket(socket.SOCK_DGRAM),
+        staged.link.b.ns.socket(socket.SOCK_DGRAM),
+    )
     waits: list[int] = []
-    with receiver, sender, watching(lab, veth.a) as frames:
+    with receiver, sender, staged.watch.observing() as frames:
         receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 25)
-        receiver.bind((veth.a.v4, 0))
+        receiver.bind((staged.link.a.v4, 0))
         receiver.settimeout(5)
         sender.connect(receiver.getsockname())
         start = time.monotonic_ns()
@@ -341,88 +330,26 @@ def test_many_writes_that_wait_to_be_sent(lab: Lab, veth: Link) -> None:
     written: list[int] = []
     with watching(lab, veth.a) as frames, transfer(veth.a, veth.b, receive_buffer=8192) as pair:
         pair.sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 24)
-        with segments_sent(lab, veth.a, pair.local[1]) as segments:
+        with segments(veth.a, pair.local[1]) as sent:
             start = time.monotonic_ns()
             for index in range(count):
                 pace(start, index, interval)
                 written.append(time.monotonic_ns())
                 pair.sender.sendall(b"x" * size)
             read_exactly(pair.receiver, count * size)
-            time.sleep(0.2)
-    waits = [at - written[first // size] for at, first in segments]
+    # Without what was sent again.
+    ends = accumulate((last for *_, last in sent), max, initial=0)
+    new = [(at, first) for (at, first, last), end in zip(sent, ends, strict=False) if last > end]
+    waits = [at - written[first // size] for at, first in new]
     application = stages(frames)["tx", "application"]
     assert application.count + application.missed == pytest.approx(len(waits), abs=3)
     same_as(application, waits)
 
 
-@contextmanager
-def segments_sent(lab: Lab, at: Endpoint, port: int) -> Iterator[list[tuple[int, int]]]:
-    """When each segment left, by the monotonic clock, and where its first byte is in the stream."""
-    lines: list[str] = []
-    process = lab.spawn(
-        at.ns,
-        # Short frames, or the ring has room for eight of them and loses a burst.
-        "tcpdump", "-i", at.name, "-nn", "-S", "-l", "-tt", "-s", "128", "-B", "8192", "--immediate-mode",
-        "--time-stamp-precision=nano",
-        f"tcp src port {port} and (tcp[tcpflags] & tcp-syn != 0 or greater 67)",
-        on_line=lines.append,
-    )  # fmt: skip
-    time.sleep(1)
-    found: list[tuple[int, int]] = []
-    yield found
-    time.sleep(0.3)
-    process.stop()
-    offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
-    base, end = None, 0
-    for line in lines:
-        if " seq " not in line or ":" not in line.split(" seq ")[1].split(",")[0]:
-            continue
-        seconds, _, ns = line.split()[0].partition(".")
-        first, last = (int(n) for n in line.split(" seq ")[1].split(",")[0].split(":"))
-        if base is None:
-            base = first
-        first, last = ((n - base) % 2**32 for n in (first, last))
-        if last > end:
-            found.append((int(seconds) * 10**9 + int(ns) - offset, first))
-            end = last
-
-
 # --- not ESTABLISHED, and not TCP alone ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["waiting", "reading"])
-def test_half_closed_connections(lab: Lab, veth: Link, busy: bool) -> None:
-    """The reader has said that it sends no more.  A reader that is busy with the socket finds a backlog."""
-    count = 499
-    with watching(lab, veth.a) as frames, transfer(veth.b, veth.a) as pair:
-        pair.receiver.shutdown(socket.SHUT_WR)
-        time.sleep(0.05)
-        thread = threading.Thread(
-            target=read_exactly_by, args=(pair.receiver, count * 300, 64 if busy else 65536)
-        )
-        thread.start()
-        for _ in range(count):
-            pair.sender.sendall(b"x" * 300)
-            time.sleep(0 if busy else 0.001)
-        thread.join(10)
-    totals = stages(frames)
-    # The hand-shake, and the peer's ACK of the FIN.
-    data = totals["rx", "local"].count - 3 if not busy else None
-    for name in ("socket", "application"):
-        total = totals["rx", name]
-        if data is not None:
-            assert total.count + total.missed == pytest.approx(data, abs=1), name
-        assert total.coverage > (0.5 if busy else 0.98), name
-    assert totals["rx", "socket"].count + totals["rx", "socket"].missed > (0 if busy else 0.9 * count)
-
-
-def read_exactly_by(receiver: socket.socket, count: int, size: int) -> None:
-    while count:
-        data = receiver.recv(min(count, size))
-        assert data
-        count -= len(data)
-
-
+@beside_others
 def test_half_closed_over_the_loopback(lab: Lab) -> None:
     ns = lab.namespace()
     at = Endpoint(ns, "lo", "", "127.0.0.1", "::1")
@@ -438,40 +365,11 @@ def test_half_closed_over_the_loopback(lab: Lab) -> None:
         assert (totals["rx", name].count, totals["rx", name].missed) == (count, 0), name
 
 
-def test_multipath_is_missed_where_the_reader_is_another_socket(lab: Lab, veth: Link) -> None:
-    count = 101
-    for end in (veth.a, veth.b):
-        end.ns.sysctl("mptcp.enabled", 1)
-
-    def opened() -> socket.socket:
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
-
-    with (
-        watching(lab, veth.a) as frames,
-        veth.a.ns.call(opened) as listener,
-        veth.b.ns.call(opened) as client,
-    ):
-        listener.bind((veth.a.v4, 0))
-        listener.listen()
-        client.connect(listener.getsockname())
-        accepted, _ = listener.accept()
-        with accepted:
-            for _ in range(count):
-                client.sendall(b"x" * 300)
-                assert accepted.recv(1000)
-                time.sleep(0.002)
-    totals = stages(frames)
-    told = totals["rx", "socket"]
-    assert told.count + told.missed == pytest.approx(count, abs=1)
-    application = totals["rx", "application"]
-    assert application.count + application.missed == told.count + told.missed
-
-
-def test_data_that_comes_with_the_fin(lab: Lab, veth: Link) -> None:
+def test_data_that_comes_with_the_fin(staged: Station) -> None:
     connections = 37
-    with watching(lab, veth.a) as frames:
+    with staged.watch.observing() as frames:
         for _ in range(connections):
-            with transfer(veth.b, veth.a) as pair:
+            with transfer(staged.link.b, staged.link.a) as pair:
                 pair.sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
                 pair.sender.send(b"x" * 300)
                 pair.sender.close()
@@ -510,9 +408,9 @@ def by_bytes(receiver: socket.socket) -> None:
 
 @beside_others
 @pytest.mark.parametrize("read", [by_splice, by_peeking, by_discarding, by_bytes])
-def test_every_call_that_reads(lab: Lab, veth: Link, read: Callable[[socket.socket], None]) -> None:
+def test_every_call_that_reads(staged: Station, read: Callable[[socket.socket], None]) -> None:
     count = 53
-    with watching(lab, veth.a) as frames, transfer(veth.b, veth.a) as pair:
+    with staged.watch.observing() as frames, transfer(staged.link.b, staged.link.a) as pair:
         for _ in range(count):
             pair.sender.sendall(b"x" * 300)
             time.sleep(0.005)

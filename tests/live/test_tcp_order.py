@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 from lab import Direction, Lab, oracle, packets
-from lab.program import Frame
 from lab.traffic import fresh_port, transfer
-from rtts import Row, Talk, flow, play_all, watching
+from rtts import Row, Talk, flow, play_all, watching, watching_both
 
 BYTES = 3_000_017
 RATE = 60_000_000  # bit/s
@@ -47,9 +46,9 @@ def send(lab: Lab, wire: Direction) -> dict[str, Sent]:
     """A transfer of each kind over this wire, paced, so that what the wire does is all that happens to it."""
     link = lab.wire(wire, Direction(delay_ms=wire.delay_ms))
     assert link.wire
-    found = {}
+    told = {}
     with contextlib.ExitStack() as stack:
-        near, far = (stack.enter_context(watching(lab, end, delay="0.25")) for end in (link.a, link.b))
+        both = stack.enter_context(watching_both(lab, link))
         for kind, (ipv6, stamps) in KINDS.items():
             for end in (link.a, link.b):
                 end.ns.sysctl("ipv4.tcp_timestamps", stamps)
@@ -60,22 +59,14 @@ def send(lab: Lab, wire: Direction) -> dict[str, Sent]:
             port = connection.remote[1]
             (sender,) = oracle.sockets(link.a.ns, "dport", "=", f":{port}")
             held, _ = link.wire.report()
-            frames = [nettop.more_frames(2)[-1] for nettop in (near, far)]
             dsacks = int(sender.info.get("dsack_dups", 0))
-            rows = (_row(frame, port) for frame in frames)
-            found[kind] = Sent(sender.retransmits, dsacks, held.reordered, held.duplicated, *rows)
-            print(f"{kind}: {found[kind]}")
+            told[kind] = (port, sender.retransmits, dsacks, held.reordered, held.duplicated)
+        frames = [nettop.more_frames(2)[-1] for nettop in both]
+    found = {}
+    for kind, (port, *counts) in told.items():
+        found[kind] = Sent(*counts, *(flow([frame], port=port) for frame in frames))
+        print(f"{kind}: {found[kind]}")
     return found
-
-
-def _row(frame: Frame, port: int) -> Row:
-    return next(
-        flow([frame], **{end: port}) for end in ("local_port", "remote_port") if _has(frame, end, port)
-    )
-
-
-def _has(frame: Frame, end: str, port: int) -> bool:
-    return any(row[end.removesuffix("_port")].endswith(f":{port}") for row in frame["flows"])
 
 
 def test_what_the_wire_reorders_is_not_sent_again(lab: Lab) -> None:
@@ -151,7 +142,7 @@ def test_single_bytes_that_are_really_sent_twice(lab: Lab, stamps: bool) -> None
     assert link.wire
     link.a.ns.sysctl("ipv4.tcp_timestamps", int(stamps))
     with contextlib.ExitStack() as stack:
-        near, far = (stack.enter_context(watching(lab, end, delay="0.25")) for end in (link.a, link.b))
+        ends = stack.enter_context(watching_both(lab, link))
         connection = stack.enter_context(transfer(link.a, link.b))
         for _ in range(20):  # so that the IDs are seen to increase
             connection.sender.sendall(b".")
@@ -163,7 +154,7 @@ def test_single_bytes_that_are_really_sent_twice(lab: Lab, stamps: bool) -> None
             link.wire.set(good, good)
             time.sleep(0.25)
         again = oracle.netstat(link.a.ns)["TcpRetransSegs"]  # of the namespace, which has no other connection
-        rows = [_row(nettop.more_frames(3)[-1], connection.remote[1]) for nettop in (near, far)]
+        rows = [flow([nettop.more_frames(3)[-1]], port=connection.remote[1]) for nettop in ends]
     assert again >= 5
     assert rows[0]["tx_retransmits_total"] == again
     assert rows[1]["rx_retransmits_total"] == again
@@ -173,7 +164,7 @@ def test_single_bytes_that_are_really_sent_twice(lab: Lab, stamps: bool) -> None
 def test_keep_alives_and_window_probes_are_probes(lab: Lab) -> None:
     link = lab.wire(Direction(delay_ms=2))
     with contextlib.ExitStack() as stack:
-        near, far = (stack.enter_context(watching(lab, end, delay="0.25")) for end in (link.a, link.b))
+        ends = stack.enter_context(watching_both(lab, link))
         quiet = stack.enter_context(transfer(link.a, link.b))
         stalled = stack.enter_context(transfer(link.a, link.b, receive_buffer=4096))
         quiet.sender.sendall(b"?")
@@ -186,7 +177,7 @@ def test_keep_alives_and_window_probes_are_probes(lab: Lab) -> None:
         time.sleep(3.5)
         counters = oracle.netstat(link.a.ns)
         rows = {
-            name: [_row(nettop.more_frames(2)[-1], c.remote[1]) for nettop in (near, far)]
+            name: [flow([nettop.more_frames(2)[-1]], port=c.remote[1]) for nettop in ends]
             for name, c in (("quiet", quiet), ("stalled", stalled))
         }
     alive, probes = counters["TcpExtTCPKeepAlive"], counters["TcpExtTCPWinProbe"]
@@ -292,7 +283,7 @@ def test_both_ends_open_at_once(lab: Lab) -> None:
     """Two SYNs cross, and each is answered with another that acknowledges: nothing is sent again."""
     link = lab.wire(Direction(delay_ms=20))
     with contextlib.ExitStack() as stack:
-        near, far = (stack.enter_context(watching(lab, end, delay="0.25")) for end in (link.a, link.b))
+        ends = stack.enter_context(watching_both(lab, link))
         both = [stack.enter_context(end.ns.call(socket.socket)) for end in (link.a, link.b)]
         ports = fresh_port(), fresh_port()
         for each, end, port in zip(both, (link.a, link.b), ports, strict=True):
@@ -307,7 +298,7 @@ def test_both_ends_open_at_once(lab: Lab) -> None:
             dial.join()
         both[0].sendall(b"hello")
         assert both[1].recv(16) == b"hello"
-        rows = [_row(nettop.more_frames(2)[-1], ports[1]) for nettop in (near, far)]
+        rows = [flow([nettop.more_frames(2)[-1]], port=ports[1]) for nettop in ends]
         assert [oracle.netstat(end.ns)["TcpRetransSegs"] for end in (link.a, link.b)] == [0, 0]
     for row in rows:
         assert (row["state"], row["rx_packets_total"], row["tx_packets_total"]) == ("open", 4, 4)

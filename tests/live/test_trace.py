@@ -5,6 +5,7 @@ import re
 import pytest
 from lab import Lab, Link, run_nettop
 from lab.traffic import answering, asking
+from stagelab import RECEIVE, SEND
 
 LINE = re.compile(
     r"^ *(\d+)\.(\d{9})  +([0-9a-f]+)  (rx|tx)   (\S+) +(?:([\d.]+) (ns|µs|ms|s)|dropped)? +\d+  (.*)$"
@@ -39,15 +40,9 @@ def test_every_packet_of_a_flow_in_lines(lab: Lab, veth: Link) -> None:
     asked = [way for way in ways if way[0][1] == "tx" and way[1][2] == "application"]
     assert len(received) > 20
     assert len(asked) > 20
-    whole = ["(begin)", "stack", "ip", "local", "transport", "socket", "application"]
+    whole = ["(begin)", *RECEIVE]
     assert sum([event[2] for event in way] == whole for way in received) >= 0.95 * len(received)
-    sent = [
-        "(begin)",
-        "application",
-        "ip",
-        "qdisc",
-        "driver",
-    ]  # and "done", where the driver is the last to have it
+    sent = ["(begin)", *SEND]  # and "done", where the driver is the last to have it
     assert sum([event[2] for event in way[: len(sent)]] == sent for way in asked) >= 0.95 * len(asked)
     # The delays of a way add up to the time from its first line to its last, but for what it cost to write them down.
     for way in received:
@@ -60,22 +55,8 @@ def test_without_flows_it_takes_what_the_filter_accepts(lab: Lab, veth: Link) ->
     with answering(veth.b, port=5301) as server, answering(veth.b, port=5302) as other:
         questions = asking(veth.a, server, flows=1, seconds=60, interval_s=0.02)
         beside = asking(veth.a, other, flows=1, seconds=60, interval_s=0.02)
-        done = run_nettop(
-            lab,
-            veth.a,
-            "port",
-            "5302",
-            "-b",
-            "--trace",
-            "-p",
-            "stages,throughput",
-            "-d",
-            "0.5",
-            "-n",
-            "3",
-            "--format",
-            "ndjson",
-        )
+        words = "port 5302 -b --trace -p stages,throughput -d 0.5 -n 3 --format ndjson"
+        done = run_nettop(lab, veth.a, *words.split())
         for process in (questions, beside):
             process.stop()
     assert done.code == 0, done.stderr

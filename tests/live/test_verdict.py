@@ -6,10 +6,8 @@ Every flow is judged once. What needs a lab of its own is in test_verdict_labs.p
 
 import json
 import re
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +16,12 @@ import pytest
 from lab import Direction, Endpoint, Lab, Link, Nettop, Wire
 from lab.core import route_by
 from lab.shell import Process
-from lab.traffic import Server, answering, ask, asking, transfer
+from lab.traffic import answering, ask, asking
 from stagelab import MS, burning
-from verdict_labs import SO_MAX_PACING_RATE, Verdict, slow_rules, watching
+from verdict_labs import LATE_S, NET_RX, SLOW_READER, Scene, Verdict, slow_rules, tbf, watching
 
 pytestmark = pytest.mark.timing  # delays by the wall clock, on a machine that others use
 
-NET_RX = 3
-PAUSE_S = 0.05  # of the slow readers and of those that answer late
 LOSS = 0.03
 HELD = 4 * MS  # by which softirqs are late
 RULES = 1 * MS  # that the rules for incoming packets take
@@ -33,98 +29,35 @@ RULES = 1 * MS  # that the rules for incoming packets take
 
 @dataclass
 class Town:
-    """The flows by name, as the end that `--focus` takes, and the program that judges them."""
+    """The flows by name, and the program that judges them."""
 
     lab: Lab
     near: Link
     wires: dict[str, Wire]
     driver: Process
     stack: ExitStack
-    stop: threading.Event
-    ends: dict[str, str] = field(default_factory=dict)
+    scenes: dict[str, Scene] = field(default_factory=dict)
+
+    def scene(self, name: str, far: Endpoint | None = None) -> Scene:
+        """Where a flow between the host and another one is made; the neighbour, if none is given."""
+        made = Scene(self.lab, Link(self.near.a, far or self.near.b, 0))
+        self.stack.enter_context(made.stack)
+        self.stack.callback(made.stop.set)
+        self.scenes[name] = made
+        return made
 
     def judge(self, name: str) -> Verdict:
         """The verdict on a flow, asked once."""
-        found: Verdict = json.loads(self.driver.ask(self.ends[name], timeout=30))
+        found: Verdict = json.loads(self.driver.ask(self.scenes[name].end, timeout=30))
         print(name, found["verdict"], found["also"], found["headline"], *found["reasons"], sep="\n  ")
         print({p["part"]: p["ns"] for p in found["parts"]})
         return found
 
-    def part(self, found: Verdict, name: str) -> float:
-        ns = next(p["ns"] for p in found["parts"] if p["part"] == name)
-        assert ns is not None, name
-        return float(ns)
 
-    def _background(self, work: Callable[[], object]) -> None:
-        def run() -> None:
-            try:
-                while not self.stop.is_set():
-                    if work() == b"":
-                        break
-            except OSError:
-                pass  # the end of the lab
-
-        threading.Thread(target=run, daemon=True).start()
-
-    def stream(
-        self,
-        name: str,
-        sender: Endpoint,
-        receiver: Endpoint,
-        *,
-        chunk: int = 65536,
-        pause_s: float = 0.0,
-        read: int = 65536,
-        read_pause_s: float = 0.0,
-        receive_buffer: int | None = None,
-        send_buffer: int | None = None,
-        pace_bytes_per_s: int | None = None,
-    ) -> None:
-        """Data one way, at the pace of its writer and its reader."""
-        pair = self.stack.enter_context(transfer(sender, receiver, receive_buffer=receive_buffer))
-        if send_buffer is not None:
-            pair.sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        if pace_bytes_per_s is not None:
-            pair.sender.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, pace_bytes_per_s)
-        far = pair.remote if sender is self.near.a else pair.local
-        self.ends[name] = f":{far[1]}"
-
-        def write() -> None:
-            pair.sender.send(b"\0" * chunk)
-            time.sleep(pause_s)
-
-        def take() -> bytes:
-            time.sleep(read_pause_s)
-            return pair.receiver.recv(read)
-
-        self._background(write)
-        self._background(take)
-
-    def questions(self, name: str, client: Endpoint, server: Endpoint) -> None:
-        """One question after the other, whose answer takes the server a while."""
-        pair = self.stack.enter_context(transfer(client, server))
-        far = pair.remote if client is self.near.a else pair.local
-        self.ends[name] = f":{far[1]}"
-
-        def ask() -> bytes:
-            pair.sender.sendall(b"?" * 64)
-            return pair.sender.recv(4096)
-
-        def answer() -> bytes:
-            got = pair.receiver.recv(4096)
-            time.sleep(PAUSE_S)
-            pair.receiver.sendall(b"!" * 64)
-            return got
-
-        self._background(ask)
-        self._background(answer)
-
-    def asks(self, name: str, server: Endpoint, interval_s: float) -> Server:
-        """Questions that are answered at once."""
-        at = self.stack.enter_context(answering(server))
-        self.ends[name] = f":{at.port}"
-        self.stack.callback(asking(self.near.a, at, seconds=3600, interval_s=interval_s).stop)
-        return at
+def part(found: Verdict, name: str) -> float:
+    ns = next(p["ns"] for p in found["parts"] if p["part"] == name)
+    assert ns is not None, name
+    return float(ns)
 
 
 @pytest.fixture(scope="module")
@@ -143,24 +76,22 @@ def town() -> Iterator[Town]:
         for link in links.values():
             route_by(link.a, link.b)
         wires = {name: link.wire for name, link in links.items() if link.wire}
-        stop = threading.Event()
         with watching(lab, near.a) as driver, ExitStack() as stack:
-            stack.callback(stop.set)
-            made = Town(lab, near, wires, driver, stack, stop)
+            made = Town(lab, near, wires, driver, stack)
             a, b = near.a, near.b
-            made.asks("healthy", b, 0.01)
-            made.stream("paced", a, b, chunk=6000, pause_s=0.004)
-            made.asks("long", links["long"].b, 0.0)
-            made.stream("losing", a, links["losing"].b)
+            far = {name: link.b for name, link in links.items()}
+            made.scene("healthy").asks(interval_s=0.01)
+            made.scene("paced").stream(a, b, chunk=6000, pause_s=0.004)
+            made.scene("long", far["long"]).asks()
+            made.scene("losing", far["losing"]).stream(a, far["losing"])
             # No more under way than the queue takes: nothing is lost, all of it waits.  Twice as fast as the wire, and
             # no faster: of frames that are sent at once the first is timed, which waits less than those behind it.
-            made.stream("slow", a, links["slow"].b, send_buffer=65536, pace_bytes_per_s=2_500_000)
-            slow = {"receive_buffer": 65536, "read": 16384, "read_pause_s": PAUSE_S}
-            made.stream("read late here", b, a, **slow)  # type: ignore[arg-type]
-            made.stream("read late there", a, b, **slow)  # type: ignore[arg-type]
-            made.stream("idle", a, b, chunk=300, pause_s=0.25)
-            made.questions("answered late there", a, b)
-            made.questions("answered late here", b, a)
+            made.scene("slow", far["slow"]).stream(a, far["slow"], send_buffer=65536, rate=2_500_000)
+            made.scene("read late here").stream(b, a, **SLOW_READER)  # type: ignore[arg-type]
+            made.scene("read late there").stream(a, b, **SLOW_READER)  # type: ignore[arg-type]
+            made.scene("idle").stream(a, b, chunk=300, pause_s=0.25)
+            made.scene("answered late there").questions(a, b, think_s=LATE_S, pause_s=0.0)
+            made.scene("answered late here").questions(b, a, think_s=LATE_S, pause_s=0.0)
             yield made
 
 
@@ -179,9 +110,9 @@ def test_nothing_is_wrong_with_a_writer_that_takes_its_time(town: Town) -> None:
 
 def test_delayed_wire(town: Town) -> None:
     found = town.judge("long")
-    assert found["verdict"] == "network"
+    assert found["verdict"] == "propagation"
     _, middle = town.wires["long"].round_trip_ns()
-    assert town.part(found, "wire") == pytest.approx(middle, rel=0.05)
+    assert part(found, "wire") == pytest.approx(middle, rel=0.05)
 
 
 def test_queue_in_the_network(town: Town) -> None:
@@ -190,15 +121,15 @@ def test_queue_in_the_network(town: Town) -> None:
     wire.reset()  # what it held before is not in the verdict
 
     found = town.judge("slow")
-    assert found["verdict"] == "network"
+    assert found["verdict"] == "path queueing"
     held, _ = wire.report()
-    assert town.part(found, "wire") < 0.5 * held.hold_ns.median
-    assert town.part(found, "beyond") == pytest.approx(held.hold_ns.median, rel=0.3)
+    assert part(found, "wire") < 0.5 * held.hold_ns.median
+    assert part(found, "beyond") == pytest.approx(held.hold_ns.median, rel=0.3)
 
 
 def test_loss(town: Town) -> None:
     found = town.judge("losing")
-    assert found["verdict"] == "loss"
+    assert found["verdict"] == "packet loss"
     share = re.search(r"([\d.]+) % of the segments", found["headline"])
     assert share is not None
     assert float(share[1]) / 100 == pytest.approx(LOSS, abs=0.015)
@@ -206,15 +137,15 @@ def test_loss(town: Town) -> None:
 
 def test_slow_reader_on_this_host(town: Town) -> None:
     found = town.judge("read late here")
-    assert found["verdict"] == "application reads late"
+    assert found["verdict"] == "receiver-limited"
     # It sleeps before each read, and there is more than one read's worth in the buffer.
-    assert town.part(found, "reader") > 0.9 * PAUSE_S * 1e9
+    assert part(found, "reader") > 0.9 * LATE_S * 1e9
 
 
 def test_slow_reader_at_the_far_end(town: Town) -> None:
     found = town.judge("read late there")
-    assert found["verdict"] == "far end"
-    port = town.ends["read late there"]
+    assert found["verdict"] == "rwnd-limited"
+    port = town.scenes["read late there"].end
     said = town.near.a.ns.run("ss", "-tin", "dst", port).stdout
     kernel = re.search(r"rwnd_limited:\d+ms\(([\d.]+)%\)", said)
     ours = re.search(r"window (\d+) % of the time", found["reasons"][0])
@@ -227,47 +158,42 @@ def test_slow_reader_at_the_far_end(town: Town) -> None:
 def test_answers_that_are_late(town: Town) -> None:
     there = town.judge("answered late there")
     here = town.judge("answered late here")
-    for found, verdict in ((there, "far end"), (here, "application writes little")):
+    for found, verdict in ((there, "server latency"), (here, "app-limited")):
         assert found["verdict"] == verdict
         took = re.search(r"takes ([\d.]+) ms to answer", found["headline"])
         assert took is not None, found["headline"]
-        assert float(took[1]) == pytest.approx(PAUSE_S * 1e3, rel=0.3)
+        assert float(took[1]) == pytest.approx(LATE_S * 1e3, rel=0.3)
 
 
 def test_idle_writer(town: Town) -> None:
     found = town.judge("idle")
-    assert found["verdict"] == "application writes little"
+    assert found["verdict"] == "app-limited"
     # Not that its answers were late: nobody asks it.
     assert "writes little" in found["headline"]
 
 
 def test_queue_of_this_host(town: Town) -> None:
     """tbf, 20 Mb/s with room for 60 ms: as long as its queue is full, that is how long a packet waits."""
-    a, b = town.near.a, town.near.b
-    tbf = ("tbf", "rate", "20mbit", "burst", "20k", "latency", "60ms")
-    a.ns.run("tc", "qdisc", "add", "dev", a.name, "root", *tbf)
-    try:
-        town.stream("queue", a, b)
-        time.sleep(0.3)
+    scene = town.scene("queue")
+    scene.stream(scene.a, scene.b)
+    with tbf(scene):
         found = town.judge("queue")
-    finally:
-        a.ns.run("tc", "qdisc", "del", "dev", a.name, "root")
-    assert found["verdict"] == "queue"
-    assert 10 * MS < town.part(found, "qdisc") < 70 * MS
+    assert found["verdict"] == "qdisc queueing"
+    assert 10 * MS < part(found, "qdisc") < 70 * MS
 
 
 def test_slow_stack(town: Town, tmp_path: Path) -> None:
     """One flow's packets take 1 ms in the host's own rules; the reader, the softirqs and the wire do not."""
     # Few packets: each keeps a CPU from everybody else's.
-    server = town.asks("slow rules", town.near.b, 0.02)
+    server = town.scene("slow rules").asks(interval_s=0.02)
 
     with slow_rules(town.near.a.ns, server.port, RULES, tmp_path):
         found = town.judge("slow rules")
         seen = ask(town.near.a, server, count=25, interval_s=0.01)
         healthy = town.judge("healthy")
-    assert found["verdict"] == "stack"
+    assert found["verdict"] == "stack latency"
     # A mean of some seventy packets: one stall of the machine, of 50 ms, is another 0.7 ms.
-    assert 0.9 * RULES < town.part(found, "receive") < 2 * RULES
+    assert 0.9 * RULES < part(found, "receive") < 2 * RULES
     # No answer came sooner to another client of the same port, by its own clock.
     assert seen.min_ns > RULES
     # The other flows do not go through them.
@@ -277,12 +203,13 @@ def test_slow_stack(town: Town, tmp_path: Path) -> None:
 @pytest.mark.alone
 def test_starved_softirq(town: Town) -> None:
     """Each NET_RX softirq comes 4 ms late; the last test here, since every other flow stops for it."""
-    town.stop.set()
+    for scene in town.scenes.values():
+        scene.stop.set()
     with burning("softirq_raise", NET_RX, HELD):
         time.sleep(0.5)  # let it be felt: what was before is in the first frames
         found = town.judge("healthy")
-    assert found["verdict"] == "interrupts"
-    assert town.part(found, "softirq") == pytest.approx(HELD, rel=0.5)
+    assert found["verdict"] == "softirq latency"
+    assert part(found, "softirq") == pytest.approx(HELD, rel=0.5)
 
 
 def test_the_verdict_without_a_screen(lab: Lab, veth: Link) -> None:

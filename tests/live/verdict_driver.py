@@ -10,11 +10,13 @@ import sys
 import threading
 from queue import Empty, SimpleQueue
 
-from nettop.analysis.verdict.explain import chosen, explain, focused_of, row_of
+from nettop.analysis.verdict.explain import explain
+from nettop.analysis.verdict.flow import chosen, focused_of
 from nettop.collect.live import frames
 from nettop.collect.loader_client import LoaderHandle, start_loader
 from nettop.core.frame import Focus, Frame
 from nettop.probes.flows.constants import key_of
+from nettop.probes.flows.section import row_of
 from nettop.settings import Control, Settings
 
 ENOUGH = 6  # intervals with the flow in focus; the first began before

@@ -23,7 +23,7 @@ from lab import Direction, Endpoint, Lab, Link, oracle
 from lab.namespace import Namespace
 from lab.program import interpreter
 from lab.shell import Process
-from lab.traffic import Transfer, answering, asking, fresh_port, transfer
+from lab.traffic import Server, Transfer, answering, asking, fresh_port, transfer
 from stagelab import MS, burning
 
 from nettop.bpf import syscall
@@ -171,6 +171,21 @@ class Scene:
         self.background(ask)
         self.background(reply)
 
+    def asks(self, **how: Any) -> Server:
+        """Questions of `a` that are answered at once, by programs of the lab's."""
+        server = self.stack.enter_context(answering(self.b))
+        self.end = f":{server.port}"
+        self.stack.callback(asking(self.a, server, seconds=3600, **how).stop)
+        return server
+
+    def udp(self, sender: Endpoint, reader: Endpoint, port: int = 0) -> tuple[socket.socket, socket.socket]:
+        """A sender's socket, connected to a reader's, by whose port the flow is named."""
+        out, into = (self.stack.enter_context(end.ns.socket(socket.SOCK_DGRAM)) for end in (sender, reader))
+        into.bind((reader.v4, port))
+        out.connect(into.getsockname())
+        self.end = f":{into.getsockname()[1]}"
+        return out, into
+
     def datagrams(
         self,
         port: int,
@@ -179,12 +194,7 @@ class Scene:
         pause_s: float,
     ) -> None:
         """UDP from `a` to a server at `b`."""
-        family = (socket.AF_INET, socket.SOCK_DGRAM)
-        server = self.stack.enter_context(self.b.ns.call(lambda: socket.socket(*family)))
-        client = self.stack.enter_context(self.a.ns.call(lambda: socket.socket(*family)))
-        server.bind((self.b.v4, port))
-        client.connect((self.b.v4, port))
-        self.end = f":{port}"
+        client, server = self.udp(self.a, self.b, port)
         count = 0
 
         def serve() -> bytes:
@@ -219,7 +229,6 @@ class Kind:
     wire: tuple[Direction, Direction] | None = None
     interval_s: float = 0.1
     older: bool = False
-    term: str = ""
     held: Callable[[Scene], contextlib.AbstractContextManager[object]] | None = None
     settings: tuple[tuple[str, int | str], ...] = ()
     keep: bool = False
@@ -377,7 +386,7 @@ def tbf(s: Scene) -> contextlib.AbstractContextManager[object]:
 
 def _connect(s: Scene, port: int, address: str = "") -> None:
     """A connection that will not come about, attempted in the background."""
-    client = s.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    client = s.a.ns.socket(socket.SOCK_STREAM)
     s.stack.callback(client.close)
     client.setblocking(False)
     client.connect_ex((address or s.b.v4, port))
@@ -421,7 +430,7 @@ def first_syn_lost(client: str) -> Callable[[Scene], object]:
 
 def not_accepted(s: Scene) -> None:
     """Three handshakes at once end where there is room for one: the other two are not accepted."""
-    listener = s.stack.enter_context(s.b.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)))
+    listener = s.stack.enter_context(s.b.ns.socket(socket.SOCK_STREAM))
     listener.bind((s.b.v4, 0))
     listener.listen(3)  # it takes one more
     at = s.b.v4, int(listener.getsockname()[1])
@@ -439,12 +448,8 @@ def not_accepted(s: Scene) -> None:
 
 def full_buffer(s: Scene) -> None:
     """Datagrams for a reader that takes one every 50 ms."""
-    server = s.stack.enter_context(s.a.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
-    client = s.stack.enter_context(s.b.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+    client, server = s.udp(s.b, s.a)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-    server.bind((s.a.v4, 0))
-    client.connect(server.getsockname())
-    s.end = f":{server.getsockname()[1]}"
 
     def send() -> None:
         client.send(b"\0" * 500)
@@ -459,53 +464,49 @@ def full_buffer(s: Scene) -> None:
 
 
 TROUBLES = (
-    Kind("rwnd: slow reader there", ("far end",), upload(**SLOW_READER), term="rwnd-limited"),
-    Kind("answers after 50 ms, there", ("far end",), asks(think_s=0.05)),
+    Kind("rwnd: slow reader there", ("rwnd-limited",), upload(**SLOW_READER)),
+    Kind("answers after 50 ms, there", ("server latency",), asks(think_s=0.05)),
     Kind(
-        "answers after 30 ms, there; connection older than nettop", ("far end",),
+        "answers after 30 ms, there; connection older than nettop", ("server latency",),
         asks(think_s=0.03), older=True,
     ),
-    Kind("slow reader here", ("application reads late",), download(**SLOW_READER)),
-    Kind("UDP receive buffer full here", ("application reads late",), full_buffer),
-    Kind("answers after 50 ms, here", ("application writes little",), serves(think_s=0.05)),
+    Kind("slow reader here", ("receiver-limited",), download(**SLOW_READER)),
+    Kind("UDP receive buffer full here", ("receiver-limited",), full_buffer),
+    Kind("answers after 50 ms, here", ("app-limited",), serves(think_s=0.05)),
     Kind(
-        "300 bytes four times a second", ("application writes little",),
+        "300 bytes four times a second", ("app-limited",),
         upload(chunk=300, pause_s=0.25), interval_s=0.3,
     ),
-    Kind("tbf of 20 Mb/s", ("queue",), upload(), held=tbf),
-    Kind("1 ms of rules in netfilter's INPUT", ("stack",), asks(pause_s=0.02), held=packets_ruled),
-    Kind("softirqs late by 4 ms", ("interrupts",), asks(pause_s=0.02), held=softirqs_late),
+    Kind("tbf of 20 Mb/s", ("qdisc queueing",), upload(), held=tbf),
+    Kind("1 ms of rules in netfilter's INPUT", ("stack latency",), asks(pause_s=0.02), held=packets_ruled),
+    Kind("softirqs late by 4 ms", ("softirq latency",), asks(pause_s=0.02), held=softirqs_late),
     Kind(
-        "a wire that loses 3 %", ("loss",), upload(), wire=wire(3, loss=0.03),
+        "a wire that loses 3 %", ("packet loss",), upload(), wire=wire(3, loss=0.03),
     ),
-    Kind("a wire of 20 ms each way", ("network",), asks(), wire=wire(20), term="propagation"),
+    Kind("a wire of 20 ms each way", ("propagation",), asks(), wire=wire(20)),
     Kind(
-        "download over 20 ms each way", ("network",), download(rate=2 * MB),
-        wire=wire(20), term="propagation",
+        "download over 20 ms each way", ("propagation",), download(rate=2 * MB), wire=wire(20),
     ),
     Kind(
-        "a wire of 10 Mb/s, more under way than it carries", ("network",),
+        "a wire of 10 Mb/s, more under way than it carries", ("path queueing",),
         upload(send_buffer=65536, rate=2_500_000),
-        wire=wire(1, rate_bits_per_s=10_000_000), term="queueing (bufferbloat)",
+        wire=wire(1, rate_bits_per_s=10_000_000),
     ),
     Kind(
-        "download through 10 Mb/s at the far end", ("network",),
+        "download through 10 Mb/s at the far end", ("path queueing",),
         download(send_buffer=65536, rate=2_500_000),
         wire=(Direction(delay_ms=1), Direction(delay_ms=1, rate_bits_per_s=10_000_000)),
-        term="queueing (bufferbloat)",
     ),
     Kind(
-        "echo, and the wire goes from 2 to 22 ms each way", ("network",), way_grows, wire=wire(2), keep=True,
-        term="queueing (bufferbloat)",
+        "echo, and the wire goes from 2 to 22 ms each way", ("path queueing",), way_grows, wire=wire(2), keep=True,
     ),
-    Kind("refused", ("no connection",), refused, fresh=True, term="refused"),
-    Kind("SYNs dropped on the way", ("no connection",), unanswered, interval_s=0.4, fresh=True, term="unanswered"),
+    Kind("refused", ("refused",), refused, fresh=True),
+    Kind("SYNs dropped on the way", ("unanswered",), unanswered, interval_s=0.4, fresh=True),
     Kind(
-        "rejected by ICMP", ("no connection",), rejected, wire=wire(5), interval_s=1.0, fresh=True, term="unanswered",
+        "rejected by ICMP", ("unanswered",), rejected, wire=wire(5), interval_s=1.0, fresh=True,
     ),
     Kind(
-        "accept queue full", ("no connection",), not_accepted, wire=wire(5), interval_s=0.6, fresh=True,
-        term="not accepted",
+        "accept queue full", ("not accepted",), not_accepted, wire=wire(5), interval_s=0.6, fresh=True,
     ),
 )  # fmt: skip
 
@@ -520,11 +521,7 @@ LATE = (
 # --- healthy traffic -------------------------------------------------------------------------------------------------
 
 WELL = ("healthy", "nothing found")
-SPARSE = (
-    *WELL,
-    "application writes little",
-    "",
-)  # the application is the limit, and says so; or too little was seen
+SPARSE = (*WELL, "app-limited", "")  # the application is the limit, and says so; or too little was seen
 
 
 def jitter(s: Scene) -> None:
@@ -575,12 +572,6 @@ def typing(s: Scene) -> None:
     s.background(lambda: pair.receiver.recv(100))
 
 
-def short_connections(s: Scene) -> None:
-    server = s.stack.enter_context(answering(s.b))
-    s.end = f":{server.port}"
-    s.stack.callback(asking(s.a, server, kind="churn", seconds=100, interval_s=0.01).stop)
-
-
 def dns(s: Scene) -> None:
     s.datagrams(
         53,
@@ -606,7 +597,7 @@ HEALTHY = (
     Kind("answers of 100 kB", WELL, asks(answer=100_000, pause_s=0.05)),
     Kind("the client thinks long", SPARSE, asks(pause_s=0.7), interval_s=0.3),
     Kind("idle, with keep-alives", SPARSE, keep_alive, interval_s=0.4),
-    Kind("many short connections", SPARSE, short_connections),
+    Kind("many short connections", SPARSE, lambda s: s.asks(kind="churn", interval_s=0.01)),
     Kind("pipelining, as in HTTP/1.1", WELL, asks(answer=2000, at_once=10, pause_s=0.03)),
     Kind("DNS", WELL, dns),
     Kind("ping", WELL, ping),

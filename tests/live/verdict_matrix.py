@@ -21,12 +21,8 @@ BEGIN, END = "<!-- MATRIX: verdict_matrix.py --write -->", "<!-- END MATRIX -->"
 
 
 def fits(kind: Kind, found: Verdict) -> bool:
-    """The verdict is right, in the field's own word where the lab has one, and nothing else is blamed."""
-    word = found["verdict"] or ""
-    return word in kind.right and found.get("term") in (
-        kind.term or None,
-        found.get("term") if not kind.term else None,
-    )
+    """The verdict is right, and nothing is blamed besides where nothing is wrong."""
+    return (found["verdict"] or "") in kind.right and not (kind in HEALTHY and found["also"])
 
 
 def run(kind: Kind, count: int, code: Path, verbose: bool = False) -> tuple[Counter[str], int]:
@@ -35,18 +31,11 @@ def run(kind: Kind, count: int, code: Path, verbose: bool = False) -> tuple[Coun
     with scene(kind, code) as judge:
         for _ in range(count):
             found = judge()
-            good = fits(kind, found) and not (kind in HEALTHY and found["also"])
+            good = fits(kind, found)
             right += good
             said[" + ".join([found["verdict"] or "none yet", *found["also"]])] += 1
             if not good or verbose:
-                print(
-                    "   ",
-                    found["verdict"],
-                    found.get("term"),
-                    found["also"],
-                    found["headline"],
-                    found["reasons"],
-                )
+                print("   ", *(found.get(key) for key in ("verdict", "also", "headline", "reasons")))
                 print("   ", {p["part"]: p["ns"] for p in found["parts"]}, flush=True)
     return said, right
 

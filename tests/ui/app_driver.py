@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,9 +14,20 @@ from textual.pilot import Pilot
 from nettop.core.errors import NettopError
 from nettop.core.frame import Frame
 from nettop.probes.base import Probe
+from nettop.settings import Settings
 from nettop.ui.app import NettopApp
-from nettop.ui.commands import Commands, Filtered, Options
+from nettop.ui.commands import Commands, Filtered
 from nettop.ui.main_screen import MainScreen
+from nettop.ui.table import TablePane
+
+
+class Names:
+    """Reverse DNS of one address."""
+
+    changed = 0
+
+    def of(self, address: bytes) -> str:
+        return "web.example" if address.endswith(bytes([203, 0, 113, 7])) else ""
 
 
 class Heard(Commands):
@@ -26,6 +38,7 @@ class Heard(Commands):
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self._recording = ""
+        self.names: Any = Names()
 
     @property
     def recording(self) -> str:
@@ -42,9 +55,6 @@ class Heard(Commands):
         if text == "prot tcp":
             return Filtered(error="syntax error in filter expression")
         return Filtered() if " " in text or not text else Filtered(word=text)
-
-    def name_of(self, address: bytes) -> str:
-        return "web.example" if address.endswith(bytes([203, 0, 113, 7])) else ""
 
     async def reset(self) -> None:
         self.calls.append(("reset",))
@@ -87,18 +97,26 @@ class Feed:
 class Driven:
     """A running application and what a test does with it."""
 
-    def __init__(self, app: NettopApp, pilot: Pilot[int], feed: Feed, heard: Heard) -> None:
+    def __init__(self, app: NettopApp, pilot: Pilot[int], feed: Feed, heard: Commands) -> None:
         self.app, self.pilot, self.feed, self.heard = app, pilot, feed, heard
 
     @property
     def main(self) -> MainScreen:
         return self.app.main
 
+    @property
+    def flows(self) -> TablePane:
+        return next(pane for pane in self.main.body.panes if isinstance(pane, TablePane))
+
+    def under_cursor(self) -> str:
+        """The remote end of the flow that the cursor is on."""
+        return self.line("▸ ").split("▸")[1].split()[2]
+
     async def press(self, *keys: str) -> None:
         await self.pilot.press(*keys)
         await self.pilot.pause()
 
-    async def give(self, *frames: Frame) -> None:
+    async def give(self, *frames: Frame | Exception | None) -> None:
         for frame in frames:
             self.feed.give(frame)
         await self.settle()
@@ -106,6 +124,14 @@ class Driven:
     async def settle(self) -> None:
         for _ in range(3):
             await self.pilot.pause()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what comes by itself, 20 s at most."""
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, self.text()
+            await self.pilot.pause(0.02)
+        await self.settle()
 
     def rows(self) -> list[str]:
         """The screen as it is, line by line."""
@@ -126,8 +152,8 @@ async def running(
     width: int = 120,
     height: int = 40,
     frames: Sequence[Frame] | None = None,
-    heard: Heard | None = None,
-    options: Options | None = None,
+    heard: Commands | None = None,
+    options: Settings | None = None,
     probes: Sequence[Probe] = made_up.PROBES,
 ) -> AsyncIterator[Driven]:
     """The application on a terminal of this size, with what it had from its source drawn."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import cache
-from ipaddress import ip_address
 from math import erf, exp, log, sin, sqrt
 from typing import Any
 
 import numpy as np
+from fakes import packed
 from numpy.typing import NDArray
 
+from nettop.bpf.hooks import Hook, one
 from nettop.core.frame import Frame, Health, HookStatus, ProbeStatus
 from nettop.core.histogram import Histogram, bucket_lowers, bucket_of
-from nettop.probes.base import Fold, Hook, Probe, Setup, one
+from nettop.probes.base import Fold, Probe, Setup
 from nettop.probes.flows import table as flows_table
 from nettop.probes.flows.focus import Focused, Socket
 from nettop.probes.flows.rows import ROW, ROW_RTT
@@ -34,12 +33,6 @@ UPTIME = 9_000 * SECOND
 START = 1_750_000_000 * SECOND
 
 
-def packed(text: str) -> bytes:
-    """An address as 16 bytes."""
-    address = ip_address(text)
-    return (b"\0" * 10 + b"\xff\xff" + address.packed) if address.version == 4 else address.packed
-
-
 def histogram(center_ns: float, spread: float, count: int, seed: int) -> Histogram:
     """A log-normal heap of delays."""
     rng = np.random.default_rng(seed)
@@ -56,24 +49,11 @@ NAMED = (
     (17, "10.1.0.5", 41000, "2001:db8:7:1f::5", 443, "curl", 9917, 15e6, 0.14e6, 31e6, 30e6, 6),
     (6, "10.1.0.5", 5432, "10.1.0.77", 38214, "postgres", 1490, 4.2e6, 31e6, 0.41e6, 0.29e6, 1),
     (6, "10.1.0.5", 22, "192.0.2.61", 60022, "sshd", 4311, 1200, 5300, 48e6, 11e6, 2),
-    (
-        6,
-        "2001:db8::10",
-        55012,
-        "2001:db8:40:aaaa:bbbb:cccc:dddd:eeee",
-        6443,
-        "kubelet",
-        733,
-        8800,
-        9100,
-        2e6,
-        1.6e6,
-        1,
-    ),
+    (6, "2001:db8::10", 55012, "2001:db8:40:aaaa:bbbb:cccc:dddd:eeee", 6443, "kubelet", 733, 8800, 9100, 2e6, 1.6e6, 1),
     (17, "10.1.0.5", 35551, "10.1.0.2", 53, "systemd-resolve", 401, 220, 90, 0.9e6, 0.5e6, 5),
     (1, "10.1.0.5", 7, "192.0.2.1", 7, "ping", 20133, 98, 98, 9.8e6, 9.1e6, 4),
     (17, "10.1.0.5", 123, "192.0.2.99", 123, "", 0, 0, 0, 0, 0, 0),
-)
+)  # fmt: skip
 
 
 def flow_rows(step: int, extra: int = 24) -> NDArray[np.void]:
@@ -155,8 +135,7 @@ def samples(rows: NDArray[np.void], step: int) -> tuple[Sample, ...]:
     if step < FOCUSED_SINCE:
         return ()
     rng = np.random.default_rng(step)
-    rtt = float(rows["rtt"]["last"][1])
-    time = UPTIME + step * SECOND
+    rtt, time = float(rows["rtt"]["last"][1]), UPTIME + step * SECOND
     return tuple(Sample(time, int(rtt * part), False, "timestamp") for part in rng.normal(1, 0.1, 14))
 
 
@@ -262,13 +241,9 @@ def stages_section(step: int) -> Stages:
             )
         )
     whole = heap(26_000 * late(step), 0.9, 47_000), heap(5_200, 0.6, 21_000)
-    focus = (
-        FocusedStages(
-            tuple(_slower(row) for row in rows["rx"]), tuple(_slower(row) for row in rows["tx"]), flow=FOCUS
-        )
-        if step >= FOCUSED_SINCE
-        else None
-    )
+    focus = None
+    if step >= FOCUSED_SINCE:
+        focus = FocusedStages(*(tuple(map(_slower, rows[way])) for way in ("rx", "tx")), flow=FOCUS)
     return Stages(tuple(rows["rx"]), tuple(rows["tx"]), *whole, focus=focus)
 
 
@@ -346,10 +321,3 @@ def frame(step: int, extra: int = 24, interval: float = 1.0, **changes: Any) -> 
 def frames(count: int, **more: Any) -> list[Frame]:
     """A run of them."""
     return [frame(step, **more) for step in range(count)]
-
-
-async def source(made: Sequence[Frame], then: asyncio.Event | None = None) -> AsyncIterator[Frame]:
-    """Frames at once; stays open after the last, as a live source does, unless ``then`` is set."""
-    for one_frame in made:
-        yield one_frame
-    await (then or asyncio.Event()).wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,11 +9,11 @@ from pathlib import Path
 
 import frames
 from app_driver import Driven
+from fakes import record
 
 from nettop.core.frame import Frame
 from nettop.probes.base import all_probes
-from nettop.record.recording import Header, Recorder, Recording
-from nettop.record.sources import Replay
+from nettop.record.recording import Header, Recording, Replay
 from nettop.session import Session
 from nettop.settings import Settings
 from nettop.ui.app import NettopApp
@@ -28,11 +27,7 @@ def eventful() -> list[Frame]:
 
 
 def recorded(folder: Path, made: Sequence[Frame], header: Header | None = None) -> Recording:
-    path = folder / "made.ndjson"
-    with Recorder(str(path), header or Header(), 1000, "") as recorder:
-        for one in made:
-            recorder.write(one)
-    return Recording(str(path))
+    return Recording(str(record(folder / "made.ndjson", made, header)))
 
 
 class Player(Driven):
@@ -42,25 +37,15 @@ class Player(Driven):
 
     async def comes(self, index: int) -> None:
         """Wait until a frame is there, with all of its history."""
-        wanted = self.replay.recording.times_ns[index]
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        wanted, state = self.replay.recording.times_ns[index], self.app.state
+        await self.until(lambda: bool(state.history) and state.history[-1].time_ns == wanted)
+        if loading := [w for w in self.app.workers if w.group == "past"]:
+            await self.app.workers.wait_for_complete(loading)
             await self.settle()
-            if self.app.state.history and self.app.state.history[-1].time_ns == wanted:
-                loading = [w for w in self.app.workers if w.group == "past"]
-                if loading:
-                    await self.app.workers.wait_for_complete(loading)
-                await self.settle()
-                return
-        raise AssertionError(f"frame {index} does not come\n{self.text()}")
 
     async def passes(self, index: int) -> None:
         """Wait until it has played up to a frame."""
-        deadline = time.monotonic() + 20
-        while self.replay.shown < index and time.monotonic() < deadline:
-            await self.pilot.pause(0.05)
-        assert self.replay.shown >= index
-        await self.settle()
+        await self.until(lambda: self.replay.shown >= index)
 
     def bottom(self) -> str:
         return self.rows()[-2]
@@ -76,8 +61,8 @@ async def playing(
         if start is not None:
             replay.step(start)
         session = Session(Settings(), replay=replay)
-        options = session.options()
-        app = NettopApp(session.watched(replay), tuple(all_probes().values()), options, session)
+        shown = session.watched(replay.frames())
+        app = NettopApp(shown, tuple(all_probes().values()), session.settings, session)
         async with app.run_test(size=(width, height)) as pilot:
             player = Player(app, pilot, None, None)  # type: ignore[arg-type]
             player.replay = replay

@@ -8,10 +8,10 @@ the kernel's programs are made of.
 from __future__ import annotations
 
 import ctypes
-import ipaddress
 import struct
 import subprocess
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -29,12 +29,15 @@ def frame(ethertype: int, payload: bytes, *tags: tuple[int, int], macs: bytes = 
     return macs + head + struct.pack("!H", ethertype) + payload
 
 
+def ends(source: str, target: str) -> bytes:
+    return ip_address(source).packed + ip_address(target).packed
+
+
 def v4(
     source: str,
     target: str,
     protocol: int,
     payload: bytes,
-    *,
     offset: int = 0,
     options: bytes = b"",
     tos: int = 0,
@@ -42,15 +45,11 @@ def v4(
     """An IPv4 packet; ``offset`` as in its header, flags and all."""
     length = 20 + len(options) + len(payload)
     head = struct.pack("!BBHHHBBH", 0x40 | 5 + len(options) // 4, tos, length, 7, offset, 64, protocol, 0)
-    return (
-        head + ipaddress.ip_address(source).packed + ipaddress.ip_address(target).packed + options + payload
-    )
+    return head + ends(source, target) + options + payload
 
 
 def v6(source: str, target: str, following: int, payload: bytes) -> bytes:
-    """An IPv6 packet."""
-    head = struct.pack("!IHBB", 6 << 28, len(payload), following, 64)
-    return head + ipaddress.ip_address(source).packed + ipaddress.ip_address(target).packed + payload
+    return struct.pack("!IHBB", 6 << 28, len(payload), following, 64) + ends(source, target) + payload
 
 
 def tcp(source: int, target: int, flags: int = 0x10, payload: bytes = b"", options: bytes = b"") -> bytes:
@@ -98,7 +97,7 @@ MIX: tuple[bytes, ...] = (
     frame(0x86DD, v6(_A6, _B6, 0, bytes((6, 0, 1, 4, 0, 0, 0, 0)) + tcp(1, 2))),
     frame(
         0x0806,
-        struct.pack("!HHBBH", 1, 0x800, 6, 4, 1) + MACS[6:] + b"\x0a\1\2\3" + b"\0" * 6 + b"\x0a\1\x09\x09",
+        struct.pack("!HHBBH", 1, 0x800, 6, 4, 1) + MACS[6:] + b"\x0a\1\2\3" + bytes(6) + b"\x0a\1\x09\x09",
     ),
     frame(0x0800, v4(_A, _B, 6, tcp(40000, 443, 0x10, b"t" * 20)), (0x8100, 100)),
     frame(0x0800, v4(_B, _A, 17, udp(53, 4000, b"t" * 20)), (0x8100, 0xA064)),
@@ -171,16 +170,7 @@ EXPRESSIONS: tuple[str, ...] = (
 _address4 = st.sampled_from([_A, _B, _C, "10.0.0.1", "224.0.0.251", "0.0.0.0", "255.255.255.255"])
 _address6 = st.sampled_from([_A6, _B6, "::1", "ff02::1", "fe80::1"])
 _net = st.sampled_from(
-    [
-        "10.0.0.0/8",
-        "10.1.0.0/16",
-        "10.1.9.0/24",
-        "192.168.0.0/16",
-        "0.0.0.0/0",
-        "2001:db8::/32",
-        "fd77::/64",
-        "ff00::/8",
-    ]
+    "10.0.0.0/8 10.1.0.0/16 10.1.9.0/24 192.168.0.0/16 0.0.0.0/0 2001:db8::/32 fd77::/64 ff00::/8".split()
 )
 _port = st.sampled_from([0, 1, 22, 53, 80, 443, 5201, 33000, 40000, 65535]) | st.integers(0, 65535)
 _way = st.sampled_from(["", "src ", "dst ", "src or dst ", "src and dst "])
@@ -297,15 +287,8 @@ class Native:
 }
 """
         source.write_text(_PRELUDE + "\n".join(parts) + table + run)
-        flags = [
-            "-O1",
-            "-w",
-            "-shared",
-            "-fPIC",
-            "-fsanitize=undefined",
-            "-fsanitize-undefined-trap-on-error",
-        ]
-        subprocess.run(["gcc", *flags, "-o", str(library), str(source)], check=True, timeout=300)
+        flags = "-O0 -w -shared -fPIC -fsanitize=undefined -fsanitize-undefined-trap-on-error".split()
+        subprocess.run(["gcc", *flags, "-o", library, source], check=True, timeout=300)
         self._library = ctypes.CDLL(str(library))
 
     def verdicts(self, packet: bytes, length: int | None = None) -> list[bool]:

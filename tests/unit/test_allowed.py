@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -58,14 +60,8 @@ def full(monkeypatch, *names: str) -> None:
 
 def test_where_var_is_read_only_it_lies_in_memory(places, monkeypatch):
     (places / "cache").mkdir(mode=0o700)
-    real = cache.tempfile.TemporaryFile
-
-    def read_only(**named: Path):
-        if named["dir"] == places / "cache":
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return real(**named)
-
-    monkeypatch.setattr(cache.tempfile, "TemporaryFile", read_only)
+    failure = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", Mock(side_effect=[failure, io.BytesIO()]))
     assert cache.cache_directory() == (places / "run" / "cache", False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,13 +17,13 @@ from nettop.loader.compile import MapSpec, Object
 from nettop.loader.mechanisms import Target
 
 
+def failure(number):
+    return OSError(number, os.strerror(number))
+
+
 def test_a_map_that_is_refused_says_its_size_and_what_helps(monkeypatch):
     """ENOMEM is what a memory cgroup gives."""
-
-    def refuse(*_):
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    monkeypatch.setattr(syscall, "map_create", refuse)
+    monkeypatch.setattr(syscall, "map_create", Mock(side_effect=failure(errno.ENOMEM)))
     made = attach.Attached("flows", Object((MapSpec("flows", 9, 40, 96, 1, 0),), {}, entries=("flows",)))
     with pytest.raises(NettopError) as caught:
         attach.make_maps(made, Plan("eth0", ("flows",), (("flows.flows", 4711),)))
@@ -50,13 +51,7 @@ HOOK = (
 @pytest.mark.parametrize("required", [True, False])
 def test_what_may_work_later_is_tried_again(monkeypatch, first, second, again, required):
     """A probe of one hook, whose mechanisms all fail."""
-    errors = iter((first, second))
-
-    def refuse(*_):
-        number = next(errors)
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(attach, "_try", refuse)
+    monkeypatch.setattr(attach, "_try", Mock(side_effect=[failure(first), failure(second)]))
     hook = Hook("softirq_entry", HOOK, required)
     probe = attach.Attached("irq", Object((), {"softirq_entry": b""}, (hook,)))
     attach.attach(probe, Target("lo", 1))
@@ -74,11 +69,11 @@ def test_what_may_work_later_is_tried_again(monkeypatch, first, second, again, r
 def test_a_hook_that_can_be_done_without_fails_no_probe(monkeypatch):
     def refuse(probe, hook, candidate, _):
         if hook.name == "second":
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            raise failure(errno.EBUSY)
         probe.links[hook.name], probe.via[hook.name] = [], candidate
 
     monkeypatch.setattr(attach, "_try", refuse)
-    monkeypatch.setattr(attach, "_load", lambda *_: 0)
+    monkeypatch.setattr(attach, "load", lambda *_: 0)
     hooks = (Hook("first", HOOK[:1], required=True), Hook("second", HOOK))
     probe = attach.Attached("irq", Object((), {"softirq_entry": b""}, hooks))
     attach.attach(probe, Target("lo", 1))

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from fakes import frame, traffic
+from fakes import changed, frame, histogram, traffic
 
 from nettop.analysis.baseline import Baseline
 from nettop.core import histogram as hist
 from nettop.core.frame import Frame
-from nettop.core.histogram import SLOTS, Histogram
+from nettop.core.histogram import Histogram
 from nettop.probes.flows.rows import ROW
 from nettop.probes.flows.section import Flows, Rtts, Subnet
-from nettop.probes.throughput.section import Throughput
 
 
 def rows(*flows: tuple[int, int, int]) -> np.ndarray:
@@ -30,40 +29,21 @@ def with_flows(section: Flows) -> Frame:
     return replace(frame(), sections={"flows": section})
 
 
-def histogram(*delays: int) -> Histogram:
-    counts = np.zeros(SLOTS, np.uint64)
-    for delay in delays:
-        counts[hist.bucket_of(delay)] += 1
-    return Histogram(counts, sum(delays))
-
-
 def flows_of(shown: Frame) -> Flows:
-    section = shown.sections["flows"]
-    assert isinstance(section, Flows)
-    return section
+    return shown.sections["flows"]  # type: ignore[return-value]
 
 
 def test_totals_of_throughput_are_since_then():
     def at(received: int) -> Frame:
         made = traffic(0, received)
-        section = made.sections["throughput"]
-        assert isinstance(section, Throughput)
-        rx = replace(section.rx, drops_total=None, errors_total=received // 100, bytes=9)
-        return replace(made, sections={"throughput": replace(section, rx=rx)})
+        rx = replace(made.sections["throughput"].rx, drops_total=None, errors_total=received // 100, bytes=9)
+        return changed(made, "throughput", rx=rx)
 
     since = Baseline(at(5000))
     section = since(at(7300)).sections["throughput"]
-    assert isinstance(section, Throughput)
     assert (section.rx.bytes_total, section.rx.errors_total, section.rx.drops_total) == (2300, 23, None)
-    assert section.rx.bytes == 9
-    assert section.tx.bytes_total == 0
-
-
-def test_a_counter_that_started_anew_is_taken_as_it_is():
-    since = Baseline(traffic(0, 5000))
-    section = since(traffic(1, 40)).sections["throughput"]
-    assert isinstance(section, Throughput)
-    assert section.rx.bytes_total == 40
+    assert (section.rx.bytes, section.tx.bytes_total) == (9, 0)
+    assert since(at(40)).sections["throughput"].rx.bytes_total == 40, "it started anew"
 
 
 def test_totals_of_flows_are_since_then_by_id():
@@ -89,15 +69,13 @@ def test_no_flows_then_or_now():
 
 
 def test_the_least_rtt_of_a_subnet_is_that_of_the_samples_since_then():
-    base = with_flows(Flows(rtt=Rtts(subnets=(Subnet("10.0.0.0/24", histogram(900), 500),))))
-    since = Baseline(base)
+    def subnet(rtt: Histogram, overall: int) -> Frame:
+        return with_flows(Flows(rtt=Rtts(subnets=(Subnet("10.0.0.0/24", rtt, overall),))))
 
-    def least(rtt: Histogram, overall: int | None) -> int | None:
-        return (
-            flows_of(since(with_flows(Flows(rtt=Rtts(subnets=(Subnet("10.0.0.0/24", rtt, overall),))))))
-            .rtt.subnets[0]
-            .min_ns
-        )
+    since = Baseline(subnet(histogram(900), 500))
+
+    def least(rtt: Histogram, overall: int) -> int | None:
+        return flows_of(since(subnet(rtt, overall))).rtt.subnets[0].min_ns
 
     assert least(histogram(), 500) is None
     bucket = hist.smallest(histogram(4000))
@@ -105,12 +83,8 @@ def test_the_least_rtt_of_a_subnet_is_that_of_the_samples_since_then():
     assert least(histogram(9000), 500) == bucket
     assert least(histogram(400), 401) == 401  # below all before: the kernel's own, exact
     assert least(histogram(4000), 401) == 401
-
-
-def test_a_subnet_that_is_new_has_its_own():
-    since = Baseline(with_flows(Flows()))
-    shown = since(with_flows(Flows(rtt=Rtts(subnets=(Subnet("10.0.0.0/24", histogram(900), 876),)))))
-    assert flows_of(shown).rtt.subnets[0].min_ns == 876
+    since = Baseline(with_flows(Flows()))  # a subnet that is new has its own
+    assert least(histogram(900), 876) == 876
 
 
 def test_a_probe_that_comes_later_is_shown_as_it_is():

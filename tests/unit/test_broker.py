@@ -9,6 +9,7 @@ import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from lab.shell import eventually
@@ -74,10 +75,8 @@ def test_files_are_opened_as_they_would_be_here(asked: broker.Broker, tmp_path: 
         asked("new", "nettop-1.svg")
     with pytest.raises(FileNotFoundError) as missing:
         asked("read", str(tmp_path / "named"))
-    assert (missing.value.strerror, missing.value.filename) == (
-        "No such file or directory",
-        str(tmp_path / "named"),
-    )
+    assert missing.value.strerror == "No such file or directory"
+    assert missing.value.filename == str(tmp_path / "named")
     (tmp_path / "link").symlink_to("settings.toml")
     for how in ("log", "new", "again"):
         with pytest.raises(OSError, match="link"):
@@ -85,23 +84,16 @@ def test_files_are_opened_as_they_would_be_here(asked: broker.Broker, tmp_path: 
     (tmp_path / "named").mkdir()
     with pytest.raises(IsADirectoryError):
         asked("log", str(tmp_path / "named"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "link",
-        "named",
-        "nettop-1.svg",
-        "settings.toml",
-    ]
+    assert sorted(os.listdir(tmp_path)) == ["link", "named", "nettop-1.svg", "settings.toml"]
 
 
 def test_what_it_does_not_open_is_left_to_the_screen_s_own_rights(
     asked: broker.Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.close(asked("read", "/etc/passwd"))
-
-    def refuse(how: str, path: str) -> int:
-        raise PermissionError(errno.EACCES, "not you either", path)
-
-    monkeypatch.setattr(broker.files, "open_here", refuse)
+    monkeypatch.setattr(
+        broker.files, "open_here", Mock(side_effect=PermissionError(errno.EACCES, "not you either"))
+    )
     with pytest.raises(PermissionError, match="Operation not permitted"):
         asked("read", "/etc/passwd")
 
@@ -119,11 +111,7 @@ def test_no_message_brings_it_down(asked: broker.Broker, tmp_path: Path) -> None
         b'[["new"], "nettop-1"]',
         b"[" * 9000,
     ]
-    messages += [
-        b'["new", "nettop-1", 3]',
-        b'["look", "settings.toml\\u0000"]',
-        json.dumps(["read", "\ud800"]).encode(),
-    ]
+    messages += [b'["new", "nettop-1", 3]', b'["look", "settings.toml\\u0000"]', b'["read", "\\ud800"]']
     messages += [chance.randbytes(chance.randrange(1, 300)) for _ in range(300)]
     for message in messages:
         asked._sock.send(message)

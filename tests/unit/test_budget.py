@@ -3,32 +3,22 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes import written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nettop.collect.budget import WINDOW_S, Budget, Ladder
 from nettop.core.frame import FRAMES, SECONDS, Frame, Health
-from nettop.output.base import Style
-from nettop.output.text import TextWriter
 from nettop.probes.base import FRAMES_STEPS, SECONDS_STEPS, all_probes, shed_words
 
 Load = Callable[[float], float]
-PROBES = tuple(all_probes().values())
 
 
-def ladder(*names: str) -> tuple[dict[str, int], ...]:
-    return tuple(dict(step) for step in Ladder(all_probes()[name] for name in names).steps)
-
-
-def last_step() -> Ladder:
-    """All shed that can be, and nothing to choose from."""
-    only = Ladder(PROBES)
-    only.steps = only.steps[-1:]
-    return only
+def ladder(*names: str) -> Ladder:
+    return Ladder(all_probes()[name] for name in names or all_probes())
 
 
 class World:
@@ -38,9 +28,7 @@ class World:
         self.budget = budget
         self.random = np.random.default_rng(7)
         self.noise = noise
-        self.stale = (
-            stale  # the cost of a frame is that of a second ago, as with statistics taken once a second
-        )
+        self.stale = stale  # the cost is that of the frame before, as with statistics taken once a second
         self.now = 0.0
         self.levels: list[int] = []
         self._costs: list[tuple[float, float]] = []
@@ -82,7 +70,7 @@ def turns(levels: list[int]) -> int:
 
 
 def test_the_order_is_stages_then_seconds_then_rtt_then_frames() -> None:
-    steps = ladder("throughput", "flows", "stages", "irq")
+    steps = ladder("throughput", "flows", "stages", "irq").steps
     assert set(steps[0].values()) == {1}
     assert [s["stages_one_in"] for s in steps[:4]] == [1, 4, 16, 64]
     assert [s[SECONDS] for s in steps[4:6]] == list(SECONDS_STEPS)
@@ -102,26 +90,22 @@ def test_the_order_is_stages_then_seconds_then_rtt_then_frames() -> None:
     ],
 )
 def test_of_a_probe_that_does_not_run_nothing_is_shed(names: tuple[str, ...], shed: set[str]) -> None:
-    assert set(ladder(*names)[-1]) == shed
+    assert set(ladder(*names).steps[-1]) == shed
 
 
 @pytest.mark.parametrize("names", [("irq",), ("flows", "irq"), ("throughput",)])
 def test_what_a_step_is_worth_can_be_learnt_without_the_dear_probe(names: tuple[str, ...]) -> None:
-    world = World(Budget(0.05, Ladder(all_probes()[name] for name in names)))
+    world = World(Budget(0.05, ladder(*names)))
     assert world.run(120, 0.5)[-1] > 0
 
 
-def test_within_the_budget_nothing_is_shed() -> None:
-    world = World(Budget(0.20, Ladder(PROBES)))
-    assert set(world.run(600, 0.15)) == {0}
-
-
-def test_without_a_budget_nothing_is_ever_shed() -> None:
-    assert set(World(Budget(0.0, Ladder(PROBES))).run(100, 5.0)) == {0}
+@pytest.mark.parametrize(("budget", "load"), [(0.20, 0.15), (0.0, 5.0)], ids=["within", "without"])
+def test_within_the_budget_and_without_one_nothing_is_shed(budget: float, load: float) -> None:
+    assert set(World(Budget(budget, ladder())).run(600, load)) == {0}
 
 
 def test_one_peak_is_not_a_load() -> None:
-    world = World(Budget(0.20, Ladder(PROBES)))
+    world = World(Budget(0.20, ladder()))
     world.run(20, 0.05)
     world.run(1, 0.3)
     assert set(world.run(30, 0.05)) == {0}
@@ -131,20 +115,21 @@ def test_one_peak_is_not_a_load() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 @pytest.mark.parametrize("step", [0.25, 1.0, 5.0])
 def test_a_constant_load_is_shed_at_once_and_then_left_alone(load: float, noise: float, step: float) -> None:
-    world = World(Budget(0.20, Ladder(PROBES)), noise)
+    world = World(Budget(0.20, ladder()), noise)
     world.run(120, load, step)
     rest = world.run(3600, load, step)
     # The noise may bring it over an edge now and then; without any it rests.
     assert changes(rest) <= (0 if noise == 0 else 20)
-    least = World(Budget(0.20, last_step())).cost(load)  # with all shed that can be
-    if least > 0.20:
-        assert rest[-1] == len(Ladder(PROBES).steps) - 1
+    all_shed = ladder()
+    all_shed.steps = all_shed.steps[-1:]
+    if World(Budget(0.20, all_shed)).cost(load) > 0.20:
+        assert rest[-1] == len(ladder().steps) - 1
     else:
         assert world.cost(load) <= 0.20 * (1 + 3 * noise)
 
 
 def test_a_load_that_sheds_is_taken_up_again_when_it_falls() -> None:
-    world = World(Budget(0.20, Ladder(PROBES)))
+    world = World(Budget(0.20, ladder()))
     world.run(60, 0.5)
     assert world.budget.shed["stages_one_in"] > 1
     quiet = world.run(30, 0.02)
@@ -154,7 +139,7 @@ def test_a_load_that_sheds_is_taken_up_again_when_it_falls() -> None:
 
 
 def test_a_load_that_falls_a_little_is_taken_up_a_little() -> None:
-    world = World(Budget(0.20, Ladder(PROBES)))
+    world = World(Budget(0.20, ladder()))
     world.run(120, 0.5)
     before = world.budget.level
     after = world.run(200, 0.3)[-1]
@@ -163,7 +148,7 @@ def test_a_load_that_falls_a_little_is_taken_up_a_little() -> None:
 
 
 def test_a_load_that_comes_and_goes_is_followed_without_a_drift() -> None:
-    world = World(Budget(0.20, Ladder(PROBES)), noise=0.03)
+    world = World(Budget(0.20, ladder()), noise=0.03)
     for _ in range(5):
         busy = world.run(120, 0.5)
         assert world.cost(0.5) <= 0.20 * 1.1
@@ -173,7 +158,7 @@ def test_a_load_that_comes_and_goes_is_followed_without_a_drift() -> None:
 
 def test_trying_in_vain_gets_rarer() -> None:
     """What is gained by a step was learnt while the load grew, so it is underrated: a try fails, and few follow."""
-    world = World(Budget(0.20, Ladder(PROBES)))
+    world = World(Budget(0.20, ladder()))
     world.run(40, lambda t: 0.1 + t / 80)
     levels = world.run(3600, 0.6)
     assert turns(levels) <= 6
@@ -187,7 +172,7 @@ def test_trying_in_vain_gets_rarer() -> None:
     st.sampled_from([0.5, 1.0, 2.0]),
 )
 def test_whatever_the_load_was_it_rests_and_recovers(limit: float, loads: list[float], step: float) -> None:
-    world = World(Budget(limit, Ladder(PROBES)))
+    world = World(Budget(limit, ladder()))
     for load in loads:
         world.run(90, load, step)
     world.run(1300, loads[-1], step)
@@ -206,11 +191,10 @@ def test_what_is_shed_is_said_in_words() -> None:
 
 def test_text_output_says_what_is_left_out() -> None:
     health = Health(kernel_ns=10**8, user_ns=10**8, budget_ns=2 * 10**8, shed={"stages_one_in": 8, FRAMES: 2})
-    frame = Frame(1, 10**9, "host", "eth0", health=health)
-    last = TextWriter(lambda text: None, Style()).format(frame).rstrip().splitlines()[-1]
-    assert "budget 20" in last
-    assert "shed stages 1:8, frames 1:2" in last
-    unlimited = replace(frame, health=Health())
-    last = TextWriter(lambda text: None, Style()).format(unlimited).rstrip().splitlines()[-1]
-    assert "budget" not in last
-    assert "shed" not in last
+
+    def last_line(health: Health) -> str:
+        return written("text", Frame(1, 10**9, "host", "eth0", health=health)).rstrip().splitlines()[-1]
+
+    assert "budget 20" in last_line(health)
+    assert "shed stages 1:8, frames 1:2" in last_line(health)
+    assert not {"budget", "shed"} & set(last_line(Health()).split())

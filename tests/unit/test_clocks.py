@@ -15,12 +15,10 @@ class World:
     """The clocks of a machine: seconds pass, it sleeps, somebody sets the time."""
 
     def __init__(self) -> None:
-        self.ns = {
-            time.CLOCK_MONOTONIC: 0,
-            time.CLOCK_BOOTTIME: 0,
-            time.CLOCK_REALTIME: 1_700_000_000 * SECOND,
-        }
+        clocks = (time.CLOCK_MONOTONIC, time.CLOCK_BOOTTIME, time.CLOCK_REALTIME)
+        self.ns = dict.fromkeys(clocks, 1_700_000_000 * SECOND)
         self.torn: list[int] = []  # what passes at each further reading
+        self.look = Clocks(self.read).look
 
     def read(self, clock: int) -> int:
         if self.torn:
@@ -41,42 +39,38 @@ class World:
 
 def test_frames_in_time_are_nothing_to_speak_of():
     world = World()
-    clocks = Clocks(world.read)
     for interval in (1.0, 0.25, 10.0, 60.0):
-        clocks.look(interval)
+        world.look(interval)
         world.passes(interval * 1.5)
-        assert clocks.look(interval) == []
+        assert world.look(interval) == []
 
 
 def test_a_gap_is_said_with_its_length():
     world = World()
-    clocks = Clocks(world.read)
-    clocks.look(1.0)
+    world.look(1.0)
     world.passes(17.5)
-    (said,) = clocks.look(1.0)
+    (said,) = world.look(1.0)
     assert said.startswith("17.5 s without a frame until ")
     world.passes(1.0)
-    assert clocks.look(1.0) == []
+    assert world.look(1.0) == []
 
 
 def test_a_shorter_interval_makes_no_gap_of_the_longer_one_before():
     world = World()
-    clocks = Clocks(world.read)
-    clocks.look(60.0)
+    world.look(60.0)
     world.passes(55)
-    assert clocks.look(1.0) == []
+    assert world.look(1.0) == []
     world.passes(55)
-    assert len(clocks.look(1.0)) == 1
+    assert len(world.look(1.0)) == 1
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3 * 3600, "slept for 3 h"), (42, "slept for 42.0 s")])
 def test_a_suspended_machine_is_no_gap_and_no_clock_that_was_set(seconds, words):
     world = World()
-    clocks = Clocks(world.read)
-    clocks.look(1.0)
+    world.look(1.0)
     world.sleeps(seconds)
     world.passes(1.0)
-    (said,) = clocks.look(1.0)
+    (said,) = world.look(1.0)
     assert words in said
 
 
@@ -85,27 +79,25 @@ def test_a_suspended_machine_is_no_gap_and_no_clock_that_was_set(seconds, words)
 )
 def test_a_clock_that_was_set_is_said_and_once(seconds, words):
     world = World()
-    clocks = Clocks(world.read)
-    clocks.look(1.0)
+    world.look(1.0)
     world.is_set(seconds)
     world.passes(1.0)
-    (said,) = clocks.look(1.0)
+    (said,) = world.look(1.0)
     assert words in said
     world.passes(1.0)
-    assert clocks.look(1.0) == []
+    assert world.look(1.0) == []
 
 
 def test_a_clock_that_is_slewed_and_a_torn_reading_are_not_taken_for_a_step():
     world = World()
-    clocks = Clocks(world.read)
     for _ in range(100):
         world.passes(60)
         world.is_set(60 * 500e-6)
-        assert clocks.look(60.0) == []
+        assert world.look(60.0) == []
     # We were held up for a second between two readings: read again.
     world.passes(60)
     world.torn = [0, 0, 0, SECOND, 0]
-    assert clocks.look(60.0) == []
+    assert world.look(60.0) == []
 
 
 def test_notes_stay_a_minute_and_three_frames():

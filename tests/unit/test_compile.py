@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,9 +16,7 @@ from nettop.loader import compile as compiler
 from nettop.loader import headers
 from nettop.loader.compile import compile_probe, compile_source
 
-PROGRAM = "\nint program(struct __sk_buff *skb)\n{\n\treturn TC_ACT_UNSPEC_;\n}\n".replace(
-    "TC_ACT_UNSPEC_", "-1"
-)
+PROGRAM = "\nint program(struct __sk_buff *skb)\n{\n\treturn -1;\n}\n"
 
 
 @pytest.fixture
@@ -29,16 +27,19 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The compiler's child processes so far."""
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The jobs of the compiler's child processes; each is answered as the first was."""
     started: list[str] = []
-    run = subprocess.run
+    answers: list[object] = []
 
-    def counted(*args: object, **options: object) -> object:
-        started.append(str(args))
-        return run(*args, **options)  # type: ignore[call-overload]
+    def answer(*args: object, **options: object) -> object:
+        started.append(str(options["input"]))
+        if not answers:
+            answers.append(subprocess.run(*args, **options))  # type: ignore[call-overload]
+        return answers[0]
 
-    monkeypatch.setattr(compiler.subprocess, "run", counted)
+    patched = SimpleNamespace(run=answer, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(compiler, "subprocess", patched)
     return started
 
 
@@ -69,13 +70,13 @@ def test_a_structure_of_another_size_than_the_kernels_is_refused(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A member that clang left out, say: nothing is read at the wrong place."""
-    size = headers._Btf.size
+    size = headers.Btf.size
 
-    def larger(btf: headers._Btf, ident: int) -> int:
-        (tcp_sock,) = btf.idents(("tcp_sock",), headers._STRUCT).values()
+    def larger(btf: headers.Btf, ident: int) -> int:
+        tcp_sock = btf.find("tcp_sock", headers.STRUCT)
         return size(btf, ident) + 8 * (ident == tcp_sock)
 
-    monkeypatch.setattr(headers._Btf, "size", larger)
+    monkeypatch.setattr(headers.Btf, "size", larger)
     with pytest.raises(NettopError) as caught:
         compile_source(source, tmp_path)
     assert "struct tcp_sock is not what BTF says" in caught.value.hint
@@ -118,24 +119,18 @@ def test_what_is_compiled_is_kept(tmp_path: Path, source: Path, runs: list[str])
 def test_another_llvm_compiles_again(tmp_path: Path, source: Path, runs: list[str]) -> None:
     """The libraries that a result was made by are named in it; one that was exchanged since makes it void."""
     made = compile_source(source, tmp_path)
-    assert {name.rpartition("/")[2].partition("-")[0].partition(".")[0] for name in made.compiler} >= {
-        "libbcc"
-    }
+    assert any("/libbcc" in name for name in made.compiler)
     (kept,) = tmp_path.glob("*.json")
+    changes = [("/nowhere/libLLVM.so.14", [1, 1])]
     for name, (size, mtime) in made.compiler.items():
-        for stamp in ([size, mtime + 1], [size + 1, mtime]):
-            data = json.loads(kept.read_text())
-            data["compiler"][name] = stamp
-            kept.write_text(json.dumps(data))
-            runs.clear()
-            assert compile_source(source, tmp_path) == made
-            assert len(runs) == 1, name
-    data = json.loads(kept.read_text())
-    data["compiler"]["/nowhere/libLLVM.so.14"] = [1, 1]
-    kept.write_text(json.dumps(data))
-    runs.clear()
-    assert compile_source(source, tmp_path) == made
-    assert len(runs) == 1
+        changes += [(name, [size, mtime + 1]), (name, [size + 1, mtime])]
+    for name, stamp in changes:
+        data = json.loads(kept.read_text())
+        data["compiler"][name] = stamp
+        kept.write_text(json.dumps(data))
+        runs.clear()
+        assert compile_source(source, tmp_path) == made
+        assert len(runs) == 1, name
 
 
 def test_another_bcc_compiles_again(
@@ -156,11 +151,9 @@ def test_another_bcc_compiles_again(
 def test_a_changed_helper_module_compiles_again(
     tmp_path: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that the child imports is part of what a result is known by."""
-    words = "import sys, nettop.loader.compile\nfrom nettop.probes.base import all_probes\nall_probes()\n"
-    words += (
-        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'nettop'), sep='\\n')\n"
-    )
+    """All that the child imports is part of what a result is known by; and a result says all that it is."""
+    words = "import sys, nettop.loader.compile; from nettop.probes.base import all_probes; all_probes(); "
+    words += "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'nettop'))"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     imported = {Path(line) for line in done.stdout.split()}
     modules = compiler._shaping_modules()
@@ -168,6 +161,8 @@ def test_a_changed_helper_module_compiles_again(
     assert imported <= set(modules)
 
     made = compile_probe("throughput", tmp_path)
+    assert compiler.Object.from_json(made.to_json()) == made
+    assert all(isinstance(a, Attachment) for h in made.hooks for c in h.candidates for a in c.attachments)
     changed = tmp_path / "config.py"
     changed.write_text((compiler.PACKAGE / "bpf" / "config.py").read_text() + "\n")
     monkeypatch.setattr(
@@ -176,12 +171,6 @@ def test_a_changed_helper_module_compiles_again(
     runs.clear()
     assert compile_probe("throughput", tmp_path) == made
     assert len(runs) == 1
-
-
-def test_a_result_says_all_that_it_is(tmp_path: Path) -> None:
-    made = compile_probe("throughput", tmp_path)
-    assert compiler.Object.from_json(made.to_json()) == made
-    assert all(isinstance(a, Attachment) for h in made.hooks for c in h.candidates for a in c.attachments)
 
 
 def test_a_compiler_that_does_not_end_is_said_in_words(

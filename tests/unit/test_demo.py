@@ -7,21 +7,20 @@ import os
 import pwd
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from fakes import written
 from jsonschema import Draft202012Validator
 
-from nettop.analysis.verdict.explain import HEALTHY, explain
+from nettop.analysis.verdict.explain import explain
+from nettop.analysis.verdict.rules import HEALTHY
 from nettop.cli import DEMO
+from nettop.core import units
 from nettop.core.frame import Frame
 from nettop.probes.base import all_probes
-from nettop.probes.flows.section import Flows
-from nettop.probes.stages.section import Stages
-from nettop.probes.throughput.section import Throughput
 from nettop.record.recording import Recording
 
 ROOT = Path(__file__).parents[2]
@@ -33,18 +32,6 @@ def frames() -> Iterator[list[Frame]]:
     with Recording(str(DEMO)) as recording:
         assert recording.problem is None
         yield list(recording.frames())
-
-
-def throughput(frame: Frame) -> Throughput:
-    section = frame.sections["throughput"]
-    assert isinstance(section, Throughput)
-    return section
-
-
-def flows(frame: Frame) -> Flows:
-    section = frame.sections["flows"]
-    assert isinstance(section, Flows)
-    return section
 
 
 def test_it_is_small():
@@ -60,50 +47,38 @@ def test_it_is_about_a_minute_with_every_probe(frames):
 
 def test_it_says_nothing_of_where_it_was_made(frames):
     assert {(frame.host, frame.interface) for frame in frames} == {("demo", "uplink0")}
-    addresses = {row["remote"].tobytes() for frame in frames for row in flows(frame).rows}
+    addresses = {row["remote"].tobytes() for frame in frames for row in frame.sections["flows"].rows}
     private = (b"\0" * 10 + b"\xff\xff" + bytes([10, 77]), bytes.fromhex("fd77"), bytes.fromhex("ff02"))
     assert all(address.startswith(private) for address in addresses)
 
 
 def test_a_download_starts(frames):
-    rates = [throughput(frame).rx.bytes * 8 / frame.seconds for frame in frames]
+    rates = [frame.sections["throughput"].rx.bytes * 8 / frame.seconds for frame in frames]
     assert max(rates) > 100e6
     assert min(rates) < 10e6
 
 
 def test_a_queue_fills_and_every_flow_waits_in_it(frames):
-    queued = [frame for frame in frames if (throughput(frame).qdisc.backlog_bytes or 0) > 50_000]
+    queued = [f.sections for f in frames if (f.sections["throughput"].qdisc.backlog_bytes or 0) > 50_000]
     assert len(queued) >= 4
-    assert {throughput(frame).qdisc.kind for frame in queued} == {"tbf"}
-    rows = flows(queued[len(queued) // 2]).rows
+    assert {sections["throughput"].qdisc.kind for sections in queued} == {"tbf"}
+    rows = queued[len(queued) // 2]["flows"].rows
     measured = rows[rows["rtt"]["samples"] > 0]
     waiting = measured["rtt"]["last"] > measured["rtt"]["min"] + 20_000_000
     assert waiting.sum() >= 5
 
 
 def test_a_path_loses_packets(frames):
-    assert max(int(flows(frame).rows["tx_retransmits"].max(initial=0)) for frame in frames) > 20
+    assert max(int(frame.sections["flows"].rows["tx_retransmits"].max(initial=0)) for frame in frames) > 20
 
 
-def test_a_reader_is_slow(frames):
-    """Its connection's window closes: hardly anything arrives, from a sender that has more."""
-    names = {bytes(row["process"]["name"]).rstrip(b"\0") for frame in frames for row in flows(frame).rows}
-    assert b"importer" in names
-
-
-def played(*words: str) -> list[dict[str, Any]]:
-    """The demo's frames as the program writes them without a screen."""
-    command = [sys.executable, "-m", "nettop", "--demo", "-b", "--format", "ndjson", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_of_a_reader_that_was_not_in_focus_it_is_said_what_was_not_seen():
+def test_of_a_reader_that_was_not_in_focus_it_is_said_what_was_not_seen(frames):
     """Another flow was in focus while it was recorded: what it takes to call this one healthy is not there."""
-    rows = [row for frame in played() for row in frame["flows"]]
-    (end,) = {row["remote"] for row in rows if (row["process"] or {}).get("name") == "importer"}
-    first, *found = (frame["verdict"] for frame in played("--focus", end) if frame["verdict"])
+    rows = np.concatenate([frame.sections["flows"].rows for frame in frames])
+    (row,) = np.unique(rows[rows["process"]["name"] == b"importer"][["remote", "remote_port"]])
+    end = units.endpoint(row["remote"].tobytes(), row["remote_port"])
+    said = written("ndjson", *frames, focus=end).splitlines()
+    first, *found = filter(None, (json.loads(line)["verdict"] for line in said))
     assert (first["verdict"], first["headline"]) == (None, "too little of this flow was seen yet")
     assert [each["verdict"] for each in found] == ["nothing found"] * 4
     for each in (first, *found):
@@ -118,9 +93,9 @@ def test_of_a_reader_that_was_not_in_focus_it_is_said_what_was_not_seen():
 
 def test_the_flow_in_focus_alone_is_healthy_and_only_while_all_of_it_was_seen(frames):
     sections = [frame.sections["stages"] for frame in frames]
-    in_focus = {s.focus.flow for s in sections if isinstance(s, Stages) and s.focus is not None}
+    in_focus = {section.focus.flow for section in sections if section.focus}
     healthy = set()
-    for flow in {int(flow) for frame in frames for flow in flows(frame).rows["id"]}:
+    for flow in {int(flow) for frame in frames for flow in frame.sections["flows"].rows["id"]}:
         for count in range(1, len(frames) + 1):
             found = explain(frames[:count], flow)
             if found.verdict == HEALTHY:
@@ -132,8 +107,9 @@ def test_the_flow_in_focus_alone_is_healthy_and_only_while_all_of_it_was_seen(fr
 
 
 def test_it_is_what_the_schema_says(frames):
-    schema = json.loads((ROOT / "docs" / "frame.schema.json").read_text(encoding="utf-8"))
-    validator = Draft202012Validator(schema)
+    validator = Draft202012Validator(
+        json.loads((ROOT / "docs/frame.schema.json").read_text(encoding="utf-8"))
+    )
     with Recording(str(DEMO)) as recording:
         for place in recording._places[::8]:
             validator.validate(json.loads(recording._text(place)))
@@ -158,16 +134,3 @@ def test_anybody_can_play_it():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert [json.loads(line)["interface"] for line in done.stdout.splitlines()] == ["uplink0"] * 3
-
-
-def test_the_wheel_carries_it(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("nettop/demo.ndjson.gz") == DEMO.read_bytes()

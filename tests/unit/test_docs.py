@@ -12,10 +12,12 @@ from textual.keys import Keys
 
 from nettop import settings
 from nettop.loader.mechanisms import MECHANISMS
+from nettop.probes.base import built_in
 from nettop.ui import keys
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
+SCHEMA = json.loads((ROOT / "docs/frame.schema.json").read_text(encoding="utf-8"))
 MOST_WORDS = 18_000  # of docs/
 
 # `tests/unit/test_x.py::test_y`, `test_x.py`, `::test_y`
@@ -87,27 +89,28 @@ def missing_keys(text: str) -> list[str]:
 
 def missing_fields(text: str) -> list[str]:
     """Fields of the frame by their path, `health.shed`: each part of it is a property in the schema."""
-    schema = json.loads((ROOT / "docs/frame.schema.json").read_text(encoding="utf-8"))
-
-    def properties(node: Any) -> set[str]:
-        if isinstance(node, list):
-            return set().union(*map(properties, node))
-        if not isinstance(node, dict):
-            return set()
-        own = set(node["properties"]) if isinstance(node.get("properties"), dict) else set()
-        return own.union(*(properties(value) for value in node.values()))
-
-    known = properties(schema) | set(probe_names())
+    known = properties(SCHEMA) | set(built_in())
     paths = {piece.replace("[]", "") for piece in code(text) if FIELD.fullmatch(piece)}
-    return sorted(
-        path
-        for path in paths
-        if path.split(".")[0] in schema["properties"] and not known.issuperset(path.split("."))
+    ours = {path: path.split(".") for path in paths if path.split(".")[0] in SCHEMA["properties"]}
+    return sorted(path for path, parts in ours.items() if not known.issuperset(parts))
+
+
+def properties(node: Any) -> set[str]:
+    """The names of all fields in a schema."""
+    if isinstance(node, list):
+        return set().union(*map(properties, node))
+    if not isinstance(node, dict):
+        return set()
+    own = set(node["properties"]) if isinstance(node.get("properties"), dict) else set()
+    return own.union(*(properties(value) for value in node.values()))
+
+
+def test_every_field_is_explained() -> None:
+    page = PAGES[ROOT / "docs/frame.md"]
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", page)))) | set(
+        re.findall(r"(?m)^## (\w+)$", page)
     )
-
-
-def probe_names() -> list[str]:
-    return sorted(path.name for path in (ROOT / "nettop/probes").iterdir() if path.is_dir())
+    assert properties(SCHEMA) - words == set()
 
 
 def missing_links(page: Path, text: str) -> list[str]:
@@ -138,10 +141,7 @@ CHECKS: dict[Check, tuple[str, str]] = {
         "`test_docs.py::test_nothing_like_it`",
         "`tests/unit/test_docs.py::test_pages_are_linked`",
     ),
-    missing_places: (
-        "see docs/nowhere.md and nettop/cl",
-        "see docs/faults.md, `systemd/nettop-record@.service`",
-    ),
+    missing_places: ("docs/nowhere.md and nettop/cl", "docs/faults.md, `systemd/nettop-record@.service`"),
     missing_options: (
         "`nettop -b --no-such-option`, `nettop -Z`",
         "`nettop -b --focus END`, `scripts/test --vm`",

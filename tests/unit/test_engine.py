@@ -7,13 +7,14 @@ import os
 import random
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ from nettop.collect.loader_client import LoaderGoneError, LoaderHandle
 from nettop.collect.meter import LiveMeter
 from nettop.collect.unseen import Compared
 from nettop.collect.worker import Worker
-from nettop.core.frame import Health, HookStatus, ProbeStatus
+from nettop.core.frame import Health, ProbeStatus
 from nettop.loader import compile as compile_
 from nettop.probes.base import Folded, Probe, Reads
 from nettop.settings import Control, Settings
@@ -139,7 +140,7 @@ def test_one_that_never_was_is_left_alone(clock: list[float]) -> None:
 def handle() -> Iterator[tuple[LoaderHandle, socket.socket]]:
     """A loader's socket, and a process that says nothing."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         yield LoaderHandle(ours, process), theirs
         theirs.close()
         process.kill()
@@ -160,9 +161,9 @@ def test_a_loader_that_does_not_answer_is_given_up(
     handle: tuple[LoaderHandle, socket.socket], monkeypatch: pytest.MonkeyPatch, request_: Request
 ) -> None:
     ours, theirs = handle
-    monkeypatch.setitem(loader_client._SECONDS, type(request_), 0.2)  # type: ignore[arg-type]
+    monkeypatch.setitem(loader_client._SECONDS, type(request_), 0.1)  # type: ignore[arg-type]
     began = time.monotonic()
-    with pytest.raises(LoaderGoneError, match=f"does not answer .{type(request_).__name__}, 0.2 s"):
+    with pytest.raises(LoaderGoneError, match=f"does not answer .{type(request_).__name__}, 0.1 s"):
         ours.request(request_)
     assert time.monotonic() - began < 5
     assert protocol.receive(theirs) == request_
@@ -237,7 +238,8 @@ async def test_a_worker_that_comes_late_counts_from_its_first_reading() -> None:
     """As at the start: a probe that was tried again and runs now."""
     counter = Counter()
     shown: list[tuple[int, ...] | None] = []
-    running = Engine((), Pace(lambda: 0.02), Idle(), lambda: frame(probes={}, sections={}))
+    idle = Mock(measure=AsyncMock(), hooks=lambda *_: (), health=lambda _: Health())
+    running = Engine((), Pace(lambda: 0.02), idle, lambda: frame(probes={}, sections={}))
     stream = running.frames()
     async for each in stream:
         shown.append(each.sections["numbers"].numbers if each.sections else None)  # type: ignore[attr-defined]
@@ -249,23 +251,6 @@ async def test_a_worker_that_comes_late_counts_from_its_first_reading() -> None:
     await stream.aclose()  # type: ignore[attr-defined]
     assert [worker.probe.name for worker in running.workers] == ["numbers"]
     assert shown == [None, None, None, (10,), (10,), (10,)]
-
-
-class Idle:
-    """A meter that has nothing to measure."""
-
-    async def measure(self) -> None:
-        """Nothing."""
-
-    def hooks(self, probe: str, interval_ns: int) -> tuple[HookStatus, ...]:
-        return ()
-
-    def health(self, interval_ns: int) -> Health:
-        return Health()
-
-
-async def switched(on: bool) -> None:
-    """Run statistics, of programs that there are not."""
 
 
 def open_hooks(count: int) -> tuple[Attachment, ...]:
@@ -283,7 +268,7 @@ async def test_programs_that_run_no_more_are_closed_between_two_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And not while one is being taken; what stays attached stays open."""
-    meter = LiveMeter((os.getpid(),), switched)
+    meter = LiveMeter((os.getpid(),), AsyncMock())
     monkeypatch.setattr(meter_module, "_STATS_SECONDS", 0.05)
     samples: list[tuple[int, ...]] = []
 
@@ -311,7 +296,7 @@ async def test_programs_that_run_no_more_are_closed_between_two_samples(
 
 async def test_what_is_kept_of_programs_goes_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each filter brings other programs: what was counted of the old ones is not kept for ever."""
-    meter = LiveMeter((os.getpid(),), switched)
+    meter = LiveMeter((os.getpid(),), AsyncMock())
     monkeypatch.setattr(meter_module.syscall, "program_info", lambda fd: SimpleNamespace(recursion_misses=7))
     for _ in range(20):
         meter.attached(open_hooks(5))
@@ -325,8 +310,6 @@ async def test_what_is_kept_of_programs_goes_with_them(monkeypatch: pytest.Monke
 
 
 MB = 1_000_000
-
-
 LATE = random.Random(8)
 
 
@@ -368,3 +351,47 @@ def test_what_always_differs_is_told_after_a_few_frames(factor: float, frames: i
     told = [compared.add(MB, round(MB * factor)) for _ in range(60)]
     assert told[-1] == pytest.approx(factor - 1, abs=0.02)
     assert next(i for i, each in enumerate(told) if abs(each) > 0.05) < frames
+
+
+# --- tables that are read every --scan-interval, with the first frames too --------------------------------------------
+
+
+def scans(clock: list[float], scan_s: float, frames_s: list[float]) -> list[bool]:
+    """Whether each frame, so long after the one before, had the table in it."""
+    maps = (Map("large", "array", "n", scan=True), Map("small", "array", "n"))
+    probe = replace(PROBE, maps=maps)
+    readers = {"large": Counter(), "small": Counter()}
+    worker = Worker(probe, Growth, readers, {}, ProbeStatus("live"), round(scan_s * 1e9))  # type: ignore[arg-type]
+    result = []
+    for seconds in frames_s:
+        clock[0] += seconds
+        maps = worker.collect().maps
+        assert "small" in maps
+        result.append("large" in maps)
+    return result
+
+
+def test_without_an_interval_every_frame_has_the_table(clock: list[float]) -> None:
+    assert all(scans(clock, 0, [0.1] * 20))
+
+
+def test_the_base_and_the_first_frame_have_it_then_every_sixth(clock: list[float]) -> None:
+    found = scans(clock, 3, [0, 0.2, *[0.5] * 18])
+    assert found[:2] == [True, True]
+    assert found[2:] == [False, False, False, False, False, True] * 3
+
+
+def test_frames_that_come_a_little_early_or_late_make_no_difference(clock: list[float]) -> None:
+    steps = [0.48, 0.53, 0.49, 0.5, 0.51, 0.49] * 10
+    found = scans(clock, 3, [0, 0.2, *steps])[2:]
+    assert sum(found) == 10
+    assert [n % 6 for n, scanned in enumerate(found) if scanned] == [5] * 10
+
+
+def test_after_a_stop_the_interval_starts_anew(clock: list[float]) -> None:
+    found = scans(clock, 3, [0, 0.2, 0.5, 20, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert found == [True, True, False, True, False, False, False, False, False, True]
+
+
+def test_an_interval_shorter_than_a_frame_is_a_frame(clock: list[float]) -> None:
+    assert all(scans(clock, 0.5, [0, 0.2, *[2.0] * 5]))

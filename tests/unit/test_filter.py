@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import re
-import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from nettop.bpf.filter import (
     from_words,
     to_c,
 )
-from nettop.bpf.protocol import Filter, Load, Plan, ProtocolError, receive, send
+from nettop.bpf.protocol import Filter, Plan, ProtocolError
 from nettop.core.errors import ExitCode
 
 ACCEPT, REJECT = Instruction(0x06, 0, 0, 1), Instruction(0x06, 0, 0, 0)
@@ -48,10 +48,8 @@ def compiled(texts: list[str], link: int = filters.EN10MB) -> list[Program]:
     """Those that libpcap can compile."""
     programs = []
     for text in texts:
-        try:
+        with suppress(FilterError):
             programs.append(compile_expression(text, link))
-        except FilterError:
-            continue
     return programs
 
 
@@ -84,35 +82,21 @@ def test_the_c_text_of_the_raw_link_type_too():
     assert_native_agrees(programs, packets)
 
 
-def test_a_cut_packet_keeps_its_length():
+def test_a_cut_packet_keeps_its_length(tmp_path):
     packet = frame(0x0800, v4("10.0.0.1", "10.0.0.2", 17, udp(1, 2, b"x" * 1000)))[:60]
-    programs = [
-        compile_expression(text) for text in ("len > 1000", "len = 60", "udp port 2 and greater 1042")
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        native = Native(programs, Path(folder))
-        assert (
-            native.verdicts(packet, 1042)
-            == [p.matches(packet, 1042) for p in programs]
-            == [True, False, True]
-        )
+    programs = compiled(["len > 1000", "len = 60", "udp port 2 and greater 1042"])
+    assert [p.matches(packet, 1042) for p in programs] == [True, False, True]
+    assert Native(programs, tmp_path).verdicts(packet, 1042) == [True, False, True]
 
 
-@settings(max_examples=3)
-@given(st.lists(expressions(), min_size=100, max_size=100))
-def test_generated_expressions_agree_with_libpcap(texts):
-    programs = compiled(texts)
-    assert_native_agrees(programs, cut(MIX, len(programs)))
-
-
-# NETTOP_EXPRESSIONS=10000 is what the filter was accepted with: two minutes.  A tenth of it in every run.
+# NETTOP_EXPRESSIONS=10000 takes a minute.  A tenth of it in every run.
 GENERATED = int(os.environ.get("NETTOP_EXPRESSIONS", "1000"))
 
 
 def test_thousands_of_generated_expressions_agree_with_libpcap():
     agreed = refused = 0
 
-    # No shrinking: the packet and the expression are in the message, and a run takes a minute.
+    # No shrinking: the packet and the expression are in the message.
     @settings(
         max_examples=GENERATED * 12 // 1000,  # of a hundred each, of which libpcap refuses some
         suppress_health_check=list(HealthCheck),
@@ -246,46 +230,6 @@ def test_what_is_no_classic_bpf_is_refused(instructions):
             Plan("eth0", (), filter=words)
 
 
-def test_a_filter_reaches_the_loader_as_it_was_sent():
-    program = compile_expression("tcp port 443 and (len > 100 or vlan)")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        for message in (
-            Filter(program.words),
-            Filter(),
-            Load(Plan("eth0", ("flows",), filter=program.words)),
-            Filter(tuple(n for _ in range(filters.MAX_INSTRUCTIONS) for n in (0x06, 255, 255, 0xFFFFFFFF))),
-        ):
-            send(ours, message)
-            assert receive(theirs) == message
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b'["Filter",{"instructions":[6,0,0]}]',
-        b'["Filter",{"instructions":[133,0,0,1]}]',
-        b'["Filter",{"instructions":"tcp"}]',
-        b'["Filter",{"instructions":[6.0,0,0,1]}]',
-        b'["Filter",{"instructions":[true,0,0,1]}]',
-        b'["Filter",{"instructions":[6,0,0,1],"text":"tcp"}]',
-        b'["Load",{"plan":{"interface":"eth0","probes":[],"filter":[5,0,0,4294967294,6,0,0,1]}}]',
-    ],
-)
-def test_what_is_no_filter_is_refused_on_the_way(data):
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        ours.send(data)
-        with pytest.raises(ProtocolError):
-            receive(theirs)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_words_come_in_fours(count):
-    with pytest.raises(ProtocolError):
-        Filter((6, 0, 0, 0, 6)[:count])
-
-
 _codes = sorted(filters._CODES)
 _any_instruction = st.builds(
     Instruction,
@@ -307,30 +251,9 @@ def test_the_text_of_a_checked_program_has_only_its_own_words(body):
     except ValueError:
         return
     words = set(re.findall(r"\b[A-Za-z_]\w*", text))
-    own = {
-        "static",
-        "__always_inline",
-        "u32",
-        "u64",
-        "filter_program",
-        "const",
-        "struct",
-        "filter_packet",
-        "packet",
-    }
-    own |= {
-        "if",
-        "goto",
-        "return",
-        "filter_load",
-        "filter_length",
-        "filter_packet_type",
-        "filter_ifindex",
-        "FILTER_STEP",
-        "a",
-        "x",
-    }
-    assert not {w for w in words - own if not re.fullmatch(r"[lm]\d+", w)}
+    own = "static __always_inline u32 u64 filter_program const struct filter_packet packet if goto return".split()
+    own += "filter_load filter_length filter_packet_type filter_ifindex FILTER_STEP a x".split()
+    assert not {w for w in words.difference(own) if not re.fullmatch(r"[lm]\d+", w)}
     assert "#" not in text
 
 

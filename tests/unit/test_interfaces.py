@@ -35,10 +35,7 @@ def test_what_is_no_default_route(row):
 def test_ipv6_where_ipv4_has_none():
     assert default_route(HEADER + LOCAL, V6_LO + V6_ETH) == "eth6"
     assert default_route(HEADER + ETH1, V6_ETH) == "eth1"
-
-
-def test_the_unreachable_default_that_every_host_has_is_none():
-    assert default_route("", V6_LO) is None
+    assert default_route("", V6_LO) is None, "the unreachable default that every host has"
 
 
 def test_the_loopback_is_among_the_names():

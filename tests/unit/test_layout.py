@@ -1,17 +1,16 @@
 """What the compiler says of the C text: constants that are written once more in Python, histogram buckets, and layouts
 by BCC beside those by the machine's own compiler, which the tests of folds use (lab/layouts.py).
 
-The C text is compiled by the loader's own way, for this kernel. Each constant becomes a function that returns it, and
-its one instruction is read; only the buckets are really run. BCC wants root even to compile.
+The C text is compiled by the loader's own way, for this kernel, with an assertion for each constant; buckets and sizes
+are run. BCC wants root even to compile.
 """
 
 import os
 import re
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from pathlib import Path
+from functools import cache
 from random import Random
 
 import numpy as np
@@ -22,6 +21,7 @@ from nettop.bpf import c_layout, syscall
 from nettop.bpf.config import Config, Counting, Flag
 from nettop.bpf.layout import dtype_of, layout_of
 from nettop.core import histogram as hist
+from nettop.core.errors import NettopError
 from nettop.core.paths import bpf_source, bpf_sources
 from nettop.loader.compile import Object, compile_source, whole_text
 from nettop.probes.base import all_probes
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.live
 
 SOURCES = bpf_sources()
 
-CONSTANTS = {
+FLOWS = {
     **{f"METHOD_{name or 'none'}".upper(): number for number, name in enumerate(flows.METHODS)},
     "FLOW_FIN(IN)": flows.FLAG_FIN_RECEIVED,
     "FLOW_FIN(OUT)": flows.FLAG_FIN_SENT,
@@ -63,121 +63,81 @@ CONSTANTS = {
     "IPPROTO_ICMPV6": flows.PROTOCOLS["icmpv6"],
     **{f"COUNT_{kind.name or 'SKB'}": int(kind) for kind in (Counting(0), *Counting)},
 }
-THROUGHPUT_CONSTANTS = {
-    "PROTO_ARP": throughput_section.PROTO_ARP,
+THROUGHPUT = {
     **{
         f"PROTO_{name}": getattr(throughput_section, f"PROTO_{name}")
-        for name in ("OTHER", "LLDP", "LLC", "PPPOE", "MPLS", "BROKEN")
+        for name in ("ARP", "OTHER", "LLDP", "LLC", "PPPOE", "MPLS", "BROKEN", "SLOTS")
     },
-    "PROTO_SLOTS": throughput_section.PROTO_SLOTS,
     "SIZE_CLASSES": len(throughput_section.SIZES),
     "BIN_SHIFT": throughput_fold.BIN_SHIFT,
 }
 
-STAGES_CONSTANTS = {
+STAGES = {
     "STAGES": boundaries.ENTRIES,
-    "RX_WHOLE": boundaries.RX_WHOLE,
-    "TX_WHOLE": boundaries.TX_WHOLE,
-    "RX_BEGIN": boundaries.RX_BEGIN,
-    "TX_BEGIN": boundaries.TX_BEGIN,
-    "TRACE_DROP": boundaries.TRACE_DROP,
+    **{name: getattr(boundaries, name) for name in "RX_WHOLE TX_WHOLE RX_BEGIN TX_BEGIN TRACE_DROP".split()},
     **{f"RX_{b.stage.upper()}": b.index for b in (*boundaries.RX[1:], boundaries.FORWARD)},
     **{f"TX_{b.stage.upper()}": b.index for b in (*boundaries.TX[1:], boundaries.DONE)},
     **{flag.name or "": int(flag) for flag in Flag},
 }
+CONSTANTS = {"flows": FLOWS, "throughput": THROUGHPUT, "stages": STAGES}
 
-RUN = """
-int run_hist_slot(struct __sk_buff *skb)
-{
-	u64 value = 0;
-
-	bpf_skb_load_bytes(skb, 14, &value, sizeof(value));
-	return hist_slot(value);
-}
-"""
-RUN_SIZE = """
-int run_size_class(struct __sk_buff *skb)
-{
-	u32 value = 0;
+# A function of a probe's C text, run on the number behind a frame's header.
+RUN = {
+    probe: f"""
+int run(struct __sk_buff *skb)
+{{
+	{kind} value = 0;
 
 	bpf_skb_load_bytes(skb, 14, &value, sizeof(value));
-	return size_class(value);
-}
+	return {function}(value);
+}}
 """
+    for probe, kind, function in (("flows", "u64", "hist_slot"), ("throughput", "u32", "size_class"))
+}
+
+
+Made = Callable[[str], Object]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """What a probe's C text is compiled to, once for each probe; its constants have been compared."""
+    folder = tmp_path_factory.mktemp("cache")
+
+    @cache
+    def compiled(name: str) -> Object:
+        source = folder / f"layout_{name}.c"
+        asserted = "".join(
+            f'_Static_assert({text} == {value}, "{text} is not {value}");\n'
+            for text, value in CONSTANTS.get(name, {}).items()
+        )
+        source.write_text(whole_text(bpf_source(name)) + asserted + RUN.get(name, ""))
+        try:
+            return compile_source(source, folder)
+        except NettopError as error:
+            pytest.fail(error.hint)
+
+    return compiled
 
 
-def compiled(cache: Path, name: str, expressions: list[str], more: str) -> tuple[dict[str, int], Object]:
-    """The values of C expressions behind this probe's C text, and what it was compiled to."""
-    text = whole_text(bpf_source(name)) + more
-    for index, expression in enumerate(expressions):
-        text += f"\nint value_{index}(struct __sk_buff *skb)\n{{\n\treturn {expression};\n}}\n"
-    source = cache / f"layout_{name}.c"
-    source.write_text(text)
-    found = compile_source(source, cache)
-    return {e: constant(found.programs[f"value_{i}"]) for i, e in enumerate(expressions)}, found
-
-
-def constant(code: bytes) -> int:
-    """What a function returns that is `r0 = number; exit` (BPF_ALU64 or BPF_ALU, BPF_MOV, BPF_K)."""
-    assert len(code) == 16
-    opcode, registers, _, number = struct.unpack_from("<BBhi", code)
-    assert opcode in (0xB7, 0xB4)
-    assert registers == 0
-    assert code[8] == 0x95
-    return int(number)
-
-
-@pytest.fixture(scope="module")
-def flow_object(cache: Path) -> tuple[dict[str, int], Object]:
-    return compiled(cache, "flows", [*CONSTANTS], RUN)
-
-
-@pytest.fixture(scope="module")
-def throughput_object(cache: Path) -> tuple[dict[str, int], Object]:
-    return compiled(cache, "throughput", [*THROUGHPUT_CONSTANTS], RUN_SIZE)
-
-
-@pytest.fixture(scope="module")
-def stages_object(cache: Path) -> tuple[dict[str, int], Object]:
-    return compiled(cache, "stages", [*STAGES_CONSTANTS], "")
-
-
-@pytest.fixture(scope="module")
-def irq_object(cache: Path) -> tuple[dict[str, int], Object]:
-    return compiled(cache, "irq", [], "")
-
-
-def test_stages_constants(stages_object: tuple[dict[str, int], Object]) -> None:
-    assert stages_object[0] == STAGES_CONSTANTS
-
-
-def test_flow_constants(flow_object: tuple[dict[str, int], Object]) -> None:
-    assert flow_object[0] == CONSTANTS
-
-
-def test_throughput_constants(throughput_object: tuple[dict[str, int], Object]) -> None:
-    assert throughput_object[0] == THROUGHPUT_CONSTANTS
+@pytest.mark.parametrize("probe", CONSTANTS)
+def test_constants_are_those_of_the_c_text(made: Made, probe: str) -> None:
+    assert made(probe).programs
 
 
 def test_no_constant_of_the_headers_is_left_out() -> None:
     """One that is added to the C text must be compared above."""
     text = (SOURCES / "flows" / "flow.h").read_text()
     named = set(re.findall(r"^#define (METHOD_\w+)", text, re.M))
-    assert named == {name for name in CONSTANTS if name.startswith("METHOD_")}
+    assert named == {name for name in FLOWS if name.startswith("METHOD_")}
     text = (SOURCES / "include" / "nettop.h").read_text()
-    assert set(re.findall(r"^#define (COUNT_\w+)", text, re.M)) <= {*CONSTANTS}
+    assert set(re.findall(r"^#define (COUNT_\w+)", text, re.M)) <= {*FLOWS}
 
 
 @pytest.mark.parametrize("probe", all_probes())
-def test_both_compilers_lay_the_maps_out_alike(probe: str, request: pytest.FixtureRequest) -> None:
+def test_both_compilers_lay_the_maps_out_alike(made: Made, probe: str) -> None:
     """And BCC's description, which has sizes of its own, is of all that there is."""
-    name = "flow" if probe == "flows" else probe
-    found = {spec.name: spec for spec in request.getfixturevalue(f"{name}_object")[1].maps}
+    found = {spec.name: spec for spec in made(probe).maps}
     natively = layouts.made(bpf_source(probe))
     declared = all_probes()[probe].maps
     assert declared
@@ -187,8 +147,8 @@ def test_both_compilers_lay_the_maps_out_alike(probe: str, request: pytest.Fixtu
         assert (value, key) == (dtype_of(info.value_layout), dtype_of(info.key_layout))
 
 
-def test_every_field_of_the_config_has_a_value(flow_object: tuple[dict[str, int], Object]) -> None:
-    (spec,) = (spec for spec in flow_object[1].maps if spec.name == "config")
+def test_every_field_of_the_config_has_a_value(made: Made) -> None:
+    (spec,) = (spec for spec in made("flows").maps if spec.name == "config")
     kind = c_layout.parse(spec.value_layout)
     assert isinstance(kind, c_layout.Struct)
     assert list(kind.fields) == [field.name for field in fields(Config)]
@@ -202,40 +162,27 @@ def test_every_field_of_the_config_has_a_value(flow_object: tuple[dict[str, int]
     assert (read["focus_key"]["remote_port"], read["focus_key"]["local_port"]) == (443, 0)
 
 
-@contextmanager
-def loaded(made: Object, program: str) -> Iterator[int]:
-    fd = syscall.prog_load(syscall.ProgType.SCHED_CLS, made.programs[program], program)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def run(made: Made, probe: str, values: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Each value, and what the probe's function makes of it in the kernel."""
+    program = syscall.prog_load(syscall.ProgType.SCHED_CLS, made(probe).programs["run"], "run")
+    for value in sorted(values):
+        yield value, syscall.test_run(program, bytes(14) + value.to_bytes(8, "little") + bytes(42))[0]
+    os.close(program)
 
 
-def test_buckets_are_the_same_in_the_kernel(flow_object: tuple[dict[str, int], Object]) -> None:
+def test_buckets_are_the_same_in_the_kernel(made: Made) -> None:
     random = Random(1)
     lowers = [int(lower) for lower in hist.bucket_lowers()]
     values = {max(lower + step, 0) for lower in lowers for step in (-1, 0, 1)}
     values |= {(1 << bit) + step for bit in range(1, 64) for step in (-1, 0, 1)}
     values |= {random.getrandbits(random.randrange(1, 64)) for _ in range(2003)}
     values.add(2**64 - 1)
-    with loaded(flow_object[1], "run_hist_slot") as program:
-        for value in sorted(values):
-            slot, _, _ = syscall.test_run(program, bytes(14) + value.to_bytes(8, "little") + bytes(42))
-            assert slot == hist.bucket_of(value), value
+    for value, slot in run(made, "flows", values):
+        assert slot == hist.bucket_of(value), value
 
 
-def test_size_classes_are_the_same_in_the_kernel(throughput_object: tuple[dict[str, int], Object]) -> None:
-    values = {bound + step for bound in throughput_section.SIZES for step in (-1, 0, 1)} | {
-        0,
-        1,
-        2**31,
-        2**32 - 1,
-    }
-    with loaded(throughput_object[1], "run_size_class") as program:
-        for value in sorted(values):
-            expected = next(
-                (i for i, bound in enumerate(throughput_section.SIZES) if value <= bound),
-                len(throughput_section.SIZES) - 1,
-            )
-            found, _, _ = syscall.test_run(program, bytes(14) + value.to_bytes(4, "little") + bytes(46))
-            assert found == expected, value
+def test_size_classes_are_the_same_in_the_kernel(made: Made) -> None:
+    sizes = throughput_section.SIZES
+    values = {bound + step for bound in sizes for step in (-1, 0, 1)} | {0, 1, 2**31, 2**32 - 1}
+    for value, found in run(made, "throughput", values):
+        assert found == min(bisect_left(sizes, value), len(sizes) - 1), value

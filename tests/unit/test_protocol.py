@@ -10,13 +10,16 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from fakes import json_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nettop.bpf import protocol
+from nettop.bpf.filter import MAX_INSTRUCTIONS, compile_expression
 from nettop.bpf.protocol import (
     AttachInterface,
     Done,
+    Filter,
     HookInfo,
     Load,
     Loaded,
@@ -60,6 +63,10 @@ def say(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> None:
         RetryProbes(("flows",)),
         Stats(True),
         Done("broken", "mend it", 4, "00ff", "by the way"),
+        Filter(),
+        Filter(compile_expression("tcp port 443 and (len > 100 or vlan)").words),
+        Filter((6, 255, 255, 0xFFFFFFFF) * MAX_INSTRUCTIONS),
+        Load(Plan("eth0", ("flows",), filter=compile_expression("tcp").words)),
     ],
 )
 def test_messages_arrive_as_they_were_sent(pair, message):
@@ -70,17 +77,11 @@ def test_messages_arrive_as_they_were_sent(pair, message):
 def test_descriptors_arrive_open_and_mean_the_same_file(pair, tmp_path):
     path = tmp_path / "x"
     path.write_text("here")
+    maps, hooks = (MapInfo("flows", 1, 40, 96, 65536, 0),), (HookInfo("tc_ingress", "clsact", (1,), (-1,)),)
+    info = ProbeInfo("flows", "live", maps=maps, hooks=hooks, missing=(("tc_egress", "no such thing"),))
     with path.open() as file:
-        info = ProbeInfo(
-            "flows",
-            "live",
-            maps=(MapInfo("flows", 1, 40, 96, 65536, 0),),
-            hooks=(HookInfo("tc_ingress", "clsact", (1,), (-1,)),),
-            missing=(("tc_egress", "no such thing"),),
-        )
         send(pair[0], Loaded(info, (file.fileno(), file.fileno())))
         answer = receive(pair[1])
-    assert isinstance(answer, Loaded)
     assert answer.probe == info
     try:
         assert os.pread(answer.fds[0], 10, 0) == b"here"
@@ -129,6 +130,14 @@ def test_the_other_end_gone_is_the_end(pair):
         b'["Filter",{"instructions":[1' + b"0" * 4000 + b",0,0,0]}]",
         b'["Filter",{"instructions":[6,0,0]}]',
         b'["Filter",{"instructions":[-6,0,0,1]}]',
+        b'["Filter",{"instructions":[6]}]',
+        b'["Filter",{"instructions":[6,0,0,0,6]}]',
+        b'["Filter",{"instructions":[133,0,0,1]}]',
+        b'["Filter",{"instructions":"tcp"}]',
+        b'["Filter",{"instructions":[6.0,0,0,1]}]',
+        b'["Filter",{"instructions":[true,0,0,1]}]',
+        b'["Filter",{"instructions":[6,0,0,1],"text":"tcp"}]',
+        b'["Load",{"plan":{"interface":"eth0","probes":[],"filter":[5,0,0,4294967294,6,0,0,1]}}]',
         b"[" * 100_000,
         b"\xff\xfe",
     ],
@@ -141,15 +150,8 @@ def test_what_is_no_message_is_refused(pair, data):
 
 def test_a_descriptor_that_did_not_come_is_refused(pair):
     for number in (0, 5, -2):
-        body = {
-            "probe": {
-                "name": "x",
-                "state": "live",
-                "maps": [
-                    {"name": "m", "kind": 1, "key_size": 4, "value_size": 4, "max_entries": 1, "fd": number}
-                ],
-            }
-        }
+        spec = {"name": "m", "kind": 1, "key_size": 4, "value_size": 4, "max_entries": 1, "fd": number}
+        body = {"probe": {"name": "x", "state": "live", "maps": [spec]}}
         say(pair[0], json.dumps(["Loaded", body]).encode())
         with pytest.raises(ProtocolError):
             receive(pair[1])
@@ -193,11 +195,6 @@ def test_a_plan_names_few_probes():
         Plan("eth0", ("flows",) * 33)
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
 names = st.sampled_from(["Load", "Loaded", "Done", "Stats", "AttachInterface", "plan", "probe"])
 
 

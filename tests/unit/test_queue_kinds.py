@@ -1,6 +1,7 @@
 """What the queues of an interface cut up, by what rtnetlink says of them."""
 
 import struct
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,12 +30,15 @@ def tbf(rate: int, ticks: int, peak: int = 0, mtu: int = 0) -> bytes:
     return attribute(1, b"".join(specs) + struct.pack("=3I", 3_000_000, ticks, mtu))
 
 
+CAKE = attribute(17, b"\1\0\0\0")  # it cuts
+
+
 def test_no_queue_cuts_nothing():
     assert cut(()) == cut([queue("noqueue", handle=0)]) == Cut(NOTHING)
 
 
 def test_cake_cuts_all_unless_it_is_told_not_to():
-    assert cut([queue("cake", options=attribute(17, b"\1\0\0\0"))]).above == ALL
+    assert cut([queue("cake", options=CAKE)]).above == ALL
     assert cut([queue("cake", options=attribute(17, bytes(4)))]).above == NOTHING
 
 
@@ -46,15 +50,12 @@ def test_tbf_cuts_what_is_larger_than_its_burst():
 
 
 def test_tbf_above_another_cuts_what_either_does():
-    tree = [
-        queue("tbf", options=tbf(62_500_000, 25_000)),
-        queue("cake", 0x10001, 0x80010000, attribute(17, b"\1\0\0\0")),
-    ]
+    tree = [queue("tbf", options=tbf(62_500_000, 25_000)), queue("cake", 0x10001, 0x80010000, CAKE)]
     assert cut(tree).above == ALL
 
 
 def test_what_only_some_packets_go_through_is_said():
-    tree = [queue("htb"), queue("cake", 0x10001, 0x80010000, attribute(17, b"\1\0\0\0"))]
+    tree = [queue("htb"), queue("cake", 0x10001, 0x80010000, CAKE)]
     assert cut(tree).above == NOTHING
     assert cut(tree).differs.startswith("cake below htb")
     assert PIECES in cut(tree).differs
@@ -62,9 +63,7 @@ def test_what_only_some_packets_go_through_is_said():
 
 
 def test_where_every_queue_of_a_device_has_the_same_below_it_all_go_through_that():
-    leaves = [
-        queue("cake", number, 0x80000000 + (number << 16), attribute(17, b"\1\0\0\0")) for number in (1, 2)
-    ]
+    leaves = [queue("cake", number, 0x80000000 + (number << 16), CAKE) for number in (1, 2)]
     assert cut([queue("mq", handle=0), *leaves]) == Cut(ALL)
     assert cut([queue("mq", handle=0), leaves[0], queue("fq_codel", 2, 0)]).above == NOTHING
     assert cut([queue("mq", handle=0), *(queue("fq_codel", n, 0) for n in range(1, 257))]) == Cut(NOTHING)
@@ -81,20 +80,15 @@ def test_what_netem_does_at_random_is_said():
 
 @pytest.mark.parametrize(("release", "above"), [("6.1.0-50-amd64", ALL), ("6.12.107+deb13-amd64", NOTHING)])
 def test_taprio_cuts_all_before_linux_6_3(monkeypatch, release, above):
-    class Name:
-        pass
-
-    Name.release = release
-    monkeypatch.setattr(queue_kinds.os, "uname", lambda: Name)
+    monkeypatch.setattr(queue_kinds.os, "uname", lambda: SimpleNamespace(release=release))
     found = cut([queue("taprio")])
     assert found.above == above
     assert bool(found.differs) == (above == NOTHING)
 
 
 def test_a_tree_that_is_a_circle_ends():
-    assert cut([queue("prio"), queue("prio", 0x20001, 0x20000), queue("prio", 0x10001, 0x20000)]) == Cut(
-        NOTHING
-    )
+    circle = [queue("prio"), queue("prio", 0x20001, 0x20000), queue("prio", 0x10001, 0x20000)]
+    assert cut(circle) == Cut(NOTHING)
 
 
 def test_a_leaf_is_not_asked_for():

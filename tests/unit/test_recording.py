@@ -14,24 +14,17 @@ from pathlib import Path
 
 import fakes
 import pytest
-from fakes import KINDS, frame
+from fakes import KINDS, frame, record
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nettop.core.errors import ExitCode, NettopError
 from nettop.record import schema
 from nettop.record.files import Sink
-from nettop.record.recording import Header, Recorder, Recording, View, file_name, header_of, write_snapshot
+from nettop.record.recording import Header, Recorder, Recording, View, file_name, write_snapshot
 
 HEADER = Header("recording", "0.1.0", 5, "db-3", "eth0", View("rtt", True, "tcp", "tcp a b", "flows"))
 SUFFIXES = pytest.mark.parametrize("name", ["x.ndjson", "x.ndjson.gz"])
-
-
-def record(path: Path, frames, header: Header = HEADER) -> Path:
-    with Recorder(str(path), header, 1000, "") as recorder:
-        for made in frames:
-            recorder.write(made)
-    return path
 
 
 def opened(path: Path) -> Recording:
@@ -45,7 +38,7 @@ def text_of(*frames) -> str:
 @SUFFIXES
 def test_what_was_recorded_is_read(tmp_path, name):
     made = [frame(i, i, i * i) for i in range(7)]
-    with opened(record(tmp_path / name, made)) as recording:
+    with opened(record(tmp_path / name, made, HEADER)) as recording:
         assert list(recording.frames()) == made
         assert recording.header == HEADER
         assert recording.problem is None
@@ -56,31 +49,29 @@ def test_what_was_recorded_is_read(tmp_path, name):
 
 
 @SUFFIXES
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@pytest.mark.parametrize("kind", ["recording", "snapshot"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(made=st.lists(fakes.frames, min_size=1, max_size=4))
-def test_any_frames_survive(tmp_path, name, made):
+def test_any_frames_survive(tmp_path, name, kind, made):
     path = tmp_path / name
     path.unlink(missing_ok=True)
-    with opened(record(path, made)) as recording:
-        assert list(recording.frames()) == made
-
-
-@SUFFIXES
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-@given(made=st.lists(fakes.frames, min_size=1, max_size=4))
-def test_any_snapshot_survives(tmp_path, name, made):
-    path = tmp_path / name
-    path.unlink(missing_ok=True)
-    header = header_of(made[-1], "snapshot", View("rtt"))
-    write_snapshot(str(path), made, header, 1000, "")
+    if kind == "recording":
+        record(path, made, HEADER)
+    else:
+        write_snapshot(str(path), made, View(pane="rtt"), 1000)
     with opened(path) as recording:
         assert list(recording.frames()) == made
-        assert recording.header == header
+        header, last = recording.header, made[-1]
+    if kind == "recording":
+        assert header == HEADER
+    else:
+        assert (header.kind, header.host, header.interface) == ("snapshot", last.host, last.interface)
+        assert header.view == View(pane="rtt")
 
 
 def test_gzip_is_by_name_and_a_snapshot_is_for_people(tmp_path):
     record(tmp_path / "a.gz", [frame()])
-    write_snapshot(str(tmp_path / "b.json"), [frame(0, 1, 2)], HEADER, 1000, "")
+    write_snapshot(str(tmp_path / "b.json"), [frame(0, 1, 2)], View(), 1000)
     assert gzip.decompress((tmp_path / "a.gz").read_bytes()).startswith(b'{"schema":"nettop/1","kind"')
     text = (tmp_path / "b.json").read_text()
     assert ' "interface": "eth0",\n' in text
@@ -110,13 +101,6 @@ def test_a_pipe_opens(tmp_path):
     with opened(path) as recording:
         writer.join()
         assert list(recording.frames()) == [frame(1), frame(2)]
-
-
-def test_a_recording_of_an_older_schema_opens(tmp_path):
-    path = tmp_path / "x"
-    path.write_text(text_of(frame(1)).replace("nettop/1", "nettop/0"))
-    with opened(path) as recording:
-        assert len(recording) == 1
 
 
 @pytest.mark.parametrize(
@@ -164,10 +148,8 @@ def test_a_recording_that_was_cut_gives_what_is_whole_and_says_where_it_ends(tmp
     path.write_bytes(b"".join(lines[:3]) + lines[3][:keep])
     with opened(path) as recording:
         assert len(recording) == 2
-        got = []
         with pytest.raises(NettopError, match="line 4") as caught:
-            got.extend(recording.frames())
-        del got
+            list(recording.frames())
         assert recording.problem is caught.value
 
 
@@ -181,11 +163,10 @@ def test_a_whole_last_line_without_its_end_is_whole(tmp_path):
 
 def test_a_cut_snapshot_says_where(tmp_path):
     path = tmp_path / "x"
-    write_snapshot(str(path), [frame(1), frame(2)], HEADER, 1000, "")
+    write_snapshot(str(path), [frame(1), frame(2)], View(), 1000)
     path.write_text(path.read_text()[:-3])
     with opened(path) as recording:
         assert len(recording) == 1
-        assert recording.problem is not None
         assert "ends too early" in recording.problem.message
 
 
@@ -196,7 +177,6 @@ def test_a_cut_gzip_gives_what_is_whole(tmp_path, cut):
     with opened(path) as recording:
         assert len(recording) >= 18
         assert recording.frame(17) == frame(17, *range(17 * 50))
-        assert recording.problem is not None
         assert "the gzip file ends too early" in recording.problem.message
 
 
@@ -205,15 +185,12 @@ def test_damage_in_the_middle_is_named_and_what_is_before_is_shown(tmp_path):
     path.write_text(text_of(frame(1)) + "garbage\n" + text_of(frame(2)))
     with opened(path) as recording:
         assert list(recording.times_ns) == [frame(1).time_ns]
-        assert recording.problem is not None
         assert "line 2" in recording.problem.message
 
 
 def test_a_frame_that_makes_no_sense_is_named_when_it_is_reached(tmp_path):
     path = tmp_path / "x"
-    path.write_text(
-        text_of(frame(1)) + text_of(frame(2)).replace('"host":"db-3"', '"host":3') + text_of(frame(3))
-    )
+    path.write_text(text_of(frame(1)) + text_of(frame(2)).replace('"host":"db-3"', '"host":3'))
     with opened(path) as recording, pytest.raises(NettopError, match="line 2: host"):
         list(recording.frames())
 
@@ -230,27 +207,17 @@ def test_no_file_raises_anything_else(tmp_path, data):
     path = tmp_path / "x"
     for prefix in (b"", b"\x1f\x8b\x08\x00", text_of(frame(1)).encode()):
         path.write_bytes(prefix + data)
-        complaint = complaint_about(path)
-        assert not complaint or "line " in complaint
-
-
-def complaint_about(path: Path) -> str:
-    try:
-        with opened(path) as recording:
-            list(recording.frames())
-    except NettopError as error:
-        return error.message
-    return ""
+        try:
+            with opened(path) as recording:
+                list(recording.frames())
+        except NettopError as error:
+            said = error.message
+            assert "line " in said
 
 
 def test_a_header_with_strange_values_is_read_as_far_as_it_makes_sense():
-    data = {
-        "kind": "else",
-        "version": 3,
-        "created_ns": True,
-        "host": "h",
-        "view": {"sort": "rtt", "reverse": "no"},
-    }
+    view = {"sort": "rtt", "reverse": "no"}
+    data = {"kind": "else", "version": 3, "created_ns": True, "host": "h", "view": view}
     assert Header.from_json(data) == Header(host="h", view=View(sort="rtt"))
     assert Header.from_json({"view": 7}) == Header()
 
@@ -275,7 +242,7 @@ def test_never_over_an_existing_file(tmp_path):
         record(path, [])
     assert caught.value.code == ExitCode.USAGE
     with pytest.raises(NettopError):
-        write_snapshot(str(path), [frame()], HEADER, 1, "")
+        write_snapshot(str(path), [frame()], View(), 1)
     assert path.read_text() == "precious"
 
 
@@ -321,38 +288,33 @@ def test_a_full_disk_stops_the_recording_and_keeps_what_is_whole(tmp_path, name)
     made = [frame(i, *(hash((i, j)) % 2**60 for j in range(9))) for i in range(500)]
     with small_disk() as limit:
         recorder = Recorder(str(path), HEADER, 1000, "")
-        with pytest.raises(NettopError, match="stopped") as caught:
-            write_all(recorder, made)
+        with pytest.raises(NettopError, match="stopped") as caught:  # noqa: PT012
+            for written, each in enumerate(made):  # noqa: B007
+                recorder.record(each)
     assert caught.value.hint
     assert recorder.closed
-    written = recorder.frames
     assert written > 3
     assert path.stat().st_size <= limit
     with opened(path) as recording:
         assert list(recording.frames()) == made[:written]
         assert recording.problem is None
     with pytest.raises(NettopError, match="closed"):
-        recorder.write(made[0])
+        recorder.record(made[0])
 
 
-def write_all(recorder: Recorder, made) -> None:
-    for one in made:
-        recorder.write(one)
-
-
-def test_a_frame_is_in_the_file_as_soon_as_it_is_written(tmp_path):
-    for name in ("x", "x.gz"):
-        recorder = Recorder(str(tmp_path / name), HEADER, 1000, "")
-        recorder.write(frame(1))
-        with opened(tmp_path / name) as recording:
-            assert recording.frame(0) == frame(1)
-        recorder.close()
-        recorder.close()
+@SUFFIXES
+def test_a_frame_is_in_the_file_as_soon_as_it_is_written(tmp_path, name):
+    recorder = Recorder(str(tmp_path / name), HEADER, 1000, "")
+    recorder.record(frame(1))
+    with opened(tmp_path / name) as recording:
+        assert recording.frame(0) == frame(1)
+    recorder.close()
+    recorder.close()
 
 
 def test_what_is_recorded_is_the_top(tmp_path):
     with Recorder(str(tmp_path / "x"), HEADER, 2, "ascending") as recorder:
-        recorder.write(frame(0, 9, 8, 7))
+        recorder.record(frame(0, 9, 8, 7))
     assert json.loads((tmp_path / "x").read_text().splitlines()[1])["numbers"] == [7, 8]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 
 from nettop.bpf.config import Config
-from nettop.bpf.protocol import Done, Filter, Load, Loaded, Plan, ProbeInfo, RetryProbes, Stats
+from nettop.bpf.protocol import Done, Filter, Load, Loaded, Plan, ProbeInfo, Request, RetryProbes, Stats
 from nettop.collect import control_thread
 from nettop.collect.control_thread import ControlThread, Wanted
 from nettop.collect.retries import Retries
@@ -20,8 +19,7 @@ from nettop.settings import Settings
 class Clock:
     """Seconds that pass when they are told to."""
 
-    def __init__(self) -> None:
-        self.now = 1000.0
+    now = 1000.0
 
     def __call__(self) -> float:
         return self.now
@@ -95,9 +93,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
+def thread_of(loader: Loader, *probes: str) -> ControlThread:
+    return ControlThread(loader, Settings(interface="lo", probes=probes))  # type: ignore[arg-type]
+
+
 def test_a_probe_that_failed_is_asked_for_again_and_then_runs(clock: Clock) -> None:
     loader = Loader("live", "failed")
-    thread = ControlThread(loader, Settings(interface="lo", probes=("throughput", "flows")))  # type: ignore[arg-type]
+    thread = thread_of(loader, "throughput", "flows")
     state = thread.load("")
     assert [worker.probe.name for worker in state.opened] == ["throughput"]
     assert state.failed["flows"].startswith("why; next try at ")
@@ -119,7 +121,7 @@ def test_a_probe_that_failed_is_asked_for_again_and_then_runs(clock: Clock) -> N
 
 def test_one_that_this_kernel_cannot_run_is_left_alone(clock: Clock) -> None:
     loader = Loader("unavailable")
-    thread = ControlThread(loader, Settings(interface="lo", probes=("irq",)))  # type: ignore[arg-type]
+    thread = thread_of(loader, "irq")
     assert [worker.status.state for worker in thread.load("").opened] == ["unavailable"]
     clock.now += 10_000
     state = thread.look_after(Wanted())
@@ -129,7 +131,7 @@ def test_one_that_this_kernel_cannot_run_is_left_alone(clock: Clock) -> None:
 
 def test_while_the_interface_is_away_nothing_is_tried(clock: Clock) -> None:
     loader = Loader("failed")
-    thread = ControlThread(loader, Settings(interface="lo", probes=("flows",)))  # type: ignore[arg-type]
+    thread = thread_of(loader, "flows")
     thread.load("")
     thread._interface.gone = "lo is gone"
     clock.now += 100
@@ -146,11 +148,12 @@ def test_while_the_interface_is_away_nothing_is_tried(clock: Clock) -> None:
 TOO_MANY = r"too many requests in a short time; the next is served in [\d.]+ s"
 
 
-def served(limits: Limits, ask: Callable[[], None], times: int) -> int:
+def served(limits: Limits, request_: Request, times: int) -> int:
+    """How many of these are not refused."""
     refused: list[str] = []
     for _ in range(times):
         try:
-            ask()
+            limits.admit(request_)
         except NettopError as error:
             refused.append(error.message)
     assert all(re.fullmatch(TOO_MANY, message) for message in refused)
@@ -158,25 +161,25 @@ def served(limits: Limits, ask: Callable[[], None], times: int) -> int:
 
 
 @pytest.mark.parametrize("request_", [Filter(), RetryProbes(("irq",)), Load(Plan("lo", ()))], ids=type)
-def test_compilers_are_started_four_times_a_minute_in_the_long_run(request_: Filter) -> None:
+def test_compilers_are_started_four_times_a_minute_in_the_long_run(request_: Request) -> None:
     clock = Clock()
     limits = Limits(clock)
-    assert served(limits, lambda: limits.admit(request_), 100) == 20
+    assert served(limits, request_, 100) == 20
     for _ in range(600):
         clock.now += 1
         limits.admit(Stats(True))  # which is another bucket
-    assert served(limits, lambda: limits.admit(request_), 100) == 20
+    assert served(limits, request_, 100) == 20
     total = 0
     for _ in range(3600):
         clock.now += 1
-        total += served(limits, lambda: limits.admit(request_), 3)
+        total += served(limits, request_, 3)
     assert 239 <= total <= 241
 
 
 def test_quick_requests_have_room_for_an_honest_screen() -> None:
     clock = Clock()
     limits = Limits(clock)
-    assert served(limits, lambda: limits.admit(Stats(True)), 1000) == 100
+    assert served(limits, Stats(True), 1000) == 100
     clock.now += 10
     for _ in range(600):  # five a second
         clock.now += 0.2

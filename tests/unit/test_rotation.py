@@ -14,16 +14,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fakes import KINDS, frame
+from lab.shell import eventually
 
 from nettop import batch
 from nettop.core.errors import ExitCode, NettopError
-from nettop.core.frame import Frame, ProbeStatus
+from nettop.core.frame import ProbeStatus
 from nettop.output import Style
 from nettop.output.csv import CsvWriter, paths
 from nettop.probes.flows.rows import TABLE
@@ -33,7 +34,7 @@ from nettop.record.recording import Header, Recorder, Recording
 ROOT = Path(__file__).parents[2]
 SUFFIXES = pytest.mark.parametrize("suffix", ["", ".gz"])
 
-# A run whose frames come every 20 ms for ever; the arguments are what the child writes to.
+# A run whose frames come every 5 ms for ever.
 CHILD = """
 import asyncio, sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -49,12 +50,12 @@ async def frames():
     while True:
         yield frame(index)
         index += 1
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.005)
 
 sink = Sink({output!r}) if {output!r} else None
-outputs = [batch.Formatted(WRITERS["ndjson"](sink.write if sink else batch.to_stdout, Style()), sink)]
+output = batch.Output(WRITERS["ndjson"](sink.write if sink else batch.to_stdout, Style()), sink)
 hangup = asyncio.Event() if sink else None
-sys.exit(batch.until_signal(batch.run(frames(), outputs, None, None, _print_error, hangup), hangup))
+sys.exit(batch.until_signal(batch.run(frames(), output, None, None, _print_error, hangup), hangup))
 """
 
 
@@ -78,15 +79,8 @@ def running(output: Path | None, **options: object) -> Iterator[subprocess.Popen
             process.kill()
 
 
-def until(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def grown(path: Path, size: int = 2000) -> None:
-    until(lambda: path.exists() and path.stat().st_size > size)
+    assert eventually(lambda: path.exists() and path.stat().st_size > size, timeout=20)
 
 
 @SUFFIXES
@@ -114,7 +108,7 @@ def test_a_file_that_was_cut_begins_anew_without_a_hole(tmp_path, suffix):
         grown(path)
         shutil.copy(path, old)
         os.truncate(path, 0)
-        until(lambda: path.stat().st_size > 1000)
+        grown(path, 1000)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert b"\0\0\0\0" not in path.read_bytes()[:4]
@@ -125,7 +119,6 @@ def test_a_file_that_was_cut_begins_anew_without_a_hole(tmp_path, suffix):
 
 def test_without_a_file_a_hang_up_ends_it_and_says_so(tmp_path):
     with running(None, stdout=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout
         process.stdout.readline()
         process.send_signal(signal.SIGHUP)
         assert process.wait(20) == ExitCode.HANGUP
@@ -135,7 +128,6 @@ def test_nohup_is_obeyed(tmp_path):
     """Whoever starts us with SIGHUP ignored does not want us to end by it."""
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
     with running(None, stdout=subprocess.PIPE, **ignored) as process:
-        assert process.stdout
         process.stdout.readline()
         process.send_signal(signal.SIGHUP)
         for _ in range(10):
@@ -153,15 +145,10 @@ def test_a_terminal_that_goes_ends_it_even_with_a_file(tmp_path):
         grown(path)
     finally:
         os.close(terminal)
-    found = 0, 0
-    end = time.monotonic() + 20
-    while not found[0] and time.monotonic() < end:
-        found = os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.01)
-    if not found[0]:
+    ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    if not eventually(lambda: os.waitid(os.P_PID, pid, ended) is not None, timeout=20):
         os.kill(pid, signal.SIGKILL)
-        found = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(found[1]) == ExitCode.HANGUP
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ExitCode.HANGUP
 
 
 def test_somebody_elses_file_under_the_name_is_left_alone(tmp_path):
@@ -189,21 +176,22 @@ def test_a_file_that_logrotate_has_made_is_taken(tmp_path):
     assert path.read_text() == "two\n"
 
 
-def test_without_a_move_it_is_the_same_file(tmp_path):
-    for name in ("x", "x.gz"):
-        sink = Sink(str(tmp_path / name))
-        sink.write("one\n")
-        sink.reopen()
-        sink.write("two\n")
-        sink.close()
-        assert text_of(tmp_path / name) == "one\ntwo\n"
+@SUFFIXES
+def test_without_a_move_it_is_the_same_file(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    sink = Sink(str(path))
+    sink.write("one\n")
+    sink.reopen()
+    sink.write("two\n")
+    sink.close()
+    assert text_of(path) == "one\ntwo\n"
 
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_each_file_of_csv_has_its_titles(tmp_path, cut):
     path = tmp_path / "x.csv"
     sink = Sink(str(path))
-    output = batch.Formatted(CsvWriter(sink.write, Style()), sink)
+    output = batch.Output(CsvWriter(sink.write, Style()), sink)
     output.write(frame(1))
     if cut:
         os.truncate(path, 0)
@@ -219,10 +207,10 @@ def test_each_file_of_csv_has_its_titles(tmp_path, cut):
 def test_each_file_of_a_recording_has_its_header(tmp_path):
     path = tmp_path / "x.ndjson.gz"
     recorder = Recorder(str(path), Header(host="db-3"), 1000, "")
-    recorder.write(frame(1))
+    recorder.record(frame(1))
     path.rename(tmp_path / "old.gz")
     recorder.reopen()
-    recorder.write(frame(2))
+    recorder.record(frame(2))
     recorder.close()
     for name, index in (("old.gz", 1), ("x.ndjson.gz", 2)):
         with Recording(str(tmp_path / name), KINDS) as recording:
@@ -233,33 +221,14 @@ def test_each_file_of_a_recording_has_its_header(tmp_path):
 # --- exit codes -----------------------------------------------------------------------------------------------
 
 
-class Nowhere:
-    """An output that keeps nothing."""
-
-    def __init__(self, unmet: NettopError | None = None) -> None:
-        self._unmet = unmet
-
-    def write(self, frame: Frame) -> None:
-        """Nothing."""
-
-    def reopen(self) -> None:
-        """Nothing."""
-
-    def unmet(self) -> NettopError | None:
-        """As it was told."""
-        return self._unmet
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def finished(*states: str, live: bool = True, unmet: NettopError | None = None) -> tuple[int, str]:
     async def frames():
         yield frame(1)
         yield frame(2, probes={f"p{i}": ProbeStatus(state, "no\nBTF") for i, state in enumerate(states)})
 
     said: list[str] = []
-    work = batch.run(frames(), [Nowhere(unmet)], None, None, said.append, None, live)
+    nowhere = Mock(unmet=lambda: unmet)
+    work = batch.run(frames(), nowhere, None, None, said.append, None, live)
     return asyncio.run(work), "\n".join(said)
 
 

@@ -17,7 +17,6 @@ from nettop.probes.flows.section import Flows
 from nettop.record.recording import Recorder, Recording, View
 from nettop.session import Session
 from nettop.settings import Control, Settings
-from nettop.ui.commands import Look
 
 
 class Frames:
@@ -34,15 +33,10 @@ class Frames:
             raise self.failure
 
 
-async def test_frames_pass_through_unchanged(tmp_path):
-    source = Frames(3)
-    assert [f async for f in Session(Settings(), folder=tmp_path).watched(source)] == source.made
-
-
 async def test_a_recording_holds_the_frames_from_its_start_to_its_end(tmp_path):
     source, session = Frames(5), Session(Settings(), folder=tmp_path)
     path = ""
-    async for one in session.watched(source):
+    async for one in session.watched(source.frames()):
         if one == source.made[1]:
             path = await session.record(True)
             assert session.recording == path
@@ -57,10 +51,10 @@ async def test_a_recording_that_fails_is_said_and_frames_go_on(tmp_path, monkeyp
     def full(self: Recorder, one: Frame) -> None:
         raise NettopError("No space left on device")
 
-    monkeypatch.setattr(Recorder, "write", full)
+    monkeypatch.setattr(Recorder, "record", full)
     source, session = Frames(3), Session(Settings(), folder=tmp_path)
     session.start_recording(str(tmp_path / "x"))
-    shown = [f async for f in session.watched(source)]
+    shown = [f async for f in session.watched(source.frames())]
     assert len(shown) == 3
     assert all("No space left" in f.notes[0] for f in shown)
     assert session.recording == ""
@@ -68,7 +62,7 @@ async def test_a_recording_that_fails_is_said_and_frames_go_on(tmp_path, monkeyp
 
 async def test_a_snapshot_holds_the_history(tmp_path):
     session, frames = Session(Settings(), folder=tmp_path), Frames(4).made
-    session.look = Look(sort="rtt", reverse=True, filter="nginx", focus=7, pane="flows")
+    session.look = View(sort="rtt", reverse=True, filter="nginx", focus="7", pane="flows")
     path = Path(await session.snapshot(frames))
     assert path.parent == tmp_path
     with Recording(str(path)) as recording:
@@ -89,7 +83,7 @@ async def test_after_a_reset_totals_start_anew_on_the_screen_and_not_in_the_reco
     await session.reset()  # before the first frame: there is nothing to start from
     session.start_recording(str(tmp_path / "x"))
     totals = []
-    async for one in session.watched(source):
+    async for one in session.watched(source.frames()):
         totals.append(one.sections["throughput"].rx.bytes_total)
         if len(totals) == 2:
             await session.reset()
@@ -106,16 +100,13 @@ async def test_nothing_to_write_yet_is_said(tmp_path):
             await asked
 
 
-async def test_a_known_problem_is_shown_and_does_not_end_the_screen(tmp_path):
+async def test_a_known_problem_is_shown_and_another_one_ends_the_screen(tmp_path):
     problem = NettopError("line 4: the file ends too early")
     session = Session(Settings(), problem=problem, folder=tmp_path)
-    shown = [f async for f in session.watched(Frames(2, problem))]
+    shown = [f async for f in session.watched(Frames(2, problem).frames())]
     assert [f.notes for f in shown] == [("line 4: the file ends too early",)] * 2
-
-
-async def test_another_problem_does(tmp_path):
     with pytest.raises(NettopError, match="gone"):
-        [f async for f in Session(Settings(), folder=tmp_path).watched(Frames(2, NettopError("gone")))]
+        [f async for f in session.watched(Frames(2, NettopError("gone")).frames())]
 
 
 def test_only_a_running_kernel_has_an_interval_and_a_focus():
@@ -137,7 +128,7 @@ async def test_the_flow_in_focus_is_looked_up_in_the_newest_frame(tmp_path):
     session = Session(Settings(), control, folder=tmp_path)
     session.set_focus(7)
     assert control.focus is None  # no frame yet
-    assert [f async for f in session.watched(source)]
+    assert [f async for f in session.watched(source.frames())]
     session.set_focus(7)
     assert control.focus
     assert control.focus.id == 7
@@ -152,12 +143,6 @@ async def test_the_flow_in_focus_is_looked_up_in_the_newest_frame(tmp_path):
     assert control.focus is None
 
 
-def test_options_come_from_the_settings():
-    options = Session(Settings(delay=2.0, sort="rx", units="bytes", history=60.0, theme="x")).options()
-    assert (options.interval, options.sort, options.bits, options.history, options.theme) == (
-        2.0,
-        "rx",
-        False,
-        60.0,
-        "x",
-    )
+def test_the_screen_gets_the_settings_as_they_are():
+    chosen = Settings(delay=2.0, sort="rx", units="bytes", history=60.0, theme="x")
+    assert Session(chosen).settings == chosen

@@ -10,7 +10,7 @@ from nettop.bpf.hook_table import hooks
 from nettop.bpf.hooks import Attachment, Candidate, Hook
 from nettop.core.paths import bpf_source
 from nettop.loader.compile import TYPED_ONLY, compile_probe
-from nettop.probes.stages.hooks import HOOKS
+from nettop.probes.stages.probe import HOOKS
 
 BEGIN = re.compile(r"^[A-Z]+\(", re.MULTILINE)
 
@@ -47,37 +47,21 @@ EITHER(read, NO_READY, stages_read, rx_read(POINTER(1), typed, INT(2)),
 FUNCTION(read, NO_READY, stages_read_more, rx_read(POINTER(0), typed, 0), "fourth")
 NETFILTER(in, 0, stages_in, rx_in, "local_in")
 """
-    places = (Attachment("stages_in", "ipv4 local_in first"), Attachment("stages_in", "ipv6 local_in first"))
-    assert hooks(text, Flag) == (
-        Hook(
-            "read",
-            (
-                Candidate("tp_btf", (Attachment("stages_read", "one"), Attachment("stages_read", "other"))),
-                Candidate(
-                    "raw_tracepoint",
-                    (Attachment("stages_read_raw", "one"), Attachment("stages_read_raw", "other")),
-                ),
-                Candidate(
-                    "fentry",
-                    (
-                        Attachment("stages_read", "first|second"),
-                        Attachment("stages_read", "third"),
-                        Attachment("stages_read_more", "fourth"),
-                    ),
-                ),
-                Candidate(
-                    "kprobe",
-                    (
-                        Attachment("stages_read_kprobe", "first|second"),
-                        Attachment("stages_read_kprobe", "third"),
-                        Attachment("stages_read_more_kprobe", "fourth"),
-                    ),
-                ),
-            ),
-            flag=Flag.NO_READY,
-        ),
-        Hook("in", (Candidate("netfilter", places),)),
+
+    def via(mechanism: str, **targets: str) -> Candidate:
+        attached = (
+            Attachment(program, each) for program, all_ in targets.items() for each in all_.split(", ")
+        )
+        return Candidate(mechanism, tuple(attached))
+
+    read = (
+        via("tp_btf", stages_read="one, other"),
+        via("raw_tracepoint", stages_read_raw="one, other"),
+        via("fentry", stages_read="first|second, third", stages_read_more="fourth"),
+        via("kprobe", stages_read_kprobe="first|second, third", stages_read_more_kprobe="fourth"),
     )
+    places = via("netfilter", stages_in="ipv4 local_in first, ipv6 local_in first")
+    assert hooks(text, Flag) == (Hook("read", read, flag=Flag.NO_READY), Hook("in", (places,)))
 
 
 def test_a_line_that_is_wrong_is_refused() -> None:

@@ -51,7 +51,11 @@ void at(u64 ns) { clock_ns = ns; }
 void on_cpu(u32 number) { cpu_number = number; }
 
 /* A segment behind a gap, whose path began so long before. */
-int hold(u32 lag, u32 first, u32 end) { return rx_hold(&sock, clock_ns, lag, first, end, 1, NO_MARK); }
+int hold(u32 lag, u32 first, u32 end)
+{
+	struct arrival a = { clock_ns, NO_MARK, lag, first, end, 1 };
+	return rx_hold(&sock, &a);
+}
 /* The gap closes: the reader is told of what is in order now, as rx_ready_stream() does it. */
 void release(u32 received)
 {

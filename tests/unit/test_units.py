@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import unicodedata
 
 import pytest
 from hypothesis import given
@@ -150,19 +149,6 @@ def test_any_text_parses_as_an_endpoint_or_as_none(text):
 @given(st.integers(0, 255))
 def test_protocols_have_names_that_lead_back(number):
     assert units.protocol_number(units.protocol(number)) == number
-
-
-@given(st.text(max_size=400))
-def test_clean_text_cannot_move_the_cursor(text):
-    cleaned = units.clean(text)
-    assert len(cleaned) == min(len(text), 256)
-    assert not [c for c in cleaned if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")]
-    cleaned.encode()
-
-
-@given(st.text(max_size=400))
-def test_clean_text_stays_as_it_is(text):
-    assert units.clean(units.clean(text)) == units.clean(text)
 
 
 def test_escapes_and_direction_marks_are_replaced_and_the_rest_is_kept():

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fakes import changed, histogram, packed, written
 from lab import layouts
 
 from nettop.analysis.focus import Explainer
 from nettop.analysis.verdict import explain
+from nettop.analysis.verdict.evidence import split
+from nettop.analysis.verdict.flow import check_end, chosen
+from nettop.analysis.verdict.rules import VERDICTS
 from nettop.core.errors import NettopError
 from nettop.core.frame import Frame, ProbeStatus
-from nettop.core.histogram import SLOTS, Histogram, bucket_of
-from nettop.core.units import endpoint
-from nettop.output.base import Style
-from nettop.output.ndjson import NdjsonWriter
-from nettop.output.text import TextWriter
+from nettop.core.histogram import Histogram
 from nettop.probes.flows.constants import FLAG_MIDWAY, FLAG_OPENED_BY_LOCAL, FLAG_OPENED_BY_REMOTE, METHODS
 from nettop.probes.flows.focus import Focused, FocusedFold, Socket
 from nettop.probes.flows.rows import FLAG_STAMPED_BY_REMOTE, ROW
-from nettop.probes.flows.section import Flows, Sample
+from nettop.probes.flows.section import Flows, Sample, row_of
 from nettop.probes.irq.section import Irq, Poll, SoftIrq
 from nettop.probes.stages.section import FocusedStages, Stage, Stages
 from nettop.probes.throughput.section import Direction, Qdisc, Throughput
@@ -34,21 +33,11 @@ US, MS, S = 1_000, 1_000_000, 1_000_000_000
 FLOW = 77
 
 
-def packed(text: str) -> bytes:
-    address = ip_address(text)
-    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
-
-
-def histogram(ns: float, count: int = 100) -> Histogram:
-    counts = np.zeros(SLOTS, np.uint64)
-    counts[bucket_of(round(ns))] = count
-    return Histogram(counts, round(ns) * count)
-
-
 def stage(name: str, ns: float | None, count: int = 100) -> Stage:
     if ns is None:
         return Stage(name, "", "", "", Histogram.empty(), 0)
-    return Stage(name, "", "", "", histogram(ns, count), 0, path_ns=round(ns) * count, path_packets=count)
+    delay = histogram(round(ns), count=count)
+    return Stage(name, "", "", "", delay, 0, path_ns=delay.sum_ns, path_packets=count)
 
 
 @dataclass(frozen=True)
@@ -151,6 +140,7 @@ def frame(step: int, facts: Facts) -> Frame:
     if facts.rtt is not None:
         one = Sample(step * S, round(facts.rtt), False, "timestamp", facts.payload)
         samples = (one,) * facts.trips
+    softirq = histogram(round(facts.softirq), count=100)
     sections: dict[str, Any] = {
         "throughput": Throughput(
             rx=Direction(bytes=facts.size[0]), tx=Direction(bytes=facts.size[1] + facts.others),
@@ -159,12 +149,12 @@ def frame(step: int, facts: Facts) -> Frame:
         "flows": Flows(row(step, facts), 1, (step + 1) * S, focused=focused if facts.focus else None, samples=samples),
         "stages": Stages(focus=own if facts.focus and facts.stages else None),
         "irq": Irq(
-            soft=(SoftIrq("NET_RX", histogram(facts.softirq), Histogram.empty()),),
-            poll=(Poll("eth0", histogram(facts.softirq) if facts.hardware else None, Histogram.empty()),),
+            soft=(SoftIrq("NET_RX", softirq, Histogram.empty()),),
+            poll=(Poll("eth0", softirq if facts.hardware else None, Histogram.empty()),),
             hardware=facts.hardware,
         ),
     }  # fmt: skip
-    probes = {name: ProbeStatus("live") for name in sections}
+    probes = dict.fromkeys(sections, ProbeStatus("live"))
     if not facts.stages:
         probes["stages"] = ProbeStatus("off", "not asked for")
         del sections["stages"]
@@ -182,13 +172,8 @@ def part(found: explain.Explanation, name: str) -> explain.Part:
 # --- the verdicts --------------------------------------------------------------------------------------------------
 
 BULK = {
-    "answers": (0, 0),
-    "data": (0, 900),
-    "packets": (400, 900),
-    "size": (30_000, 1_200_000),
-    "reader": None,
-    "busy": 1.0,
-}
+    "answers": (0, 0), "data": (0, 900), "packets": (400, 900), "size": (30_000, 1_200_000), "reader": None, "busy": 1.0
+}  # fmt: skip
 IDLE = {
     "answers": (0, 0),
     "data": (0, 4),
@@ -199,69 +184,64 @@ IDLE = {
 }
 SERVED = {"flags": FLAG_OPENED_BY_REMOTE, "packets": (40, 40), "answers": (9, 9), "data": (10, 10)}
 DOWNLOAD = {
-    "answers": (0, 0),
-    "data": (300, 0),
-    "packets": (900, 400),
-    "size": (1_200_000, 30_000),
-    "rtt": None,
-    "flags": FLAG_OPENED_BY_LOCAL | FLAG_STAMPED_BY_REMOTE,
-    "kernel_min": 2 * MS,
-}
+    "answers": (0, 0), "data": (300, 0), "packets": (900, 400), "size": (1_200_000, 30_000), "rtt": None,
+    "flags": FLAG_OPENED_BY_LOCAL | FLAG_STAMPED_BY_REMOTE, "kernel_min": 2 * MS,
+}  # fmt: skip
 LATE = {"answers": (30, 30), "answer_ns": (30 * MS, 60 * US), "packets": (30, 30), "size": (3000, 3000)}
 SYN = {"state": 1, "packets": (0, 1), "size": (0, 74), "since": (0, 3), "rtt": None, "focus": False}
 CASES = {
-    "no connection": [
+    "refused": [{**SYN, "state": 5, "since": (1, 1), "packets": (1, 1), "size": (54, 74)}],
+    "unanswered": [
         SYN,
-        {**SYN, "state": 5, "since": (1, 1), "packets": (1, 1), "size": (54, 74)},
         # A SYN flood: nobody completes the handshake.
         {**SYN, "flags": FLAG_OPENED_BY_REMOTE, "again": (0, 3), "since": (1, 4), "packets": (1, 3), "size": (7, 7)},
         # One SYN alone, three seconds and more ago: the rows' clock is at ten seconds.
         {**SYN, "since": (0, 1), "last": 6 * S},
-        # A SYN-ACK again and again: no loss.
-        {**SYN, "state": 2, "again": (3, 0), "since": (4, 2), "packets": (3, 1), "size": (7, 74), "focus": True},
     ],
-    "far end": [
+    # A SYN-ACK again and again: no loss.
+    "not accepted": [
+        {**SYN, "state": 2, "again": (3, 0), "since": (4, 2), "packets": (3, 1), "size": (7, 74), "focus": True}
+    ],
+    "rwnd-limited": [
         {**BULK, "window": 0.3, "unsent": 90_000, "zero": (1, 0)},
         {**BULK, "window": 0.3, "unsent": 90_000, "send_window": 1000},
         # It never closes its window, and the way is long for it.
         {**BULK, "window": 0.9, "rtt": 20 * MS, "least": 20 * MS, "send_window": 20_000},
         {**BULK, "socket": False, "zero": (1, 0)},
+    ],
+    "server latency": [
         {"answers": (5, 5), "answer_ns": (50 * MS, 60 * US)},
         # An older connection: its ACKs come with the answers, and the kernel has seen shorter round trips.
         {**LATE, "flags": FLAG_MIDWAY, "rtt": 30 * MS, "least": 29 * MS, "payload": 64, "kernel_min": 11 * US},
     ],
-    "application reads late": [
+    "receiver-limited": [
         {"reader": 6 * MS},
         {"reader": 25 * MS, "rtt": 2 * MS, "softirq": 1 * MS},
         {"reader": None, "zero": (0, 2), "unread": 60_000},
         {"stages": False, "zero": (0, 2), "unread": 60_000},
         {"protocol": 17, "socket": False, "dropped": 60},
     ],
-    "queue": [
+    "qdisc queueing": [
         {"rtt": 3 * MS, "qdisc": 2.5 * MS, "packets": (500, 100)},
         {"rtt": 40 * MS, "backlog": 16_000, "qdisc_drops": 3, "again": (0, 9)},
         {"rtt": 40 * MS, "backlog": 16_000, "stages": False},
     ],
-    "interrupts": [
+    "softirq latency": [
         {"rtt": 2 * MS, "softirq": 1 * MS, "reader": 15 * MS},
         {"rtt": 2 * MS, "softirq": 1 * MS},
         # A device without interrupts calls netif_rx: it is the flow's own packets that waited.
         {"rtt": 2 * MS, "softirq": 1 * MS, "hardware": False, "rx": {"stack": 1 * MS}},
     ],
-    "loss": [
+    "packet loss": [
         {"again": (0, 6)},
         {"again": (6, 0)},
         {"again": (0, 6), "rtt": 60 * MS, "least": 20 * MS},
         {"again": (0, 0), "kernel_again": (9, 1)},
     ],
-    "stack": [{"rx": {"local": 0.6 * MS}}, {"tx": {"ip": 0.3 * MS, "driver": 0.3 * MS}}],
-    "application writes little": [IDLE, {**SERVED, "answer_ns": (1 * MS, 30 * MS)}],
-    "network": [
-        {"rtt": 40 * MS, "least": 39 * MS},
-        {"rtt": 30 * MS, "least": 10 * MS},
-        {**DOWNLOAD, "kernel_min": 40 * MS},
-        {**DOWNLOAD, "receiver": 30 * MS},
-    ],
+    "stack latency": [{"rx": {"local": 0.6 * MS}}, {"tx": {"ip": 0.3 * MS, "driver": 0.3 * MS}}],
+    "app-limited": [IDLE, {**SERVED, "answer_ns": (1 * MS, 30 * MS)}],
+    "propagation": [{"rtt": 40 * MS, "least": 39 * MS}, {**DOWNLOAD, "kernel_min": 40 * MS}],
+    "path queueing": [{"rtt": 30 * MS, "least": 10 * MS}, {**DOWNLOAD, "receiver": 30 * MS}],
     "healthy": [
         {},
         BULK,
@@ -327,13 +307,11 @@ def test_verdict(expected: str, facts: dict[str, Any]) -> None:
     assert found.reasons
 
 
-@pytest.mark.parametrize(
-    "facts", [SYN, {**SYN, "since": (0, 1), "last": 6 * S}], ids=["three SYNs", "one SYN"]
-)
+@pytest.mark.parametrize("facts", [SYN, {**SYN, "since": (0, 1), "last": 6 * S}])
 def test_silence_is_not_said_to_be_no_refusal(facts: dict[str, Any]) -> None:
     """A firewall rejects with ICMP, which is not looked at."""
     found = explained(**facts)
-    assert found.term == "unanswered"
+    assert found.verdict == "unanswered"
     assert any("ICMP error" in reason and "would not show" in reason for reason in found.reasons)
     assert "no refusal" not in " ".join(found.reasons)
 
@@ -362,7 +340,7 @@ def test_two_syns_before_an_answer_are_a_late_handshake_whatever_else_was_sent_a
 def test_of_a_flow_too_short_for_a_verdict_it_is_said_what_was_sent_again() -> None:
     found = handshake(OPENED)
     assert found.verdict == ""
-    assert found.reasons == ("1 of 10 segments sent again so far",)
+    assert found.reasons == ("1 of 10 segments retransmitted so far",)
     assert handshake(replace(OPENED, again=(0, 0))).reasons == ()
 
 
@@ -371,7 +349,7 @@ def test_a_handshake_that_no_frame_saw_is_not_called_late() -> None:
 
 
 def test_every_verdict_has_a_case() -> None:
-    assert set(CASES) == set(explain.VERDICTS)
+    assert set(CASES) == set(VERDICTS)
 
 
 def test_the_reasons_have_the_figures() -> None:
@@ -421,8 +399,7 @@ def echoes(trips: list[float], back: float, payload: int = 64, size: int = 130) 
             stamp = 4_294_960_000 + int(sent // TICK) & 0xFFFFFFFF  # it wraps after seven seconds
             wobble = n * 20 * US
             samples.append(Sample(arrives + wobble, round(trip) + wobble, False, "timestamp", payload, stamp))
-        flows = replace(made.sections["flows"], samples=tuple(samples))  # type: ignore[type-var]
-        frames.append(replace(made, sections={**made.sections, "flows": flows}))
+        frames.append(changed(made, "flows", samples=tuple(samples)))
     return explain.explain(frames, FLOW)
 
 
@@ -432,7 +409,7 @@ GROWN = [NEAR] * 6 + [44 * MS] * 10
 def test_a_way_that_became_longer_is_the_networks() -> None:
     """By the far end's clock half of it is on the way back: no application can do that."""
     found = echoes(GROWN, 0.5)
-    assert (found.verdict, found.term) == ("network", "queueing (bufferbloat)")
+    assert found.verdict == "path queueing"
     assert part(found, "beyond").ns == pytest.approx(40 * MS, rel=0.02)
     assert any("way back alone is 20" in reason for reason in found.reasons)
 
@@ -440,18 +417,18 @@ def test_a_way_that_became_longer_is_the_networks() -> None:
 def test_answers_that_became_late_are_the_far_ends() -> None:
     """The same times, and the way back is what it was."""
     found = echoes(GROWN, 0.0)
-    assert (found.verdict, found.term) == ("far end", "server latency")
+    assert found.verdict == "server latency"
     assert "takes 40" in found.headline
 
 
 def test_bare_acks_of_small_segments() -> None:
     """All of them 40 ms late are a receiver's timer; not where the way back has become longer by its clock."""
-    assert echoes(GROWN, 0.5, payload=0, size=60).verdict == "network"
+    assert echoes(GROWN, 0.5, payload=0, size=60).verdict == "path queueing"
     held = echoes(GROWN, 0.0, payload=0, size=60)
     assert part(held, "beyond").ns == 0
     assert "delayed ACK" in held.reasons[-1]
     # Of full segments none is held back.
-    assert echoes(GROWN, 0.0, payload=0, size=1400).verdict == "network"
+    assert echoes(GROWN, 0.0, payload=0, size=1400).verdict == "path queueing"
 
 
 def test_jitter_is_no_queue() -> None:
@@ -462,11 +439,8 @@ def test_jitter_is_no_queue() -> None:
     )
     rows = made.sections["flows"].rows.copy()  # type: ignore[attr-defined]
     rows["rtt"]["min"] = NEAR
-    flows = replace(made.sections["flows"], samples=samples, rows=rows)  # type: ignore[type-var]
-    frames = [
-        replace(made, time_ns=made.time_ns + n * S, sections={**made.sections, "flows": flows})
-        for n in range(9)
-    ]
+    made = changed(made, "flows", samples=samples, rows=rows)
+    frames = [replace(made, time_ns=made.time_ns + n * S) for n in range(9)]
     found = explain.explain(frames, FLOW)
     assert part(found, "beyond").ns == pytest.approx(12 * MS, rel=0.01)
     assert found.verdict == "healthy"
@@ -474,7 +448,7 @@ def test_jitter_is_no_queue() -> None:
 
 def test_what_holds_besides_is_named() -> None:
     found = explained(reader=20 * MS, again=(0, 50))
-    assert (found.verdict, found.also) == ("application reads late", ("loss",))
+    assert (found.verdict, found.also) == ("receiver-limited", ("packet loss",))
 
 
 def test_too_little_is_no_verdict() -> None:
@@ -487,16 +461,15 @@ def test_only_the_newest_intervals_that_moved_are_judged() -> None:
     sick = [frame(step, Facts(reader=50 * MS)) for step in range(10)]
     well = [frame(step, Facts()) for step in range(10, 20)]
     still = [frame(step, Facts(packets=(0, 0), size=(0, 0), reader=None, rtt=None)) for step in range(20, 25)]
-    assert explain.explain(sick, FLOW).verdict == "application reads late"
+    assert explain.explain(sick, FLOW).verdict == "receiver-limited"
     found = explain.explain([*sick, *well, *still], FLOW)
     assert (found.verdict, found.intervals) == ("healthy", 10)
 
 
 def test_what_was_before_the_window_is_not_counted() -> None:
     """A thousand retransmissions, and then none."""
-    frames = [frame(step, Facts(again=(0, 1000))) for step in range(1)]
-    frames += [frame(0, Facts(again=(0, 1000))) for _ in range(10)]
-    frames = [replace(f, time_ns=f.time_ns + n * S) for n, f in enumerate(frames)]
+    made = frame(0, Facts(again=(0, 1000)))
+    frames = [replace(made, time_ns=made.time_ns + n * S) for n in range(11)]
     assert explain.explain(frames, FLOW).verdict == "healthy"
 
 
@@ -522,11 +495,11 @@ def test_the_parts_of_the_way_are_what_was_put_in_and_add_up() -> None:
 
 def test_one_interval_splits_as_the_whole_does() -> None:
     facts = Facts(rtt=10 * MS, least=4 * MS, qdisc=2 * MS)
-    one = explain.split(frame(0, facts), FLOW)
+    one = split(frame(0, facts), FLOW)
     found = explain.explain([frame(s, facts) for s in range(10)], FLOW)
     for name in explain.NAMES:
         assert one[name] == pytest.approx(part(found, name).ns), name
-    assert explain.split(frame(0, facts), 1) == dict.fromkeys(explain.NAMES)
+    assert split(frame(0, facts), 1) == dict.fromkeys(explain.NAMES)
 
 
 def test_a_host_wide_wait_is_never_longer_than_the_flows_own_round_trip() -> None:
@@ -546,21 +519,21 @@ def test_a_queue_that_cuts_packets_is_known_by_what_waits_in_it() -> None:
     always = explained(rtt=41 * MS, least=40.5 * MS, backlog=16_000)
     assert part(always, "qdisc").ns == pytest.approx(40 * MS)
     assert part(always, "wire").ns == pytest.approx(1 * MS, rel=0.01)
-    assert always.verdict == "queue"
+    assert always.verdict == "qdisc queueing"
 
 
 def test_a_queue_that_is_this_flows_is_known_by_what_waits_in_it_also_where_packets_were_timed() -> None:
     """Many at once find it short and are most of the packets; it is long for most of the time, and so are RTTs."""
     found = explained(rtt=45 * MS, backlog=16_000, qdisc=10 * MS, queued=490)
     assert part(found, "qdisc").ns == pytest.approx(40 * MS)
-    assert (found.verdict, found.also) == ("queue", ())
+    assert (found.verdict, found.also) == ("qdisc queueing", ())
 
 
 def test_samples_that_are_newer_than_the_row_are_enough() -> None:
     """With --scan-interval the table is read more rarely than they come."""
     history = [frame(step, Facts()) for step in range(10)]
     for each in history:
-        explain.row_of(each, FLOW)["rtt"]["samples_total"] = 0
+        row_of(each, FLOW)["rtt"]["samples_total"] = 0
     assert explain.explain(history, FLOW).verdict == "healthy"
 
 
@@ -613,8 +586,7 @@ def test_the_kernels_account_becomes_time() -> None:
     fold = FocusedFold()
     fold(reading(1 * S, (10, 0, 0)), FLOW)
     second = fold(reading(2 * S, (60, 100, 0)), FLOW)
-    assert second is not None
-    assert second.socket is not None
+    assert second
     assert (second.socket.span_ns, second.socket.busy_ns, second.socket.window_ns) == (S, 600 * MS, 400 * MS)
 
 
@@ -623,12 +595,10 @@ def test_what_goes_on_counts_as_what_it_is() -> None:
     fold = FocusedFold()
     fold(reading(1 * S), FLOW)
     stalled = fold(reading(2 * S, start=1200 * MS, unsent=5000, send_window=0), FLOW)
-    assert stalled is not None
-    assert stalled.socket is not None
+    assert stalled
     assert stalled.socket.window_ns == 800 * MS
     busy = fold(reading(3 * S, (0, 200, 0), start=2000 * MS, in_flight=5000), FLOW)
-    assert busy is not None
-    assert busy.socket is not None
+    assert busy
     assert (busy.socket.window_ns, busy.socket.busy_ns) == (0, S)
 
 
@@ -640,8 +610,8 @@ def test_another_flow_starts_anew_and_no_flow_is_none() -> None:
     # The entry is of the flow that was in focus before, until the other one has moved.
     waiting = fold(reading(2 * S, data=(9, 8)), FLOW + 1)
     other = fold(reading(3 * S, id=FLOW + 1, data=(2, 3)), FLOW + 1)
-    assert again is not None
-    assert other is not None
+    assert again
+    assert other
     assert waiting == Focused(FLOW + 1, unasked=(0, 0))
     assert (again.data, other.data, other.flow) == ((4, 0), (2, 3), FLOW + 1)
     assert fold(reading(4 * S, id=FLOW + 1), 0) is None
@@ -649,7 +619,6 @@ def test_another_flow_starts_anew_and_no_flow_is_none() -> None:
 
 def test_the_focus_survives_json() -> None:
     made = frame(3, Facts(zero=(1, 2))).sections["flows"]
-    assert isinstance(made, Flows)
     again = Flows.from_frame(json.loads(json.dumps(made.in_frame(10, ""))))
     assert again.focused == made.focused
     assert again.rows["flags"][0] == FLAG_OPENED_BY_LOCAL
@@ -658,7 +627,6 @@ def test_the_focus_survives_json() -> None:
 
 def test_a_history_keeps_the_flow_in_focus() -> None:
     made = frame(0, Facts()).sections["flows"]
-    assert isinstance(made, Flows)
     others = np.repeat(made.rows, 9)
     others["id"], others["rx_bytes"] = np.arange(9) + 1, 10**9
     kept = replace(made, rows=np.concatenate([others, made.rows])).trimmed(5)
@@ -704,7 +672,7 @@ MANY = rows(
     ],
 )
 def test_an_end_chooses_the_busiest_flow_that_has_it(end: str, flow: int) -> None:
-    assert explain.chosen(MANY, end) == flow
+    assert chosen(MANY, end) == flow
 
 
 @pytest.mark.parametrize(
@@ -712,25 +680,22 @@ def test_an_end_chooses_the_busiest_flow_that_has_it(end: str, flow: int) -> Non
 )
 def test_what_is_no_end_is_refused(end: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # the text is for the user, whatever it is
-        explain.check_end(end)
+        check_end(end)
 
 
 # --- without a screen ----------------------------------------------------------------------------------------------
 
 
 def test_the_outputs_explain_the_flow() -> None:
-    end = endpoint(packed("10.0.0.2"), 443)
-    said: list[str] = []
-    for writer in (NdjsonWriter, TextWriter):
-        out = writer(said.append, Style(focus=end))
-        for step in range(3):
-            out.write(frame(step, Facts(reader=50 * MS)))
-    first, *_, last = [json.loads(text)["verdict"] for text in said[:3]]
+    frames = [frame(step, Facts(reader=50 * MS)) for step in range(3)]
+    lines = written("ndjson", *frames, focus="10.0.0.2:443").splitlines()
+    first, *_, last = [json.loads(line)["verdict"] for line in lines]
     assert first["verdict"] is None
-    assert last["verdict"] == "application reads late"
+    assert last["verdict"] == "receiver-limited"
     assert last["parts"][-1]["ns"] == 50 * MS
-    assert "application reads late" in said[-1]
-    assert "wait for reader" in said[-1]
+    text = written("text", *frames, focus="10.0.0.2:443")
+    assert "receiver-limited" in text
+    assert "wait for reader" in text
 
 
 def test_the_command_line_takes_an_end_for_batch_alone() -> None:
@@ -741,9 +706,7 @@ def test_the_command_line_takes_an_end_for_batch_alone() -> None:
 
 
 def test_without_an_end_nothing_is_explained() -> None:
-    said: list[str] = []
-    NdjsonWriter(said.append, Style()).write(frame(0, Facts()))
-    assert "verdict" not in json.loads(said[0])
+    assert "verdict" not in json.loads(written("ndjson", frame(0, Facts())))
 
 
 def test_a_flow_that_went_makes_room_for_the_next() -> None:

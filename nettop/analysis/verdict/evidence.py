@@ -5,31 +5,32 @@ Pure: from frames to values.  What a frame does not hold is None here, or named 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nettop.analysis.verdict.flow import focused_of, round_trips, stages_of
+from nettop.analysis.verdict.flow import focused_of, round_trips, rows_of, stages_of
 from nettop.analysis.verdict.trips import RECENT_NS, RISE_NS, Trips, trips_of
 from nettop.core import units
 from nettop.core.frame import Frame
 from nettop.core.histogram import Histogram, bucket_of
-from nettop.probes.flows.constants import FLAG_OPENED_BY_LOCAL, FLAG_OPENED_BY_REMOTE, PROTOCOLS
-from nettop.probes.flows.section import row_of
-
-if TYPE_CHECKING:
-    from nettop.probes.flows.focus import Focused, Socket
-    from nettop.probes.flows.section import Flows
-    from nettop.probes.irq.section import Irq
-    from nettop.probes.throughput.section import Throughput
+from nettop.probes.flows.constants import (
+    FLAG_OPENED_BY_LOCAL,
+    FLAG_OPENED_BY_REMOTE,
+    PROTOCOLS,
+    both_ways,
+)
+from nettop.probes.flows.focus import Focused, Socket
+from nettop.probes.flows.section import Flows, row_of
+from nettop.probes.irq.section import Irq
+from nettop.probes.throughput.section import Throughput
 
 WINDOW = 10  # intervals with something in them that a verdict looks at
 FORGET_NS = 60_000_000_000  # and none of them is older than this
 MINE_SHARE = 0.5  # of what the interface sends: its queue is this flow's
-COVERED = (
-    0.5  # of the flow's packets timed in the qdisc: that is how long they wait, whatever else waits there
-)
+COVERED = 0.5  # of the flow's packets timed in the qdisc: so long do they wait, whatever else waits there
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,64 +65,54 @@ class _Means:
     """Sums and counts of several intervals: means of delays that may be added up."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[int]] = {}
+        self._sums: dict[str, tuple[int, int]] = {}
 
     def add(self, name: str, total: int, count: int) -> None:
-        known = self._sums.setdefault(name, [0, 0])
-        known[0] += total
-        known[1] += count
+        before, counted = self._sums.get(name, (0, 0))
+        self._sums[name] = before + total, counted + count
 
     def mean(self, name: str) -> float | None:
         total, count = self._sums.get(name, (0, 0))
         return total / count if count else None
 
-    def sum(self, names: Sequence[str]) -> float | None:
-        """The sum of those means that are known; None where none is."""
-        known = [mean for name in names if (mean := self.mean(name)) is not None]
+    def stage(self, name: str) -> float | None:
+        """Means over whole paths add up; where no packet went all the way (bare ACKs) the stage's own must do."""
+        path = self.mean(f"{name} path")
+        return self.mean(f"{name} all") if path is None else path
+
+    def stages(self, direction: str, names: Iterable[str]) -> float | None:
+        """The sum of those that are known; None where none is."""
+        known = [mean for name in names if (mean := self.stage(f"{direction} {name}")) is not None]
         return sum(known) if known else None
 
 
-def _gather(means: _Means, frame: Frame, flow: int) -> None:
-    """One interval's stages and softirq waits."""
-    stages = stages_of(frame, flow)
-    for direction in ("rx", "tx") if stages is not None else ():
-        for stage in getattr(stages, direction):
-            # What a qdisc holds until the packet's own time (fq, etf) is pacing, and no queue.
-            paced = min(stage.paced_ns or 0, stage.latency.sum_ns)
-            queued = 1.0 - paced / stage.latency.sum_ns if paced else 1.0
-            if stage.stage == "qdisc":
-                means.add("paced", paced, stage.matched)
-            # Means over whole paths add up; where no packet went all the way (bare ACKs) the stage's own must do.
-            if stage.path_packets:
-                means.add(
-                    f"{direction} {stage.stage} path", round(stage.path_ns * queued), stage.path_packets
-                )
-            elif stage.latency.sum_ns:
-                means.add(f"{direction} {stage.stage} all", stage.latency.sum_ns - paced, stage.matched)
-            if (direction, stage.stage) == ("tx", "qdisc") and (row := row_of(frame, flow)) is not None:
-                means.add("qdisc covered", stage.matched, int(row["tx_packets"]))
-    sent = _interface(frame)
+def _gather(means: _Means, frame: Frame, row: Any) -> None:
+    stages = stages_of(frame, int(row["id"]))
+    for direction, stage in stages.rows() if stages is not None else ():
+        # What a qdisc holds until the packet's own time (fq, etf) is pacing, and no queue.
+        spent = stage.latency.sum_ns
+        paced = min(stage.paced_ns or 0, spent)
+        if stage.path_packets:
+            queued = 1.0 - paced / spent if paced else 1.0
+            means.add(f"{direction} {stage.stage} path", round(stage.path_ns * queued), stage.path_packets)
+        elif spent:
+            means.add(f"{direction} {stage.stage} all", spent - paced, stage.matched)
+        if (direction, stage.stage) == ("tx", "qdisc"):
+            means.add("paced", paced, stage.matched)
+            means.add("qdisc covered", stage.matched, int(row["tx_packets"]))
+    sent = Throughput.find(frame)
     if sent is not None and sent.qdisc.backlog_bytes is not None:
         # Little's law: what waits, by the rate at which it goes, is how long it waits.
         means.add("backlog", sent.qdisc.backlog_bytes * frame.interval_ns, sent.tx.bytes)
-        row = row_of(frame, flow)
-        means.add("mine", 0 if row is None else int(row["tx_bytes"]), sent.tx.bytes)
-    waited = softirq_wait(frame)
-    if waited is not None:
+        means.add("mine", int(row["tx_bytes"]), sent.tx.bytes)
+    irq = Irq.find(frame)
+    if irq is not None and (waited := softirq_wait(irq)) is not None:
         means.add("softirq", waited.sum_ns, waited.count)
-        means.add("backlogged", int((irq := _irq(frame)) is not None and irq.hardware is False), 1)
+        means.add("backlogged", int(irq.hardware is False), 1)
 
 
-def _irq(frame: Frame) -> Irq | None:
-    section: Irq | None = frame.sections.get("irq")  # type: ignore[assignment]
-    return section
-
-
-def softirq_wait(frame: Frame) -> Histogram | None:
+def softirq_wait(irq: Irq) -> Histogram | None:
     """From the device's interrupt to its poll; for one without interrupts the wait of NET_RX.  Host-wide."""
-    irq = _irq(frame)
-    if irq is None:
-        return None
     own = next((p.irq_to_poll for p in irq.poll if p.irq_to_poll is not None), None)
     if own is not None and own.count:
         return own
@@ -135,27 +126,12 @@ def _split(means: _Means, rtt: float | None, least: float | None, late: float = 
     round trip is measured from TC to TC: this host's qdisc, driver and interrupt are in it, and are taken out of it
     where they are known.  Where there is a least and no round trip of now, the rest of it is not known.
     """
-
-    def stage(name: str) -> float | None:
-        path = means.mean(f"{name} path")
-        return means.mean(f"{name} all") if path is None else path
-
-    def stages(direction: str, names: Sequence[str]) -> float | None:
-        known = [mean for name in names if (mean := stage(f"{direction} {name}")) is not None]
-        return sum(known) if known else None
-
     paced = means.mean("paced") or 0.0
     if rtt is not None:  # it is timed from before the qdisc
         rtt = max(rtt - paced, 0.0)
-    qdisc, receive, stack = stage("tx qdisc"), stages("rx", _RECEIVE), stage("rx stack")
+    qdisc, receive, stack = means.stage("tx qdisc"), means.stages("rx", _RECEIVE), means.stage("rx stack")
     softirq = means.mean("softirq")
-    if (
-        softirq
-        and stack is not None
-        and receive is not None
-        and means.mean("backlogged")
-        and 2 * stack > softirq
-    ):
+    if softirq and stack and receive and means.mean("backlogged") and 2 * stack > softirq:
         # The driver has called netif_rx, and the stack waited for the softirq: this flow's own wait, and counted once.
         softirq = min(softirq, stack)
         receive -= softirq
@@ -172,20 +148,18 @@ def _split(means: _Means, rtt: float | None, least: float | None, late: float = 
         qdisc = max(qdisc or 0.0, min(queued, rtt + late if mine else max(rtt + late - least, 0.0)))
     buffer = means.mean("tx application path")
     parts: Parts = {
+        **dict.fromkeys(NAMES),
         "buffer": buffer if buffer is None else buffer + paced,
-        "send": stages("tx", _SEND),
+        "send": means.stages("tx", _SEND),
         "qdisc": qdisc,
-        "wire": None,
-        "beyond": None,
         "softirq": softirq,
         "receive": receive,
         "reader": means.mean("rx application path"),
     }
     if least is not None:
-        ours = sum(part for part in (qdisc, stage("tx driver"), softirq) if part is not None)
+        ours = sum(part for part in (qdisc, means.stage("tx driver"), softirq) if part is not None)
         whole = (least if rtt is None else rtt) + min(late, ours)
-        wire = min(least, max(whole - ours, 0.0))
-        parts["wire"] = wire
+        parts["wire"] = wire = min(least, max(whole - ours, 0.0))
         parts["beyond"] = None if rtt is None else max(whole - wire - ours, 0.0)
     return parts
 
@@ -196,7 +170,7 @@ def split(frame: Frame, flow: int) -> Parts:
     if row is None:
         return dict.fromkeys(NAMES)
     means = _Means()
-    _gather(means, frame, flow)
+    _gather(means, frame, row)
     trips = round_trips(frame, flow)
     return _split(means, fmean(trips) if trips else None, float(row["rtt"]["min"]) if trips else None)
 
@@ -208,7 +182,7 @@ def split(frame: Frame, flow: int) -> Parts:
 class Evidence:
     """What the rules judge: sums over the window.  Pairs are received, sent.
 
-    ``columns`` are the parts of each interval; ``prompt`` of ``answering`` intervals had answers within ANSWER_NS.
+    ``columns`` are the parts of each interval; ``focus`` is what is known of the flow in focus, summed over ``looks``.
     """
 
     row: Any  # the newest
@@ -223,11 +197,7 @@ class Evidence:
     late: tuple[int, int]
     again_by: str  # who counted what was sent again
     looks: tuple[Focused, ...]
-    data: tuple[int, int]
-    zero_windows: tuple[int, int]
-    answers: tuple[int, int]
-    answer_ns: tuple[int, int]
-    unasked: tuple[int, int] | None
+    focus: Focused
     socket: Socket | None
     account_ns: int  # the time that the two that follow are of
     busy_ns: int
@@ -238,15 +208,7 @@ class Evidence:
     dropped_in_softnet: int
     dropped_by_reader: int  # datagrams that found the receive buffer full
     reads: Histogram  # how long each packet waited for its reader
-    unseen: tuple[str, ...]
-
-    @property
-    def rtt_ns(self) -> float | None:
-        return self.trips.rtt_ns
-
-    @property
-    def least_ns(self) -> float | None:
-        return self.trips.least_ns
+    unseen: tuple[str, ...] = ()
 
     @property
     def tcp(self) -> bool:
@@ -272,12 +234,11 @@ class Evidence:
 
     @property
     def process(self) -> str:
-        name = units.clean(bytes(self.row["process"]["name"]).split(b"\0")[0].decode("utf-8", "replace"))
-        return name or "the application"
+        return units.name(self.row["process"]["name"]) or "the application"
 
-    def often(self, exceeds: Callable[[Parts], bool | None]) -> float:
-        """The share of intervals in which that holds, of those in which it is known: one stall is no trouble."""
-        known = [held for column in self.columns if (held := exceeds(column)) is not None]
+    def often(self, name: str, ns: float) -> float:
+        """Of the intervals in which this part is known the share in which it is that long: one stall is no trouble."""
+        known = [value >= ns for column in self.columns if (value := column[name]) is not None]
         return sum(known) / len(known) if known else 0.0
 
     def waited(self, ns: int) -> float:
@@ -293,27 +254,15 @@ class Evidence:
 
 def _moved(frame: Frame, flow: int) -> bool:
     """Whether the frame has news of the flow."""
-    section: Flows | None = frame.sections.get("flows")  # type: ignore[assignment]
-    row = row_of(frame, flow)
-    return (
-        section is not None
-        and row is not None
-        and not section.age_ns
-        and bool(row["rx_packets"] or row["tx_packets"])
-    )
+    section, row = Flows.find(frame), row_of(frame, flow)
+    return section is not None and row is not None and not section.age_ns and any(both_ways(row, "packets"))
 
 
 def _window(history: Sequence[Frame], flow: int) -> list[int]:
     """The newest intervals in which the flow moved, as indexes of the history, oldest first."""
-    chosen: list[int] = []
-    for index in range(len(history) - 1, -1, -1):
-        if len(chosen) == WINDOW:
-            break
-        if chosen and history[chosen[0]].time_ns - history[index].time_ns > FORGET_NS:
-            break
-        if _moved(history[index], flow):
-            chosen.append(index)
-    return chosen[::-1]
+    moved = (i for i in range(len(history) - 1, -1, -1) if _moved(history[i], flow))
+    chosen = list(islice(moved, WINDOW))[::-1]
+    return [i for i in chosen if history[chosen[-1]].time_ns - history[i].time_ns <= FORGET_NS]
 
 
 def gather(history: Sequence[Frame], flow: int) -> Evidence | None:
@@ -323,18 +272,20 @@ def gather(history: Sequence[Frame], flow: int) -> Evidence | None:
         return None
     first, last = chosen[0], chosen[-1]
     frames = [history[i] for i in chosen]
-    rows = [row for frame in frames if (row := row_of(frame, flow)) is not None]
+    rows = rows_of(frames, flow)
+    newest = rows[-1]
     # What began before the window is not of it.
-    before = next((r for i in range(first - 1, -1, -1) if (r := row_of(history[i], flow)) is not None), None)
-    newest, base = rows[-1], before if before is not None else rows[0]
+    base = next((r for f in reversed(history[:first]) if (r := row_of(f, flow)) is not None), rows[0])
     means = _Means()
-    for frame in frames:
-        _gather(means, frame, flow)
+    for frame, row in zip(frames, rows, strict=True):
+        _gather(means, frame, row)
     looks = [f for frame in frames if (f := focused_of(frame, flow)) is not None]
     sockets = [f.socket for f in looks if f.socket is not None]
+    irqs = [irq for irq in map(Irq.find, frames) if irq is not None]
+    qdiscs = [section.qdisc for section in map(Throughput.find, frames) if section is not None]
+    received = [stage for f in frames if (own := stages_of(f, flow)) is not None for stage in own.rx]
     recent = [f for f in history[: last + 1] if history[last].time_ns - f.time_ns <= RECENT_NS]
     trips = trips_of(recent, frames, flow, sockets)
-    queue = [q for frame in frames if (q := _interface(frame)) is not None]
     again, again_by = _again(newest, base, sockets)
     parts = _split(means, trips.rtt_ns, trips.least_ns, trips.late_ns)
     if trips.late_ns and trips.rtt_ns is not None:
@@ -343,48 +294,54 @@ def gather(history: Sequence[Frame], flow: int) -> Evidence | None:
         ours = min(max(ours + (means.mean("tx driver path") or 0.0), 0.0), trips.late_ns)
         late = trips.late_ns - ours
         trips = replace(trips, rtt_ns=trips.rtt_ns + ours, late_ns=late if late >= RISE_NS else 0.0)
-    return Evidence(
+    e = Evidence(
         row=newest,
         span_ns=history[last].time_ns - history[first].time_ns + history[first].interval_ns,
         intervals=len(frames),
         parts=parts,
         columns=tuple(split(frame, flow) for frame in frames),
         trips=trips,
-        packets=(packets := _pair(lambda r: (int(r["rx_packets"]), int(r["tx_packets"])), rows)),
-        size=_pair(lambda r: (int(r["rx_bytes"]), int(r["tx_bytes"])), rows),
+        packets=_summed([both_ways(row, "packets") for row in rows]),
+        size=_summed([both_ways(row, "bytes") for row in rows]),
         again=again,
         late=_grown(newest, base, "out_of_order"),
         again_by=again_by,
         looks=tuple(looks),
-        data=_pair(lambda f: f.data, looks),
-        zero_windows=_pair(lambda f: f.zero_windows, looks),
-        answers=_pair(lambda f: f.answers, looks),
-        answer_ns=_pair(lambda f: f.answer_ns, looks),
-        unasked=_pair(lambda f: f.unasked or (0, 0), looks) if any(f.unasked for f in looks) else None,
+        focus=_together(looks, flow),
         socket=sockets[-1] if sockets else None,
         account_ns=sum(s.span_ns for s in sockets),
         busy_ns=sum(s.busy_ns for s in sockets),
         window_ns=sum(s.window_ns for s in sockets),
-        dropped_by_qdisc=sum(q.qdisc.drops or 0 for q in queue),
-        backlog_bytes=queue[-1].qdisc.backlog_bytes if queue else None,
-        qdisc=(queue[-1].qdisc.kind or "") if queue else "",
-        dropped_in_softnet=sum(_softnet_drops(frame) for frame in frames),
-        dropped_by_reader=sum(_dropped(frame, flow) for frame in frames),
-        reads=Histogram.total([h for frame in frames for h in _reads(frame, flow)]),
-        unseen=_unseen(newest, parts, packets, trips, looks, sockets, frames),
-    )  # fmt: skip
-
-
-def _pair(pick: Callable[[Any], tuple[int, int]], values: Sequence[Any]) -> tuple[int, int]:
-    pairs = [pick(v) for v in values]
-    return sum(p[0] for p in pairs), sum(p[1] for p in pairs)
-
-
-def _grown(newest: Any, base: Any, field: str) -> tuple[int, int]:
-    return (
-        max(int(newest[f"rx_{field}"]) - int(base[f"rx_{field}"]), 0),
-        max(int(newest[f"tx_{field}"]) - int(base[f"tx_{field}"]), 0),
+        dropped_by_qdisc=sum(qdisc.drops or 0 for qdisc in qdiscs),
+        backlog_bytes=qdiscs[-1].backlog_bytes if qdiscs else None,
+        qdisc=(qdiscs[-1].kind or "") if qdiscs else "",
+        dropped_in_softnet=sum(cpu.dropped for irq in irqs for cpu in irq.cpus or ()),
+        # Between IP and the reader.
+        dropped_by_reader=sum(s.dropped or 0 for s in received if s.stage in ("transport", "socket")),
+        reads=Histogram.total([s.latency for s in received if s.stage == "application"]),
     )
+    return replace(e, unseen=_unseen(e, bool(irqs), frames[-1].health.seconds_one_in))
+
+
+def _summed(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+
+
+def _together(looks: Sequence[Focused], flow: int) -> Focused:
+    """The counts of several intervals as those of one."""
+    pairs: dict[str, Any] = {
+        name: _summed([getattr(look, name) for look in looks])
+        for name in ("data", "zero_windows", "answers", "answer_ns")
+    }
+    unasked = [look.unasked for look in looks if look.unasked is not None]
+    return Focused(flow, **pairs, unasked=_summed(unasked) if unasked else None)
+
+
+def _grown(newest: Any, base: Any, what: str) -> tuple[int, int]:
+    received, sent = (
+        max(now - then, 0) for now, then in zip(both_ways(newest, what), both_ways(base, what), strict=True)
+    )
+    return received, sent
 
 
 def _again(newest: Any, base: Any, sockets: Sequence[Socket]) -> tuple[tuple[int, int], str]:
@@ -399,50 +356,21 @@ def _again(newest: Any, base: Any, sockets: Sequence[Socket]) -> tuple[tuple[int
     return (received, sent), "packets"
 
 
-def _interface(frame: Frame) -> Throughput | None:
-    section: Throughput | None = frame.sections.get("throughput")  # type: ignore[assignment]
-    return section
+def _unseen(e: Evidence, irq: bool, one_in: int) -> tuple[str, ...]:
+    """What would have to be seen to call the flow healthy, and was not.
 
-
-def _softnet_drops(frame: Frame) -> int:
-    irq = _irq(frame)
-    return sum(cpu.dropped for cpu in irq.cpus) if irq is not None and irq.cpus else 0
-
-
-def _reads(frame: Frame, flow: int) -> list[Histogram]:
-    stages = stages_of(frame, flow)
-    return [s.latency for s in stages.rx if s.stage == "application"] if stages is not None else []
-
-
-def _dropped(frame: Frame, flow: int) -> int:
-    """What was dropped between IP and the reader."""
-    stages = stages_of(frame, flow)
-    if stages is None:
-        return 0
-    return sum(stage.dropped or 0 for stage in stages.rx if stage.stage in ("transport", "socket"))
-
-
-def _unseen(
-    row: Any,
-    parts: Parts,
-    packets: tuple[int, int],
-    trips: Trips,
-    looks: Sequence[Focused],
-    sockets: Sequence[Socket],
-    frames: Sequence[Frame],
-) -> tuple[str, ...]:
-    """What would have to be seen to call the flow healthy, and was not."""
-    tcp = bool(row["protocol"] == PROTOCOLS["tcp"])
-    data = _pair(lambda f: f.data, looks)
+    ``irq``: whether the interrupt path was watched; ``one_in``: the seconds in which the stages were, one in so many.
+    """
+    trips = e.trips
     missing = []
-    if not looks and tcp:
+    if not e.looks and e.tcp:
         missing.append("not in focus: windows, answers, the socket")
-    elif not sockets and tcp:
+    elif e.socket is None and e.tcp:
         missing.append("no socket on this host: congestion window, what kept the sender")
-    if not tcp:
+    if not e.tcp:
         missing.append("loss and windows: not TCP")
-    if not all(packets):
-        missing.append(f"one direction only: nothing was {'received' if packets[1] else 'sent'}")
+    if not all(e.packets):
+        missing.append(f"one direction only: nothing was {'received' if e.packets[1] else 'sent'}")
     if trips.rtt_ns is None:
         missing.append("round trip: none is known")
         if trips.least_ns is not None:
@@ -453,16 +381,15 @@ def _unseen(
         missing.append(f"why answers come {units.duration(trips.late_ns)} later than the least round trip")
     elif trips.answers_only and not trips.trusted:
         missing.append("the network's round trip: every one ends with an answer, the far end's time is in it")
-    stages = [k.words for k in KINDS if k.source == "stages" and k.name != "buffer" and parts[k.name] is None]
-    if not data[0] and looks:
+    stages = [
+        k.words for k in KINDS if k.source == "stages" and k.name != "buffer" and e.parts[k.name] is None
+    ]
+    if not e.focus.data[0] and e.looks:
         stages = [words for words in stages if words != KINDS[-1].words]  # there is nothing to read
-    rests = frames[-1].health.seconds_one_in
-    why = f"not timed, in {rests - 1} of {rests} s for the budget's sake" if rests > 1 else "not timed"
-    if rests <= 1 and len(looks) == 1:  # the interval in which it was taken into focus is of both
+    why = f"not timed, in {one_in - 1} of {one_in} s for the budget's sake" if one_in > 1 else "not timed"
+    if one_in <= 1 and len(e.looks) == 1:  # the interval in which it was taken into focus is of both
         why = "not timed yet: just taken into focus"
     missing += [f"{words}: {why}" for words in stages]
-    if not any(
-        _irq(frame) is not None for frame in frames
-    ):  # where it is on and timed none, no packet has waited: the device hands them over at once
+    if not irq:  # where it is on and timed none, no packet has waited: the device hands them over at once
         missing.append(f"interrupt to poll: {why}")
     return tuple(missing)

@@ -1,56 +1,27 @@
 """One flow's whole delay, in parts, and what is wrong with it, in words.  The rules: docs/verdict.md.
 
 Pure: from frames to values.  What a frame does not hold (a probe that is off, a flow that is not in focus) is missing
-here and said to be.  The parts are found in verdict_evidence.py, round trips in verdict_trips.py, and judged in
-verdict_rules.py.
+here and said to be.  The parts are found in evidence.py, round trips in trips.py, and judged in rules.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from nettop.analysis.verdict.evidence import KINDS, NAMES, WAY, WINDOW, Evidence, Kind, gather, split
-from nettop.analysis.verdict.flow import check_end, chosen, focused_of, round_trips, stages_of
-from nettop.analysis.verdict.rules import (
-    HEALTHY,
-    NO_CONNECTION,
-    NOTHING_FOUND,
-    VERDICTS,
-    WRITES_LITTLE,
-    judge,
-)
+from nettop.analysis.verdict.evidence import KINDS, NAMES, WAY, Evidence, Kind, Parts, gather
+from nettop.analysis.verdict.flow import stages_of
+from nettop.analysis.verdict.rules import judge
 from nettop.core import units
 from nettop.core.fields import Codec, Part, derived, field
 from nettop.core.frame import Frame
-from nettop.probes.flows.constants import FLAG_OPENED_BY_LOCAL, PROTOCOLS, STATE_SYN, TUNNELS
+from nettop.probes.flows.constants import FLAG_OPENED_BY_LOCAL, PROTOCOLS, STATE_SYN, TUNNELS, both_ways
 from nettop.probes.flows.handshake import SYNS, no_connection
-from nettop.probes.flows.section import row_of
+from nettop.probes.flows.section import Flows, row_of
 
 LATE_NS = 200_000_000  # a SYN without an answer for so long was lost, or its answer
-
-__all__ = [
-    "HEALTHY",
-    "KINDS",
-    "NAMES",
-    "NOTHING_FOUND",
-    "NO_CONNECTION",
-    "VERDICTS",
-    "WAY",
-    "WINDOW",
-    "WRITES_LITTLE",
-    "DelayPart",
-    "Explanation",
-    "check_end",
-    "chosen",
-    "explain",
-    "focused_of",
-    "round_trips",
-    "row_of",
-    "split",
-    "stages_of",
-]
 
 
 def _rounded(digits: int) -> Codec:
@@ -87,15 +58,10 @@ class Explanation(Part):
     """
 
     flow: int = field("its `id`")
-    verdict: str = field("what is wrong, in a word; `null` where too little was seen", codec=OR_NULL)
-    headline: str = field("what is wrong, as a sentence")
-    term: str = field(
-        "the field's own word for it: `rwnd-limited`, `receiver-limited`, `server latency`, `app-limited`, "
-        "`packet loss`, `propagation`, `queueing (bufferbloat)`, `qdisc queueing`, `softirq latency`, "
-        "`stack latency`, `refused`, `unanswered`, `not accepted`; `null`: none",
-        codec=OR_NULL,
-        default="",
+    verdict: str = field(
+        "what is wrong, in the field's words (verdict.md); `null` where too little was seen", codec=OR_NULL
     )
+    headline: str = field("what is wrong, as a sentence")
     reasons: tuple[str, ...] = field("the figures that it rests on", default=())
     also: tuple[str, ...] = field("verdicts that hold besides", default=())
     unseen: tuple[str, ...] = field(
@@ -119,66 +85,36 @@ class Explanation(Part):
 def explain(history: Sequence[Frame], flow: int) -> Explanation:
     """One flow's delay in parts, and the verdict, from the newest intervals in which it moved."""
     e = gather(history, flow)
-    row, at = next(
-        ((row, _now_ns(frame)) for frame in reversed(history) if (row := row_of(frame, flow)) is not None),
-        (None, 0),
+    at = next((frame for frame in reversed(history) if row_of(frame, flow) is not None), None)
+    row = None if at is None else row_of(at, flow)
+    explanation = partial(
+        Explanation,
+        flow,
+        parts=_parts(e, row, history[-1] if history else None),
+        span_ns=e.span_ns if e is not None else 0,
+        intervals=e.intervals if e is not None else 0,
     )
-    tunnel = "" if row is None else TUNNELS[int(row["tunnel"])]
-    parts = _parts(e.parts if e is not None else dict.fromkeys(NAMES), history, flow, tunnel, e)
-    span, intervals = (e.span_ns, e.intervals) if e is not None else (0, 0)
-    refused = None if row is None else no_connection(row, at)
+    refused = None if at is None else no_connection(row, Flows.of(at).now_ns)
     if refused is not None:
-        return Explanation(
-            flow,
-            NO_CONNECTION,
-            refused.headline,
-            reasons=refused.reasons,
-            parts=parts,
-            span_ns=span,
-            intervals=intervals,
-            term=refused.term,
-        )
-    if e is None or intervals < 2:
+        return explanation(refused.verdict, refused.headline, refused.reasons)
+    if e is None or e.intervals < 2:
         unseen = () if e is None else e.unseen
-        text = "too little of this flow was seen yet"
-        reasons = _again_so_far(row)
-        return Explanation(
-            flow, "", text, reasons=reasons, parts=parts, span_ns=span, intervals=intervals, unseen=unseen
-        )
-    verdict, finding, also = judge(e)
+        reasons = () if row is None else _again_so_far(row)
+        return explanation("", "too little of this flow was seen yet", reasons=reasons, unseen=unseen)
+    finding, also = judge(e)
     reasons = (*finding.reasons, *_late_handshake(history, flow))
     if e.trips.held:
-        reasons = (
-            *reasons,
-            f"{e.trips.held} round trips were ACKs that the far end holds back (delayed ACK); nothing waits for them",
-        )
-    return Explanation(
-        flow,
-        verdict,
-        finding.headline,
-        finding.term,
-        reasons,
-        also,
-        e.unseen,
-        e.span_ns,
-        e.intervals,
-        parts,
-        finding.culprits,
-    )
+        held = f"{e.trips.held} round trips were ACKs that the far end holds back (delayed ACK); nothing waits for them"
+        reasons = (*reasons, held)
+    return explanation(finding.verdict, finding.headline, reasons, also, e.unseen, culprits=finding.culprits)
 
 
-def _now_ns(frame: Frame) -> int:
-    """CLOCK_MONOTONIC of the frame's rows; 0 where it is not known."""
-    return int(getattr(frame.sections.get("flows"), "now_ns", 0))
-
-
-def _again_so_far(row: Any | None) -> tuple[str, ...]:
+def _again_so_far(row: Any) -> tuple[str, ...]:
     """What was sent again, where that is too little to judge loss by: a SYN that was lost is one segment of few."""
-    if row is None or row["protocol"] != PROTOCOLS["tcp"]:
+    again, packets = (sum(both_ways(row, what)) for what in ("retransmits", "packets_total"))
+    if row["protocol"] != PROTOCOLS["tcp"] or not again:
         return ()
-    again = int(row["rx_retransmits"]) + int(row["tx_retransmits"])
-    packets = int(row["rx_packets_total"]) + int(row["tx_packets_total"])
-    return (f"{units.count(again)} of {units.count(packets)} segments sent again so far",) if again else ()
+    return (f"{units.count(again)} of {units.count(packets)} segments retransmitted so far",)
 
 
 def _late_handshake(history: Sequence[Frame], flow: int) -> tuple[str, ...]:
@@ -186,29 +122,25 @@ def _late_handshake(history: Sequence[Frame], flow: int) -> tuple[str, ...]:
 
     A frame between the SYN and its answer has to have seen it: of two that were sent within one nothing is known.
     """
-    rows = [(row, _now_ns(frame)) for frame in history if (row := row_of(frame, flow)) is not None]
+    rows = [(row, Flows.of(f).now_ns) for f in history if (row := row_of(f, flow)) is not None]
     if not rows or rows[-1][0]["state"] == STATE_SYN:
         return ()
     ours = bool(int(rows[0][0]["flags"]) & FLAG_OPENED_BY_LOCAL)
     way, back, who = ("tx", "rx", "this host") if ours else ("rx", "tx", "the far end")
-    asked = [
-        (row, now) for row, now in rows if row["state"] == STATE_SYN and not row[f"{back}_packets_total"]
-    ]
+    asked = [each for each in rows if each[0]["state"] == STATE_SYN and not each[0][f"{back}_packets_total"]]
     if not asked:
         return ()
     row, now = asked[-1]
     opened = next(later for later, _ in rows if later["state"] != STATE_SYN)
     syns, waited = int(row[f"{way}_packets_total"]), now - int(row["first"])
-    again = int(opened[f"{way}_retransmits"]) + int(opened[f"{back}_retransmits"])
-    if syns < SYNS and (waited < LATE_NS or not again):
+    if syns < SYNS and (waited < LATE_NS or not any(both_ways(opened, "retransmits"))):
         return ()
     sent = f"{who} had sent {units.count(syns)} SYN{'s' if syns > 1 else ''}"
     return (f"a late handshake: after {units.duration(waited)} {sent}, and nothing had come back",)
 
 
-def _parts(
-    values: dict[str, float | None], history: Sequence[Frame], flow: int, tunnel: str, e: Evidence | None
-) -> tuple[DelayPart, ...]:
+def _parts(e: Evidence | None, row: Any | None, newest: Frame | None) -> tuple[DelayPart, ...]:
+    values: Parts = e.parts if e is not None else dict.fromkeys(NAMES)
     total = sum(values[name] or 0.0 for name in WAY)
     return tuple(
         DelayPart(
@@ -217,15 +149,13 @@ def _parts(
             value := values[kind.name],
             None if value is None or not total or kind.name not in WAY else value / total,
             kind.source,
-            _note(kind, value, history, flow, tunnel, e),
+            _note(kind, value, e, row, newest),
         )
         for kind in KINDS
     )
 
 
-def _note(
-    kind: Kind, value: float | None, history: Sequence[Frame], flow: int, tunnel: str, e: Evidence | None
-) -> str:
+def _note(kind: Kind, value: float | None, e: Evidence | None, row: Any | None, newest: Frame | None) -> str:
     """What is special about a part, or why it is not known."""
     if value is not None:
         if kind.name == "softirq":
@@ -233,15 +163,14 @@ def _note(
         if kind.name == "wire" and e is not None:
             return e.trips.source
         return ""
-    newest = history[-1] if history else None
     status = newest.probes.get(kind.source) if newest is not None else None
     if status is not None and status.state != "live":
-        return {"off": f"{kind.source} is off"}.get(status.state, f"{kind.source}: {status.state}")
+        return f"{kind.source} is off" if status.state == "off" else f"{kind.source}: {status.state}"
     if kind.source == "stages" and newest is not None:
-        if tunnel:
-            return f"inside {tunnel}"  # there a packet has its outer headers
-        if stages_of(newest, flow) is None:
+        if row is not None and row["tunnel"]:
+            return f"inside {TUNNELS[int(row['tunnel'])]}"  # there a packet has its outer headers
+        if row is None or stages_of(newest, int(row["id"])) is None:
             return "not in focus"
     if kind.source == "flows" and e is not None:
-        return "no data is sent" if not e.data[1] and e.looks else "no round trip"
+        return "no data is sent" if not e.focus.data[1] and e.looks else "no round trip"
     return "nothing seen"

@@ -8,19 +8,16 @@ where there is evidence for that: docs/verdict.md, "Round trips".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median, quantiles
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nettop.analysis.verdict.flow import focused_of, round_trips
+from nettop.analysis.verdict.flow import focused_of, outward, round_trips, rows_of
 from nettop.core.frame import Frame
-from nettop.probes.flows.constants import FLAG_FIN_RECEIVED, FLAG_FIN_SENT, FLAG_MIDWAY, METHODS
+from nettop.probes.flows.constants import FLAG_FIN_RECEIVED, FLAG_FIN_SENT, FLAG_MIDWAY, METHODS, both_ways
+from nettop.probes.flows.focus import Socket
 from nettop.probes.flows.rows import FLAG_STAMPED_BY_REMOTE
-from nettop.probes.flows.section import row_of
-
-if TYPE_CHECKING:
-    from nettop.probes.flows.focus import Socket
-    from nettop.probes.flows.section import Flows, Sample
+from nettop.probes.flows.section import Sample
 
 MS = 1_000_000
 ENOUGH = 3  # samples: fewer are chance
@@ -69,82 +66,59 @@ class Trips:
     held: int = 0
     trusted: bool = True
 
-
-def _outward(frame: Frame, flow: int) -> list[Sample]:
-    """Every outward sample of an interval in which the flow was in focus."""
-    if focused_of(frame, flow) is None:
-        return []
-    section: Flows = frame.sections["flows"]  # type: ignore[assignment]
-    return [s for s in section.samples if not s.inward]
+    def measured(self, values: Sequence[float]) -> Trips:
+        """The same with the mean of these."""
+        standing = _standing(values, self.least_ns)
+        return replace(self, rtt_ns=fmean(values), standing_ns=standing, samples=len(values))
 
 
 def trips_of(recent: Sequence[Frame], frames: Sequence[Frame], flow: int, sockets: Sequence[Socket]) -> Trips:
-    """From the frames of the window; ``recent``: those of the last RECENT_NS, which have
-    the window's among them."""
-    row = row_of(frames[-1], flow)
-    assert row is not None
+    """From the frames of the window; ``recent``: those of the last RECENT_NS, the window's among them."""
+    rows = rows_of(frames, flow)
+    row = rows[-1]
     least = _least(row, sockets)
-    groups = [(f, s) for f in frames if (s := _outward(f, flow))]
-    samples = [s for _, each in groups for s in each]
+    samples = [s for frame in frames for s in outward(frame, flow)]
     method = METHODS[int(row["rtt"]["method"])]
     if not samples or method in OTHERS:
         # Not in focus: one sample an interval, and nothing is known of what ended it.  Not TCP: the method says that.
         values = [float(v) for f in frames for v in round_trips(f, flow)]
         if not values:
             return _by_kernel(row, frames, flow, sockets)
-        trusted = (
-            method == "echo" or (method not in OTHERS) or (method == "spin" and _dense(frames, flow, least))
+        # An edge of the spin bit is not too late only where packets go both ways so often that it waits for none.
+        dense = least is not None and _packet_rate(rows, frames) * least / 1e9 >= DENSE
+        trusted = method not in OTHERS or method == "echo" or (method == "spin" and dense)
+        return Trips(least_ns=least, source=method, answers_only=not trusted, trusted=trusted).measured(
+            values
         )
-        return Trips(
-            fmean(values), least, _standing(values, least), len(values), method,
-            answers_only=not trusted, trusted=trusted,
-        )  # fmt: skip
     # The row may be older than its samples (--scan-interval).
     least = min(s.rtt_ns for s in samples) if least is None else least
     bare = [s for s in samples if s.payload == 0]
     carried = [s for s in samples if s.payload]
-    unknown = [s for s in samples if s.payload is None]
-    back = _return_rise(samples, [s for f in recent for s in _outward(f, flow)], least)
-    held = set(_held(bare, least, back, frames, flow, sockets))
-    prompt = [s for s in bare if s not in held]
-    opened = not int(row["flags"]) & FLAG_MIDWAY
-    kernel = min((s.rtt_min_ns for s in sockets if s.rtt_min_ns), default=None)
-    trusted = bool(bare or unknown or opened or kernel or not carried)
+    unknown = any(s.payload is None for s in samples)
+    back = _return_rise(samples, [s for f in recent for s in outward(f, flow)], least)
+    unsent = any(s.unsent for s in sockets)
+    held = set() if unsent else set(_held(bare, least, back, rows))
+    trips = Trips(least_ns=least, source=method, return_ns=back, held=len(held))
+    prompt = [float(s.rtt_ns) for s in bare if s not in held]
     if prompt and len(prompt) >= min(ENOUGH, len(carried) or 1):
-        values = [float(s.rtt_ns) for s in prompt]
-        return Trips(
-            fmean(values),
-            least,
-            _standing(values, least),
-            len(values),
-            method,
-            return_ns=back,
-            held=len(held),
-        )
-    rest = [s for s in samples if s not in held]
-    values = [float(s.rtt_ns) for s in rest]
+        return trips.measured(prompt)
+    opened = not int(row["flags"]) & FLAG_MIDWAY
+    kernel = any(s.rtt_min_ns for s in sockets)
+    trips = replace(trips, trusted=bool(bare or unknown or opened or kernel or not carried))
+    values = [float(s.rtt_ns) for s in samples if s not in held]
     if not values:  # delayed ACKs alone: the least stands for the way
-        return Trips(least, least, 0.0, len(samples), method, return_ns=back, held=len(held), trusted=trusted)
-    mean = fmean(values)
-    rise = mean - least
-    only = bool(carried) and not unknown
-    if only and rise >= RISE_NS and not (back is not None and back >= RETURN_SHARE * rise):
-        return Trips(
-            least, least, 0.0, len(values), method, answers_only=True, late_ns=rise, return_ns=back,
-            held=len(held), trusted=trusted,
-        )  # fmt: skip
-    return Trips(
-        mean, least, _standing(values, least), len(values), method, answers_only=only, return_ns=back,
-        held=len(held), trusted=trusted,
-    )  # fmt: skip
+        return replace(trips, rtt_ns=least, standing_ns=0.0, samples=len(samples))
+    rise = fmean(values) - least
+    trips = replace(trips.measured(values), answers_only=bool(carried) and not unknown)
+    if trips.answers_only and rise >= RISE_NS and not (back is not None and back >= RETURN_SHARE * rise):
+        return replace(trips, rtt_ns=least, standing_ns=0.0, late_ns=rise)
+    return trips
 
 
-def _dense(frames: Sequence[Frame], flow: int, least: float | None) -> bool:
-    """Whether packets go both ways so often that the spin bit waits for none: an edge that does is too late."""
-    rows = [row for frame in frames if (row := row_of(frame, flow)) is not None]
-    seconds = sum(frame.interval_ns for frame in frames) / 1e9
-    rate = min(sum(int(row[f"{way}_packets"]) for row in rows) for way in ("rx", "tx")) / seconds
-    return least is not None and rate * least / 1e9 >= DENSE
+def _packet_rate(rows: Sequence[Any], frames: Sequence[Frame]) -> float:
+    """Packets a second in the direction that has fewer."""
+    counts = [both_ways(row, "packets") for row in rows]
+    return min(map(sum, zip(*counts, strict=True))) / (sum(frame.interval_ns for frame in frames) / 1e9)
 
 
 def _least(row: Any, sockets: Sequence[Socket]) -> float | None:
@@ -192,19 +166,16 @@ def _held(
     bare: Sequence[Sample],
     least: float,
     back: float | None,
-    frames: Sequence[Frame],
-    flow: int,
-    sockets: Sequence[Socket],
+    rows: Sequence[Any],
 ) -> list[Sample]:
     """Samples that are delayed ACKs: of a receiver of small segments that has nothing to say (RFC 9293, 3.8.6.3).
 
-    Bare ACKs, all about as much later than the least as the timer is long, with nothing unsent; and the way back, by
-    the receiver's own clock, no longer than before.
+    Bare ACKs, all about as much later than the least as the timer is long; and the way back, by the receiver's own
+    clock, no longer than before.
     """
     late = [s for s in bare if HELD_NS[0] <= s.rtt_ns - least <= HELD_NS[1]]
-    rows = [row for frame in frames if (row := row_of(frame, flow)) is not None]
     packets, size = (sum(int(row[f"tx_{name}"]) for row in rows) for name in ("packets", "bytes"))
-    if not late or not packets or size / packets >= SMALL or any(s.unsent for s in sockets):
+    if not late or not packets or size / packets >= SMALL:
         return []
     if back is not None and back >= RETURN_SHARE * HELD_NS[0]:
         return []

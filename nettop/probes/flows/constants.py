@@ -18,6 +18,17 @@ FLAG_TCP, FLAG_SYN, FLAG_REPLIED, FLAG_CLOSED, FLAG_RESET = 32, 64, 128, 256, 51
 DIR_STAMPED = 8
 # How long a flow stays in the table after its last packet, in s.
 LINGER_CLOSED, LINGER_UNREPLIED, LINGER_OTHER, LINGER_CLOSING, LINGER_TCP = 5, 30, 120, 120, 3600
+# The same by state, as STATES has them; flow_linger of bpf_src/flows/table.h has the same.
+_LINGER = (
+    LINGER_OTHER,
+    LINGER_UNREPLIED,
+    LINGER_TCP,
+    LINGER_CLOSING,
+    LINGER_CLOSED,
+    LINGER_CLOSED,
+    LINGER_UNREPLIED,
+)
+LINGER_NS = 10**9 * np.array(_LINGER)
 # What the packets of a flow are wrapped in: TUNNEL_* of bpf_src/include/parse.h.
 TUNNELS = ("", "pppoe", "mpls", "ipip", "gre", "vxlan", "geneve")
 TUNNEL_GRE = TUNNELS.index("gre")  # from here on they have a number
@@ -41,6 +52,11 @@ _STATE_OF = np.array([_state(flags) for flags in range(_STATE_BITS + 1)], np.uin
 def states(flags: NDArray[Any]) -> NDArray[np.uint8]:
     """u1[n]: the states that FLOW_* bits amount to."""
     return _STATE_OF[(flags & np.uint64(_STATE_BITS)).astype(np.intp)]
+
+
+def both_ways(row: Any, what: str) -> tuple[int, int]:
+    """What a row has by direction: received, sent."""
+    return int(row[f"rx_{what}"]), int(row[f"tx_{what}"])
 
 
 def key_of(row: Any) -> dict[str, int | bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,101 +89,86 @@ class Focused(Part):
     )
 
 
+def _numbers(reading: Array) -> dict[str, Any]:
+    return {name: reading[name].tolist() for name in reading.dtype.names or ()}
+
+
 class FocusedFold:
     """Differences between readings of the map ``focused``."""
 
     def __init__(self) -> None:
-        self._before: Array | None = None
+        self._before: dict[str, Any] = {"id": 0}
         self._first = (0, 0)  # time in ns and jiffies of this flow's first reading
         self._told = [0, 0, 0]  # of each account, in jiffies
 
     def __call__(self, reading: Array, flow: int) -> Focused | None:
         """From the value of the map ``focused``, with the flow that is in focus; None where that is none."""
-        now = reading.copy()
-        if int(now["id"]) != flow:  # it has not moved yet, and this is what was known of another
-            now = np.zeros((), now.dtype)
-            now["id"] = flow
+        nothing = {**_numbers(np.zeros((), reading.dtype)), "id": flow}
+        now = _numbers(reading)
+        if now["id"] != flow:  # it has not moved yet, and this is what was known of another
+            now = nothing
         before, self._before = self._before, now
         if not flow:
             return None
-        if before is not None and int(before["id"]) != int(now["id"]):
-            before = None
+        if before["id"] != flow:
+            before = nothing
+        grown: dict[str, Any] = {
+            name: tuple(map(int.__sub__, now[name], before[name]))
+            for name in ("data", "zero_windows", "answers", "answer_ns", "unasked")
+        }
+        return Focused(flow, **grown, socket=self._socket(now, before) if now["time"] else None)
 
-        def grown(name: str) -> tuple[int, int]:
-            values = [int(v) for v in now[name]]
-            if before is not None:
-                values = [v - int(b) for v, b in zip(values, before[name], strict=True)]
-            return values[0], values[1]
-
-        return Focused(
-            int(now["id"]),
-            grown("data"),
-            grown("zero_windows"),
-            grown("answers"),
-            grown("answer_ns"),
-            self._socket(now, before) if int(now["time"]) else None,
-            grown("unasked"),
-        )
-
-    def _socket(self, now: Array, before: Array | None) -> Socket:
+    def _socket(self, now: dict[str, Any], before: dict[str, Any]) -> Socket:
         accounts = _accounts(now)
         span, parts = 0, [0, 0, 0]
-        if before is None or not int(before["time"]):
-            self._first = int(now["time"]), int(now["jiffies"])
+        if not before["time"]:
+            self._first = now["time"], now["jiffies"]
             self._told = accounts
-        else:
-            span = int(now["time"]) - int(before["time"])
-            jiffy = self._jiffy(now)
-            if jiffy:
-                # What goes on is told as part of what it seems to be; where that was wrong, later parts make up for it.
-                grown = [max(a - t, 0) for a, t in zip(accounts, self._told, strict=True)]
-                self._told = [t + g for t, g in zip(self._told, grown, strict=True)]
-                parts = [min(g * jiffy, span) for g in grown]
-            else:
-                span = 0
-        ssthresh = int(now["ssthresh"])
-        rtt_min = int(now["rtt_min"])
+        elif jiffy := self._jiffy(now):
+            span = now["time"] - before["time"]
+            # What goes on is told as part of what it seems to be; where that was wrong, later parts make up for it.
+            grown = [max(a - t, 0) for a, t in zip(accounts, self._told, strict=True)]
+            self._told = [t + g for t, g in zip(self._told, grown, strict=True)]
+            parts = [min(g * jiffy, span) for g in grown]
 
         def counted(name: str) -> int | None:
             """Since the reading before; None where this is the first."""
-            return (int(now[name]) - int(before[name])) & 0xFFFFFFFF if before is not None and span else None
+            return (now[name] - before[name]) & 0xFFFFFFFF if span else None
 
+        same = ("cwnd", "mss", "send_window", "receive_window", "in_flight", "unsent", "unread")
         return Socket(
-            time_ns=int(now["time"]),
-            ssthresh=ssthresh if ssthresh < 0x7FFFFFFF else None,
+            time_ns=now["time"],
+            ssthresh=now["ssthresh"] if now["ssthresh"] < 0x7FFFFFFF else None,
             span_ns=span,
             busy_ns=min(sum(parts), span),
             window_ns=parts[1],
             buffer_ns=parts[2],
-            srtt_ns=int(now["srtt"]) * 1000 or None,
-            rtt_min_ns=rtt_min * 1000 if 0 < rtt_min < 0xFFFFFFFF else None,
-            rcv_rtt_ns=int(now["rcv_rtt"]) * 1000 or None,
+            srtt_ns=now["srtt"] * 1000 or None,
+            rtt_min_ns=now["rtt_min"] * 1000 or None if now["rtt_min"] < 0xFFFFFFFF else None,
+            rcv_rtt_ns=now["rcv_rtt"] * 1000 or None,
             retransmits=counted("total_retrans"),
             dsack_dups=counted("dsack_dups"),
-            **{
-                name: int(now[name])
-                for name in ("cwnd", "mss", "send_window", "receive_window", "in_flight", "unsent", "unread")
-            },
+            **{name: now[name] for name in same},
         )
 
-    def _jiffy(self, now: Array) -> int:
+    def _jiffy(self, now: dict[str, Any]) -> int:
         """The length of a jiffy in ns, by what went by on both clocks; 0 where that is not certain yet."""
-        passed = int(now["jiffies"]) - self._first[1]
+        passed = now["jiffies"] - self._first[1]
         if passed < _SETTLED:
             return 0
-        measured = (int(now["time"]) - self._first[0]) / passed
+        measured = (now["time"] - self._first[0]) / passed
         return min(_JIFFY_NS, key=lambda length: abs(length / measured - 1))
 
 
-def _accounts(now: Array) -> list[int]:
+def _accounts(now: dict[str, Any]) -> list[int]:
     """Jiffies that the socket was busy and nothing else, limited by the window, and by the buffer; what goes on too.
 
     The kernel adds what goes on when it ends.  Which of the three that is, it keeps in two bits that programs cannot
     read; the windows tell.
     """
-    accounts = [int(v) for v in now["chrono"]]
-    in_flight, unsent = int(now["in_flight"]), int(now["unsent"])
-    if in_flight or unsent:
-        stalled = unsent and in_flight + min(unsent, int(now["mss"])) > int(now["send_window"])
-        accounts[1 if stalled else 0] += (int(now["jiffies"]) - int(now["chrono_start"])) & 0xFFFFFFFF
+    accounts: list[int] = list(now["chrono"])
+    if now["in_flight"] or now["unsent"]:
+        wanted = now["in_flight"] + min(now["unsent"], now["mss"])
+        stalled = now["unsent"] and wanted > now["send_window"]
+        accounts[1 if stalled else 0] += (now["jiffies"] - now["chrono_start"]) & 0xFFFFFFFF
     return accounts

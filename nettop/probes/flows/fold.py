@@ -7,26 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from nettop.core import histogram as hist
-from nettop.core.histogram import SLOTS, Histogram
+from nettop.core.histogram import SLOTS, Growth, Histogram, smallest
 from nettop.probes.base import Array, Folded, Reads, Setup
 from nettop.probes.flows.constants import (
     DIR_STAMPED,
     LEG_EXTERNAL,
     LEG_INTERNAL,
-    LINGER_CLOSED,
-    LINGER_CLOSING,
-    LINGER_OTHER,
-    LINGER_TCP,
-    LINGER_UNREPLIED,
+    LINGER_NS,
     METHODS,
     PROTOCOLS,
     states,
 )
 from nettop.probes.flows.focus import FocusedFold
-from nettop.probes.flows.owners import _OWNED, _find, _join_owners
+from nettop.probes.flows.owners import OWNED, find, join_owners
 from nettop.probes.flows.rows import FLAG_STAMPED_BY_REMOTE, ROW, fill
-from nettop.probes.flows.scan import LATE, _chosen, _Counts, _Scan
+from nettop.probes.flows.scan import LATE, Scan, choose, grown
 from nettop.probes.flows.section import OTHERS, Flows, Rtts, Sample, Subnet
 
 EXPIRE = "expire"  # the hook that takes flows out of the table
@@ -43,24 +38,24 @@ class FlowsFold:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._before: _Scan | None = None
-        self._owned = np.zeros(0, _OWNED)  # by id, ascending
+        self._before: Scan | None = None
+        self._owned = np.zeros(0, OWNED)  # by id, ascending
         self._scan_ns = 0
         self._table: dict[str, Any] = {"rows": np.zeros(0, ROW), "total": 0, "interval_ns": 0}
-        self._counters: dict[str, int] = {}
+        self._counted = Growth()
         self._swept_ns = 0
         self._closed = 0  # told so far
         self._evicted = 0
         self._missing = 0  # at the last reading
         self._cpus = setup.cpus
-        self._rtts: Array | None = None
+        self._rtts = Growth()
         self._subnets: dict[bytes, tuple[int, Array]] = {}
         self._focused = FocusedFold()
 
     def __call__(self, reads: Reads) -> Folded:
-        counters = _summed(reads.maps["counters"][0])
-        grown = {name: count - self._counters.get(name, 0) for name, count in counters.items()}
-        self._counters = counters
+        by_cpu = reads.maps["counters"][0]
+        counters = {name: int(by_cpu[name].sum(dtype=np.uint64)) for name in by_cpu.dtype.names}
+        new = {name: int(self._counted(name, count)) for name, count in counters.items()}
         run: dict[str, list[bytes]] = {}
         evicted = 0
         if "flows" in reads.maps:
@@ -92,29 +87,29 @@ class FlowsFold:
             **self._table,
             now_ns=reads.now_ns,
             age_ns=reads.now_ns - self._scan_ns if self._scan_ns else 0,
-            opened=grown["opened"],
+            opened=new["opened"],
             closed=closed,
-            expired=grown["idle"],
+            expired=new["idle"],
             opened_total=counters["opened"],
             closed_total=closed_total,
             samples=_samples(reads.maps["events"], focus),
             focused=self._focused(reads.maps["focused"][0], focus),
-            lost_events=grown["lost_events"],
+            lost_events=new["lost_events"],
             evicted=evicted,
-            untracked=grown["untracked"],
-            fragments=grown["fragments"],
-            fragment_bytes=grown["fragment_bytes"],
+            untracked=new["untracked"],
+            fragments=new["fragments"],
+            fragment_bytes=new["fragment_bytes"],
             rtt=self._histograms(reads.maps["rtts"], *reads.maps["subnets"]),
         )
         return Folded(section, run)
 
     def _rows(self, keys: Array, values: Array, reads: Reads) -> Array:
         """The frame's rows: differences to the last scan, by flow id."""
-        scan = _Scan.of(values)
-        before = self._before or _Scan.of(values[:0])
+        scan = Scan.of(values)
+        before = self._before or Scan.of(values[:0])
         places = before.places(scan)
-        chosen = _chosen(before, scan, places, values)
-        grown = _Counts.between(before, scan, places, chosen)
+        chosen = choose(before, scan, places, values)
+        growth = grown(before, scan, places, chosen)
         self._before = scan
 
         rows = np.zeros(len(chosen), ROW)
@@ -135,48 +130,40 @@ class FlowsFold:
         rows["vlan_inner"] = k["protocol"] >> 20
         for way, name in ((0, "rx"), (1, "tx")):
             for what in ("bytes", "packets"):
-                rows[f"{name}_{what}"] = getattr(grown, what)[:, way]
+                rows[f"{name}_{what}"] = growth[what][:, way]
         for index, (what, of_row) in enumerate(LATE.items()):
-            rows["loss"][what] = grown.late[:, index]
+            rows["loss"][what] = growth["late"][:, index]
             rows["loss"][f"{what}_total"] = rows[f"rx_{of_row}"] + rows[f"tx_{of_row}"]
         quic = _is_quic(rows)  # in any other flow these fields are what they are called
         rows["spin_packets"] = np.where(quic, v["dir"]["rtt_probes"]["value"][:, 1, 1], 0)
         rows["spin_edges"] = np.where(quic, v["dir"]["rtt_probes"]["method"][:, 1, 1], 0)
         rows["spin_singles"] = np.where(quic, v["dir"]["tsval"][:, 1], 0)
         for leg, name in ((LEG_EXTERNAL, "rtt"), (LEG_INTERNAL, "internal_rtt")):
-            rows[name]["samples"] = grown.samples[:, leg]
-        self._recall_owners(rows)
-        _join_owners(rows, k, reads.maps["owners"], self._setup.netns, self._setup.peer_is_local)
+            rows[name]["samples"] = growth["samples"][:, leg]
+        # A flow keeps the process that it was found to belong to, also when its socket is not seen any more.
+        place, owned = find(self._owned["id"], rows["id"])
+        rows["process"][owned] = self._owned["process"][place[owned]]
+        join_owners(rows, k, reads.maps["owners"], self._setup.netns, self._setup.peer_is_local)
         self._remember_owners(rows, scan)
         return rows
 
-    def _recall_owners(self, rows: Array) -> None:
-        """A flow keeps the process that it was found to belong to, also when its socket is not seen any more."""
-        place, known = _find(self._owned["id"], rows["id"])
-        rows["process"][known] = self._owned["process"][place[known]]
-
-    def _remember_owners(self, rows: Array, scan: _Scan) -> None:
+    def _remember_owners(self, rows: Array, scan: Scan) -> None:
         mine = rows[rows["process"]["pid"] != 0]
-        owned = np.zeros(len(mine), _OWNED)
-        for name in _OWNED.names or ():
+        owned = np.zeros(len(mine), OWNED)
+        for name in OWNED.names or ():
             owned[name] = mine[name]
         if len(rows) < len(scan.ids):  # flows that are no rows this time, and still in the table
-            _, present = _find(scan.ids, self._owned["id"])
+            _, present = find(scan.ids, self._owned["id"])
             owned = np.concatenate([owned, self._owned[present & ~np.isin(self._owned["id"], rows["id"])]])
         self._owned = owned[np.argsort(owned["id"])]
 
     def _histograms(self, now: Array, keys: Array, values: Array) -> Rtts:
-        counts = now["slots"].sum(axis=1, dtype=np.uint64)
-        sums = now["sum"].sum(axis=1, dtype=np.uint64)
-        whole = np.concatenate([sums[:, None], counts], axis=1)
-        grown = whole if self._rtts is None else whole - self._rtts
-        self._rtts = whole
-        outward, inward, beyond = (Histogram(g[1:], int(g[0])) for g in grown)
+        outward, inward, beyond = (self._rtts.histogram(str(n), now[n]) for n in range(3))
         subnets = self._subnet_histograms(keys, values)
-        if whole[2, 1:].any():
+        slots = now["slots"][2].sum(axis=0, dtype=np.uint64)
+        if slots.any():
             # The smallest by its bucket: the table has no room for more.
-            least = hist.smallest(Histogram(whole[2, 1:], 0))
-            subnets = (*subnets, Subnet(OTHERS, beyond, least))
+            subnets = (*subnets, Subnet(OTHERS, beyond, smallest(Histogram(slots, 0))))
         return Rtts(outward, inward, subnets)
 
     def _subnet_histograms(self, keys: Array, values: Array) -> tuple[Subnet, ...]:
@@ -201,33 +188,11 @@ def _is_quic(rows: Array) -> Array:
     return np.asarray(quic & (rows["protocol"] == PROTOCOLS["udp"]))
 
 
-def _summed(per_cpu: Array) -> dict[str, int]:
-    """Counters over all CPUs."""
-    return {name: int(per_cpu[name].sum(dtype=np.uint64)) for name in per_cpu.dtype.names or ()}
-
-
-# By state, as STATES has them; flow_linger of bpf_src/flows/table.h has the same.
-_LIMITS_NS = (
-    np.array(
-        [
-            LINGER_OTHER,
-            LINGER_UNREPLIED,
-            LINGER_TCP,
-            LINGER_CLOSING,
-            LINGER_CLOSED,
-            LINGER_CLOSED,
-            LINGER_UNREPLIED,
-        ]
-    )
-    * 10**9
-)
-
-
 def _due(values: Array, now_ns: int) -> Array:
     """intp[n]: flows whose time in the table is over: closed, never answered, or idle."""
-    quiet = np.flatnonzero(values["last"] < max(now_ns - int(_LIMITS_NS.min()), 0))
+    quiet = np.flatnonzero(values["last"] < max(now_ns - int(LINGER_NS.min()), 0))
     age = now_ns - values["last"][quiet].astype(np.int64)
-    return np.asarray(quiet[age > _LIMITS_NS.take(states(values["flags"][quiet]))])
+    return np.asarray(quiet[age > LINGER_NS.take(states(values["flags"][quiet]))])
 
 
 def _expiring(keys: Array, ids: Array, read_at: int, layout: np.dtype[Any]) -> list[bytes]:
@@ -262,6 +227,5 @@ def _samples(events: Array, flow: int) -> tuple[Sample, ...]:
 
 def _prefix(key: Any) -> str:
     address = IPv6Address(key["prefix"].tobytes())
-    if int(key["version"]) == 4:
-        return f"{address.ipv4_mapped or address}/{int(key['length'])}"
-    return f"{address}/{int(key['length'])}"
+    shown = address.ipv4_mapped if int(key["version"]) == 4 else None
+    return f"{shown or address}/{int(key['length'])}"

@@ -14,8 +14,10 @@ from nettop.probes.flows.constants import (
     STATE_RESET,
     STATE_SYN,
     STATES,
+    both_ways,
 )
 
+REFUSED, UNANSWERED, NOT_ACCEPTED = "refused", "unanswered", "not accepted"
 SYNS = 2  # asked again, and still no answer
 GAVE_UP_NS = 3_000_000_000  # a second SYN comes after 1 s (RFC 6298), with older stacks after 3 s
 BARE = 90  # bytes a packet at most: SYNs, ACKs and RSTs alone
@@ -24,17 +26,24 @@ UNSEEN_ICMP = "an ICMP error (rejected, unreachable) would not show: it is no pa
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that holds: the sentence, the figures behind it, the parts that it speaks of, and the field's own term."""
+    """A rule that holds: its verdict, the sentence, the figures behind it, and the parts that it speaks of."""
 
+    verdict: str
     headline: str
     reasons: tuple[str, ...]
     culprits: tuple[str, ...] = ()
-    term: str = ""
 
 
 def times(count: int) -> str:
     """How often, in words."""
     return "once" if count == 1 else f"{units.count(count)} times"
+
+
+def _packets(row: Any) -> tuple[bool, int, int]:
+    """Whether this host asked, as far as is known; packets of who asked, and of who answered."""
+    ours = bool(int(row["flags"]) & FLAG_OPENED_BY_LOCAL)
+    received, sent = both_ways(row, "packets_total")
+    return (True, sent, received) if ours else (False, received, sent)
 
 
 def no_connection(row: Any, now_ns: int = 0) -> Finding | None:
@@ -46,51 +55,45 @@ def no_connection(row: Any, now_ns: int = 0) -> Finding | None:
     if row["protocol"] != PROTOCOLS["tcp"]:
         return None
     state, flags = int(row["state"]), int(row["flags"])
-    received, sent = int(row["rx_packets_total"]), int(row["tx_packets_total"])
-    ours = bool(flags & FLAG_OPENED_BY_LOCAL)
-    asked, answered = (sent, received) if ours else (received, sent)
+    ours, asked, answered = _packets(row)
     who, other = ("this host", "the far end") if ours else ("the far end", "this host")
     if state == STATE_SYN and asked >= SYNS and not answered:
-        return Finding(
-            f"{other} does not answer: no connection",
-            (f"{who} sent a SYN {times(asked)}; no SYN-ACK and no RST came back", UNSEEN_ICMP),
-            term="unanswered",
-        )
+        sent = f"{who} sent a SYN {times(asked)}; no SYN-ACK and no RST came back"
+        return Finding(UNANSWERED, f"{other} does not answer: no connection", (sent, UNSEEN_ICMP))
     silent = now_ns - int(row["last"])
     if state == STATE_SYN and asked and not answered and now_ns and silent > GAVE_UP_NS:
         return Finding(
+            UNANSWERED,
             f"{other} did not answer one SYN, and {who} sent no other: no connection",
             (
                 f"it is {units.duration(silent)} ago, and TCP sends the second after 1 s: it was given up",
                 UNSEEN_ICMP,
             ),
-            term="unanswered",
         )
     if flags & FLAG_MIDWAY:
         return None  # how it began was not seen
     # A SYN-ACK would have given a round trip: then what was reset is a connection.
     if state == STATE_RESET and answered == 1 and not row["rtt" if ours else "internal_rtt"]["samples_total"]:
-        return Finding(
-            f"{other} refuses the connection", (f"{who} sent a SYN, and a RST came back",), term="refused"
-        )
+        reset = f"{who} sent a SYN, and a RST came back"
+        return Finding(REFUSED, f"{other} refuses the connection", (reset,))
     again = int(row["rx_retransmits" if ours else "tx_retransmits"])
     size = int(row["rx_bytes_total" if ours else "tx_bytes_total"])
     if again < SYNS or size > BARE * answered or answered > 2 * (again + 1):
         return None
     if state == STATE_SYN:
         return Finding(
+            UNANSWERED,
             f"{who} does not complete the handshake: no connection",
             (f"{other} sent its SYN-ACK again {times(again)}, and no ACK came",),
-            term="unanswered",
         )
     if state == STATE_OPEN:
         return Finding(
+            NOT_ACCEPTED,
             f"{other} does not accept the connection: it goes on with its SYN-ACK",
             (
                 f"{times(again)} sent again, and not one packet with data: its accept queue is full, or the last ACK "
                 "of the handshake does not reach it",
             ),
-            term="not accepted",
         )
     return None
 
@@ -98,14 +101,12 @@ def no_connection(row: Any, now_ns: int = 0) -> Finding | None:
 def state_words(row: Any) -> tuple[str, int]:
     """A flow's state in a word for the table, and how many times what it names was sent, where that says more."""
     state = STATES[int(row["state"])]
-    received, sent = int(row["rx_packets_total"]), int(row["tx_packets_total"])
-    ours = bool(int(row["flags"]) & FLAG_OPENED_BY_LOCAL)
-    asked, answered = (sent, received) if ours else (received, sent)
+    ours, asked, answered = _packets(row)
     if row["state"] == STATE_SYN and not answered:
         return state, asked
     found = no_connection(row)
     if found is None:
         return state, 1
-    if found.term == "refused":
-        return found.term, 1
+    if found.verdict == REFUSED:
+        return found.verdict, 1
     return "synack", int(row["rx_retransmits" if ours else "tx_retransmits"]) + 1

@@ -29,10 +29,10 @@ def _key_hash(keys: Array) -> Array:
 
 
 # Who a flow was found to belong to.
-_OWNED = np.dtype([("id", "u8"), ("process", layout(PROCESS))])
+OWNED = np.dtype([("id", "u8"), ("process", layout(PROCESS))])
 
 
-def _find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
+def find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
     """intp[n] and bool[n]: where each wanted value is among the ascending ones, and whether it is."""
     if not len(ascending):
         return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), bool)
@@ -41,7 +41,7 @@ def _find(ascending: Array, wanted: Array) -> tuple[Array, Array]:
     return place, np.asarray(ascending[place] == wanted)
 
 
-def _join_owners(
+def join_owners(
     rows: Array, flow_keys: Array, owners: tuple[Array, Array], netns: int, local_peer: bool
 ) -> None:
     """Put pid, name and the kernel's RTT into the rows, from the sockets that were seen at work.
@@ -111,7 +111,7 @@ class _Owners:
 
     def find(self, wanted: Array) -> tuple[Array, Array]:
         """bool[n] and the owners' index[n], for those that are found."""
-        place, hit = _find(self._hashes, _key_hash(wanted))
+        place, hit = find(self._hashes, _key_hash(wanted))
         found = self.index[place]
         hits = np.flatnonzero(hit)
         hit[hits] = self._keys[found[hits]] == wanted[hits]

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from nettop.bpf.hooks import Attachment, Candidate, Hook, one
 from nettop.bpf.layout import Map
-from nettop.probes.base import Attachment, Candidate, Hook, Probe, Shedding, one
+from nettop.probes.base import Probe, Shedding, tc_hook
 from nettop.probes.flows import table as view
 from nettop.probes.flows.fold import EXPIRE, FlowsFold
 from nettop.probes.flows.rows import SOURCES
 from nettop.probes.flows.section import Flows
-
-
-def _tc(direction: str) -> Hook:
-    program = f"flows_{direction}"
-    return Hook(
-        f"tc_{direction}", (one("tcx", program, direction), one("clsact", program, direction)), required=True
-    )
 
 
 def _owner(name: str, functions: tuple[str, ...]) -> Hook:
@@ -45,8 +39,8 @@ PROBE = Probe(
     name="flows",
     summary="every connection with its traffic, passive RTT, retransmits and process; RTT by subnet",
     hooks=(
-        _tc("ingress"),
-        _tc("egress"),
+        tc_hook("flows", "ingress"),
+        tc_hook("flows", "egress"),
         _owner("sock_send_length", ("tcp_sendmsg", "udp_sendmsg", "udpv6_sendmsg")),
         _owner("sock_recv_length", ("tcp_recvmsg", "udp_recvmsg", "udpv6_recvmsg")),
         Hook(EXPIRE, (one("prog_run", "flows_expire", "due"),)),

@@ -14,14 +14,15 @@ import numpy as np
 
 from nettop.core import units
 from nettop.core.fields import Json
-from nettop.core.row_order import Sorting
 from nettop.core.table import (
+    NUMBER,
     NUMBER_OR_NULL,
     TEXT,
     Array,
     Column,
     Kind,
     Rows,
+    Sorting,
     column,
     group,
     inner,
@@ -45,22 +46,18 @@ from nettop.probes.flows.constants import (
 )
 
 FLAG_STAMPED_BY_REMOTE = 1 << 15  # of a row alone: the remote end sends TCP timestamps
-_OPENERS = ((FLAG_OPENED_BY_LOCAL, "local"), (FLAG_OPENED_BY_REMOTE, "remote"))
+_OPENERS = {"local": FLAG_OPENED_BY_LOCAL, "remote": FLAG_OPENED_BY_REMOTE}
 
 
 # --- how some columns are written ------------------------------------------------------------------------------------
 
 
-def _is_tcp(rows: Array) -> Array:
+def _is_tcp(rows: Array, _: str = "") -> Array:
     return np.asarray(rows["protocol"] == PROTOCOLS["tcp"])
 
 
 def _sampled(rows: Array, name: str) -> Array:
     return np.asarray(rows[name]["samples_total"] > 0)
-
-
-def _protocols(rows: Array, name: str) -> list[Json]:
-    return [units.protocol(number) for number in rows["protocol"].tolist()]
 
 
 def _read_protocols(rows: Array, name: str, values: list[Json]) -> None:
@@ -86,26 +83,23 @@ def _ends(end: str) -> Kind:
     return Kind(write, read, lambda: {"type": "string"}, order)
 
 
-def _openers(rows: Array, _: str) -> list[Json]:
-    return [next((name for flag, name in _OPENERS if flags & flag), None) for flags in rows["flags"].tolist()]
-
-
 def _read_openers(rows: Array, _: str, values: list[Json]) -> None:
-    said = [sum(flag for flag, name in _OPENERS if value == name) for value in values]
-    rows["flags"] |= np.array(said, np.uint16)
+    rows["flags"] |= np.array([_OPENERS.get(value, 0) for value in values], np.uint16)
 
 
 def _both(what: str, rows: Array, _: str = "") -> Array:
-    """Of both directions."""
     return np.asarray(rows[f"rx_{what}"] + rows[f"tx_{what}"])
 
 
-def _sum(what: str, tcp_alone: bool) -> Kind:
-    def write(rows: Array, _: str) -> list[Json]:
-        there = _is_tcp(rows) if tcp_alone else np.ones(len(rows), bool)
-        return [n if t else None for n, t in zip(_both(what, rows).tolist(), there.tolist(), strict=True)]
-
-    return Kind(write, None, lambda: {"type": ["integer", "null"], "minimum": 0}, partial(_both, what))
+def _sum(what: str, there: Callable[[Array], Array]) -> Kind:
+    return Kind(
+        lambda rows, _: [
+            n if t else None for n, t in zip(_both(what, rows).tolist(), there(rows).tolist(), strict=True)
+        ],
+        None,
+        OF_TCP.schema,
+        partial(_both, what),
+    )
 
 
 def _by_chance(count: int, total: int) -> bool:
@@ -132,26 +126,40 @@ def _read_spinning(rows: Array, _: str, values: list[Json]) -> None:
 
 
 PROTOCOL = Kind(
-    _protocols, _read_protocols, lambda: {"type": "string"}, lambda rows, name: np.asarray(rows[name])
+    lambda rows, _: [units.protocol(number) for number in rows["protocol"].tolist()],
+    _read_protocols,
+    lambda: {"type": "string"},
+    NUMBER.order,
 )
-OPENED_BY = Kind(_openers, _read_openers, lambda: {"enum": ["local", "remote", None]})
+OPENED_BY = Kind(
+    lambda rows, _: [
+        next((name for name, flag in _OPENERS.items() if flags & flag), None)
+        for flags in rows["flags"].tolist()
+    ],
+    _read_openers,
+    lambda: {"enum": ["local", "remote", None]},
+)
 SPINNING = Kind(
     lambda rows, _: [spinning(row) for row in rows], _read_spinning, lambda: {"type": ["boolean", "null"]}
 )
 OF_TCP = number_where(_is_tcp)
-TUNNEL_ID = number_where(lambda rows: np.asarray(rows["tunnel"] >= TUNNEL_GRE))
+TUNNEL_ID = number_where(lambda rows, _: np.asarray(rows["tunnel"] >= TUNNEL_GRE))
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
 def _ways(
-    what: str, dtype: str, text: str, unit: str, *, key: str, counter: str, **more: Any
+    what: str, dtype: str, text: str, unit: str, *, key: str = "", counter: str = "", **more: Any
 ) -> Iterator[Column]:
-    """One column a direction."""
     for way, name in enumerate(("rx", "tx")):
         source = ("dir", counter, (slice(None), way)) if counter else ()
-        yield column(f"{name}_{what}", dtype, text, unit, key=f"{name}_{key}", source=source, **more)
+        yield column(f"{name}_{what}", dtype, text, unit, key=f"{name}_{key or what}", source=source, **more)
+
+
+def _segments(what: str, text: str, counter: str = "", kind: Kind = OF_TCP) -> Iterator[Column]:
+    """TCP segments since the start, one column a direction."""
+    return _ways(what, "u4", text, "segments", key=f"{what}_total", counter=counter or what, kind=kind)
 
 
 def _rtt(leg: int) -> tuple[Column, ...]:
@@ -183,15 +191,15 @@ def _rtt(leg: int) -> tuple[Column, ...]:
     )  # fmt: skip
 
 
-LOSS = (
-    column("duplicate", "u4", "copies that the network made", "segments"),
-    column("duplicate_total", "u4", "the same since the start", "segments"),
-    column("probe", "u4", "keep-alives and window probes", "segments"),
-    column("probe_total", "u4", "the same since the start", "segments"),
-    column("unneeded", "u4", "sent again for nothing, by DSACK", "segments"),
-    column("unneeded_total", "u4", "the same since the start", "segments"),
-    column("uncertain", "u4", "late, and nothing tells why", "segments"),
-    column("uncertain_total", "u4", "the same since the start", "segments"),
+LOSS = tuple(
+    column(name, "u4", text, "segments")
+    for what, said in (
+        ("duplicate", "copies that the network made"),
+        ("probe", "keep-alives and window probes"),
+        ("unneeded", "sent again for nothing, by DSACK"),
+        ("uncertain", "late, and nothing tells why"),
+    )
+    for name, text in ((what, said), (f"{what}_total", "the same since the start"))
 )
 PROCESS = (
     column("pid", "u4", "of who reads or writes the socket, from the kernel's socket hooks", csv="pid"),
@@ -212,121 +220,74 @@ COLUMNS = (
         "local",
         "`address:port`, `[address]:port` for IPv6; ICMP has its id for a port. The host's own end; of forwarded "
         "traffic the end before the interface",
-        _ends("local"),
-        privacy="endpoint",
+        _ends("local"), privacy="endpoint",
     ),
     made("remote", "the end behind the interface", _ends("remote"), privacy="endpoint"),
     column("vlan", "u2", "VLAN tag (802.1Q), of QinQ the outer one; `null`: none", kind=NUMBER_OR_NULL),
     column("vlan_inner", "u2", "the inner tag of QinQ; `null`: none", kind=NUMBER_OR_NULL),
     column(
-        "tunnel",
-        "u1",
+        "tunnel", "u1",
         "what the packets are wrapped in: `pppoe`, `mpls`, `ipip` (either version in either), `gre`, `vxlan`, "
         "`geneve`; addresses and all else are of the packets inside, bytes of the whole. `null`: nothing",
-        kind=one_of(TUNNELS),
-        privacy="harmless",
+        kind=one_of(TUNNELS), privacy="harmless",
     ),
     column("tunnel_id", "u4", "its VNI, or GRE's key (0: none); `null`: other tunnels, or none", kind=TUNNEL_ID),
     group(
-        "process",
-        PROCESS,
-        "who reads or writes the socket; `null`: not known, or not on this host",
+        "process", PROCESS, "who reads or writes the socket; `null`: not known, or not on this host",
         present=lambda rows, name: np.asarray(rows[name]["pid"] > 0),
     ),
-    *_ways("bytes", "u8", "in `flows_interval_ns`, counted as in `throughput`", "bytes", key="bytes", counter=""),
-    *_ways("packets", "u8", "in `flows_interval_ns`, counted as in `throughput`", "packets", key="packets", counter=""),
-    *_ways("bytes_total", "u8", "since the start", "bytes", key="bytes_total", counter="bytes"),
-    *_ways("packets_total", "u8", "since the start", "packets", key="packets_total", counter="packets"),
+    *_ways("bytes", "u8", "in `flows_interval_ns`, counted as in `throughput`", "bytes"),
+    *_ways("packets", "u8", "in `flows_interval_ns`, counted as in `throughput`", "packets"),
+    *_ways("bytes_total", "u8", "since the start", "bytes", counter="bytes"),
+    *_ways("packets_total", "u8", "since the start", "packets", counter="packets"),
     column("first", "u8", "first packet, CLOCK_MONOTONIC", "ns", key="first_ns", source=("first",)),
     column("last", "u8", "last packet, CLOCK_MONOTONIC", "ns", key="last_ns", source=("last",)),
     column(
-        "state",
-        "u1",
+        "state", "u1",
         "`syn`, `open`, `closing`, `closed`, `reset`; `unreplied`: one end alone is seen, and it did not begin with a "
         "SYN or has gone on after it",
-        kind=one_of(STATES),
-        privacy="harmless",
+        kind=one_of(STATES), privacy="harmless",
     ),
     inner("flags", "u2"),
     made("opened_by", "`local` or `remote`: which end sent the SYN; `null` where that was not seen", OPENED_BY),
     made(
-        "retransmits_total",
-        "retransmitted TCP segments, both directions",
-        _sum("retransmits", tcp_alone=True),
-        "segments",
+        "retransmits_total", "retransmitted TCP segments, both directions", _sum("retransmits", _is_tcp), "segments",
     ),
-    *_ways(
-        "retransmits", "u4", "retransmitted TCP segments", "segments",
-        key="retransmits_total", counter="retransmits", kind=OF_TCP,
-    ),
+    *_segments("retransmits", "retransmitted TCP segments"),
     made(
-        "out_of_order_total",
-        "TCP segments that were overtaken on the way and sent once, both directions",
-        _sum("out_of_order", tcp_alone=False),
-        "segments",
+        "out_of_order_total", "TCP segments that were overtaken on the way and sent once, both directions",
+        _sum("out_of_order", lambda rows: np.ones(len(rows), bool)), "segments",
     ),
-    *_ways(
-        "out_of_order", "u4", "TCP segments that were overtaken on the way and sent once", "segments",
-        key="out_of_order_total", counter="out_of_order",
-    ),
-    *_ways(
-        "duplicates", "u4", "copies of TCP segments that the network made", "segments",
-        key="duplicates_total", counter="duplicates", kind=OF_TCP,
-    ),
-    *_ways(
-        "probes", "u4", "keep-alives and window probes", "segments",
-        key="probes_total", counter="tcp_probes", kind=OF_TCP,
-    ),
-    *_ways(
-        "unneeded", "u4",
+    *_segments("out_of_order", "TCP segments that were overtaken on the way and sent once", kind=NUMBER),
+    *_segments("duplicates", "copies of TCP segments that the network made"),
+    *_segments("probes", "keep-alives and window probes", "tcp_probes"),
+    *_segments(
+        "unneeded",
         "segments that their receiver says to have had already, by DSACK (RFC 2883): sent again for nothing, or copied "
         "by the network",
-        "segments", key="unneeded_total", counter="dsacks", kind=OF_TCP,
+        "dsacks",
     ),
-    *_ways(
-        "uncertain", "u4",
-        "late, and nothing tells whether overtaken, copied or sent again: in none of the other counts",
-        "segments", key="uncertain_total", counter="uncertain", kind=OF_TCP,
+    *_segments(
+        "uncertain", "late, and nothing tells whether overtaken, copied or sent again: in none of the other counts"
     ),
-    group(
-        "loss",
-        LOSS,
-        "of both directions in the interval, and since the start",
-        present=lambda rows, name: _is_tcp(rows),
-    ),
+    group("loss", LOSS, "of both directions in the interval, and since the start", present=_is_tcp),
     inner("rx_window", "u2", source=("dir", "window", (slice(None), 0))),
     inner("tx_window", "u2", source=("dir", "window", (slice(None), 1))),
     inner("spin_packets", "u4"),
     inner("spin_edges", "u4"),
     inner("spin_singles", "u4"),
+    group("rtt", _rtt(LEG_EXTERNAL), "RTT from the interface outward; `null` without a sample", present=_sampled),
     group(
-        "rtt",
-        _rtt(LEG_EXTERNAL),
-        "RTT from the interface outward; `null` without a sample",
-        present=_sampled,
+        "internal_rtt", _rtt(LEG_INTERNAL), "RTT from the interface inward; `null` without a sample", present=_sampled,
     ),
     group(
-        "internal_rtt",
-        _rtt(LEG_INTERNAL),
-        "RTT from the interface inward; `null` without a sample",
-        present=_sampled,
-    ),
-    group(
-        "kernel_rtt",
-        KERNEL_RTT,
-        "of the local TCP socket; `null` without one",
+        "kernel_rtt", KERNEL_RTT, "of the local TCP socket; `null` without one",
         present=lambda rows, name: np.asarray(rows[name]["smoothed"] > 0),
     ),
     made("spinning", "whether a QUIC connection turns its spin bit (RFC 9000, 17.4)", SPINNING),
 )  # fmt: skip
 ROW = layout(COLUMNS)
 ROW_RTT = layout(_rtt(LEG_EXTERNAL))
-ROW_LOSS = layout(LOSS)
-
-
-def fill(rows: Array, entries: Array) -> None:
-    """Put in what the kernel's entries (struct flow) have for each row."""
-    _fill(COLUMNS, rows, entries)
 
 
 def _sources(columns: tuple[Column, ...]) -> Iterator[str]:
@@ -339,10 +300,11 @@ def _sources(columns: tuple[Column, ...]) -> Iterator[str]:
 SOURCES = " ".join(dict.fromkeys(_sources(COLUMNS)))  # fields of struct flow that are read here
 
 
-def _fill(columns: tuple[Column, ...], rows: Array, entries: Array) -> None:
+def fill(rows: Array, entries: Array, columns: tuple[Column, ...] = COLUMNS) -> None:
+    """Put in what the kernel's entries (struct flow) have for each row."""
     for c in columns:
         if c.columns:
-            _fill(c.columns, rows[c.name], entries)
+            fill(rows[c.name], entries, c.columns)
         elif c.source:
             *names, last = c.source if isinstance(c.source[-1], tuple) else (*c.source, ...)
             value = entries
@@ -354,54 +316,38 @@ def _fill(columns: tuple[Column, ...], rows: Array, entries: Array) -> None:
 # --- order -------------------------------------------------------------------------------------------------------
 
 
-def _sum_of(*fields: str) -> Callable[[Array], Array]:
-    def key(rows: Array) -> Array:
-        result: Array = rows[fields[0]]
-        for field in fields[1:]:
-            result = result + rows[field]
-        return result
-
-    return key
-
-
 def _by_end(end: str) -> Callable[[Array], Array]:
     def key(rows: Array) -> Array:
         raw = np.zeros((len(rows), 18), np.uint8)
-        raw[:, :16] = np.frombuffer(np.ascontiguousarray(rows[end]).tobytes(), np.uint8).reshape(-1, 16)
+        raw[:, :16] = rows[end]
         raw[:, 16:] = rows[f"{end}_port"].astype(">u2").view(np.uint8).reshape(-1, 2)
-        result: Array = raw.view("V18").reshape(-1)
-        return result
+        return np.asarray(raw.view("V18").reshape(-1))
 
     return key
 
 
 def _known(field: str) -> Callable[[Array], Array]:
     """Delays as floats, NaN where there is no sample."""
-
-    def key(rows: Array) -> Array:
-        rtt = rows["rtt"]
-        return np.where(rtt["samples_total"] > 0, rtt[field].astype(np.float64), np.nan)
-
-    return key
+    return lambda rows: np.where(_sampled(rows, "rtt"), rows["rtt"][field].astype(np.float64), np.nan)
 
 
 # What the columns of the screen's table sort by; any field of a row does, too, by its name (see SORTS).
 _SORTS = {
-    "protocol": Sorting(_sum_of("protocol"), ascending=True),
+    "protocol": Sorting(lambda rows: np.asarray(rows["protocol"]), ascending=True),
     "tunnel": Sorting(lambda rows: rows["tunnel"].astype(np.uint64) << np.uint64(32) | rows["tunnel_id"]),
     "local": Sorting(_by_end("local"), ascending=True),
     "remote": Sorting(_by_end("remote"), ascending=True),
     "process": Sorting(lambda rows: np.asarray(rows["process"]["name"]), ascending=True),
-    "rate": Sorting(_sum_of("rx_bytes", "tx_bytes")),
-    "rx": Sorting(_sum_of("rx_bytes")),
-    "tx": Sorting(_sum_of("tx_bytes")),
+    "rate": Sorting(partial(_both, "bytes")),
+    "rx": Sorting(lambda rows: np.asarray(rows["rx_bytes"])),
+    "tx": Sorting(lambda rows: np.asarray(rows["tx_bytes"])),
     "rtt": Sorting(_known("last")),
     "min": Sorting(_known("min")),
     "jitter": Sorting(_known("variance")),
     "method": Sorting(lambda rows: np.asarray(rows["rtt"]["method"]), ascending=True),
-    "retransmits": Sorting(_sum_of("rx_retransmits", "tx_retransmits")),
-    "state": Sorting(_sum_of("state"), ascending=True),
-    "total": Sorting(_sum_of("rx_bytes_total", "tx_bytes_total")),
+    "retransmits": Sorting(partial(_both, "retransmits")),
+    "state": Sorting(lambda rows: np.asarray(rows["state"]), ascending=True),
+    "total": Sorting(partial(_both, "bytes_total")),
     "age": Sorting(lambda rows: np.uint64(2**63) - rows["first"]),
 }
 SORTS: Mapping[str, Sorting] = {**sortings(COLUMNS), **_SORTS}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,14 +11,11 @@ from nettop.core import histogram as hist
 from nettop.core import units
 from nettop.core.frame import Frame
 from nettop.core.histogram import SLOTS, Histogram
+from nettop.probes.flows.section import Flows
 from nettop.render import draw
 from nettop.render.canvas import ACCENT, DIM, LABEL, PLAIN, VALUE, Canvas, History, Line, Pane, Span
 from nettop.render.heatmap import named_cell
 
-if TYPE_CHECKING:
-    from nettop.probes.flows.section import Flows
-
-NAME = "flows"  # the section that holds them
 _AXIS = 8  # "100 ms" and the rule
 _SUBNETS = 10  # rows of the table below the zoomed map
 
@@ -33,22 +29,9 @@ Zoomed (z), round trips by subnet of the remote end stand below, and the arrows 
 """
 
 
-def _section(frame: Frame) -> Flows:
-    section: Flows = frame.sections[NAME]  # type: ignore[assignment]
-    return section
-
-
-def _histograms(history: History, width: int) -> list[Histogram | None]:
-    """One a frame, of the newest ``width``; None where nothing was measured at all."""
-    frames = history[-width:] if width > 0 else []
-    return [_section(f).rtt.outward if NAME in f.sections else None for f in frames]
-
-
 def heap(delays_ns: list[int]) -> Histogram:
     """Single delays as a histogram."""
-    counts = np.zeros(SLOTS, np.uint64)
-    for delay in delays_ns:
-        counts[hist.bucket_of(delay)] += np.uint64(1)
+    counts = np.bincount([hist.bucket_of(delay) for delay in delays_ns], minlength=SLOTS).astype(np.uint64)
     return Histogram(counts, sum(delays_ns))
 
 
@@ -62,7 +45,8 @@ def pane(history: History, canvas: Canvas) -> list[Line]:
     table = _subnets(history[-1], canvas, min(_SUBNETS, canvas.height // 3)) if canvas.zoomed else []
     width, height = max(canvas.width - _AXIS, 1), max(canvas.height - 1 - len(table), 1)
     inner = replace(canvas, width=width, height=height)
-    histograms = _histograms(history, width)
+    sections = map(Flows.find, history[-width:])
+    histograms = [None if section is None else section.rtt.outward for section in sections]
     plane = draw.Plane.of(histograms, inner, *decades(histograms))
     lines = [(*a, *b) for a, b in zip(draw.delay_axis(plane.edges, inner), plane.lines(inner), strict=True)]
     if canvas.cursor is not None:
@@ -75,7 +59,7 @@ def pane(history: History, canvas: Canvas) -> list[Line]:
 
 def _subnets(frame: Frame, canvas: Canvas, most: int) -> list[Line]:
     """The subnets with the most samples: counts, percentiles, the smallest ever, a small distribution."""
-    shown = [s for s in _section(frame).rtt.subnets if s.rtt.count][: max(most, 0)]
+    shown = [s for s in Flows.of(frame).rtt.subnets if s.rtt.count][: max(most, 0)]
     if not shown or most < 2:
         return []
     columns = (("samples", 8), ("p50", 8), ("p90", 8), ("p99", 8), ("min", 8))
@@ -91,21 +75,18 @@ def _subnets(frame: Frame, canvas: Canvas, most: int) -> list[Line]:
     for subnet in shown:
         row = [Span(draw.fit(units.clean(subnet.prefix), name), PLAIN)]
         row.append(Span(" " + draw.fit(units.count(subnet.rtt.count), 8, "right"), VALUE))
-        values: list[float | None] = [hist.percentile(subnet.rtt, share) for share in (0.5, 0.9, 0.99)]
-        for value in (*values, subnet.min_ns):
-            row.append(
-                Span(" " + draw.quantity(units.duration(value), 8, 2), PLAIN if value is not None else DIM)
-            )
+        for value in (*(hist.percentile(subnet.rtt, share) for share in (0.5, 0.9, 0.99)), subnet.min_ns):
+            text = draw.quantity(units.duration(value), 8, 2)
+            row.append(Span(" " + text, PLAIN if value is not None else DIM))
         if edges is not None:
-            row.append(Span("  "))
-            row.append(draw.blocks([float(c) for c in draw.binned([subnet.rtt], edges)[0]], canvas, ACCENT))
+            row += [Span("  "), draw.blocks(draw.binned([subnet.rtt], edges)[0].tolist(), canvas, ACCENT)]
         lines.append(tuple(row))
     return lines
 
 
 def subtitle(history: History, canvas: Canvas) -> str:
     """The middle of them and how many, in the interval."""
-    rtt = _section(history[-1]).rtt.outward
+    rtt = Flows.of(history[-1]).rtt.outward
     if not rtt.count:
         return "no samples"
     return f"p50 {units.duration(hist.percentile(rtt, 0.5))} · {units.count(rtt.count)} samples"

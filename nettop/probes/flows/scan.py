@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,32 +28,24 @@ def _late(directions: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Scan:
     """What is remembered of one reading of the table: counts[n, 2] of n flows, as they came."""
 
     ids: Array  # u8[n], ascending
     index: Array  # intp[n]: where each of them is in the counts
-    bytes: Array
-    packets: Array
-    samples: Array
-    late: Array  # u4[n]: of dtype ROW_LOSS, both directions
+    counts: Mapping[str, Array]  # bytes, packets, samples: [n, 2]; late: u4[n, 4]
 
     @classmethod
     def of(cls, values: Array) -> Self:
         """From values of the map ``flows``; copies."""
         ids = values["id"].copy()  # sorting is twice as fast in one piece
         index = np.argsort(ids)
-        counts = values["dir"]
-        return cls(
-            ids[index],
-            index,
-            counts["bytes"].copy(),
-            counts["packets"].copy(),
-            values["rtt"]["samples"].copy(),
-            _late(counts),
-        )
+        directions = values["dir"]
+        counts = {name: directions[name].copy() for name in ("bytes", "packets")}
+        counts |= {"samples": values["rtt"]["samples"].copy(), "late": _late(directions)}
+        return cls(ids[index], index, counts)
 
-    def places(self, later: _Scan) -> Array:
+    def places(self, later: Scan) -> Array:
         """intp[m]: where each flow of a later scan, as they came, is in this one's counts; -1: nowhere."""
         result = np.full(len(later.ids), -1, np.intp)
         if len(self.ids):
@@ -63,38 +56,27 @@ class _Scan:
         return result
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """How much some flows have grown since the scan before: [n, 2]."""
-
-    bytes: Array
-    packets: Array
-    samples: Array
-    late: Array
-
-    @classmethod
-    def between(cls, before: _Scan, now: _Scan, places: Array, chosen: Array) -> Self:
-        """Of the chosen flows; what was not there before has grown from nothing."""
-        place = places[chosen]
-        known = np.flatnonzero(place >= 0)
-        grown = []
-        for name in ("bytes", "packets", "samples", "late"):
-            counts = getattr(now, name)[chosen]
-            counts[known] -= getattr(before, name)[place[known]]
-            grown.append(counts)
-        return cls(*grown)
+def grown(before: Scan, now: Scan, places: Array, chosen: Array) -> dict[str, Array]:
+    """How much the chosen flows have grown since the scan before; what was not there has grown from nothing."""
+    place = places[chosen]
+    known = np.flatnonzero(place >= 0)
+    result = {name: counts[chosen] for name, counts in now.counts.items()}
+    for name, counts in result.items():
+        counts[known] -= before.counts[name][place[known]]
+    return result
 
 
-def _chosen(before: _Scan, scan: _Scan, places: Array, values: Array) -> Array:
+def choose(before: Scan, scan: Scan, places: Array, values: Array) -> Array:
     """Indexes of the rows that a frame holds: all, or the largest by each of the usual measures."""
     count = len(values)
     if count <= MAX_ROWS:
         return np.arange(count)
     share = MAX_ROWS // 5
-    total = scan.bytes[:, 0] + scan.bytes[:, 1]  # ten times as fast as a sum along so short an axis
+    now, then = scan.counts["bytes"], before.counts["bytes"]
+    total = now[:, 0] + now[:, 1]  # ten times as fast as a sum along so short an axis
     grown = total.copy()
     known = np.flatnonzero(places >= 0)
-    grown[known] -= (before.bytes[:, 0] + before.bytes[:, 1])[places[known]]
+    grown[known] -= (then[:, 0] + then[:, 1])[places[known]]
     retransmits = values["dir"]["retransmits"]
     measures = (
         grown,

@@ -16,8 +16,6 @@ from nettop.probes.flows.focus import Focused
 from nettop.probes.flows.rows import COLUMNS, ROW, TABLE
 
 OTHERS = "others"  # the row of all subnets beyond the table
-
-
 _TABLE = codec_of(COLUMNS)
 
 
@@ -147,8 +145,8 @@ class Flows(Section):
 
 def row_of(frame: Frame, flow: int) -> Any | None:
     """The flow's row of a frame."""
-    section: Flows | None = frame.sections.get("flows")  # type: ignore[assignment]
+    section = Flows.find(frame)
     if section is None:
         return None
-    found = np.flatnonzero(section.rows["id"] == np.uint64(flow))
-    return section.rows[found[0]] if found.size else None
+    found = section.rows[section.rows["id"] == np.uint64(flow)]
+    return found[0] if len(found) else None

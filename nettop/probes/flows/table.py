@@ -1,10 +1,10 @@
-"""How flows are shown: a table of them, and the page of one."""
+"""How flows are shown: a table of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,19 @@ from numpy.typing import NDArray
 from nettop.core import units
 from nettop.core.frame import Frame
 from nettop.probes.flows import rtt_pane as flows_rtt_pane
-from nettop.probes.flows.constants import METHODS, STATE_OPEN, STATE_RESET, STATE_SYN, STATES, TUNNELS
+from nettop.probes.flows.constants import (
+    METHODS,
+    PROTOCOLS,
+    STATE_OPEN,
+    STATE_RESET,
+    STATE_SYN,
+    STATES,
+    TUNNELS,
+    both_ways,
+)
 from nettop.probes.flows.handshake import no_connection, state_words
 from nettop.probes.flows.rows import SORTS
+from nettop.probes.flows.section import Flows
 from nettop.render import draw
 from nettop.render.canvas import (
     BAD,
@@ -32,22 +42,10 @@ from nettop.render.canvas import (
     Table,
 )
 
-if TYPE_CHECKING:
-    from nettop.probes.flows.section import Flows
-
-NAME = "flows"
+Cell = Callable[[Any, Canvas, Frame], Span]
 _NARROW = {"icmpv6": "icmp6"}
 _SHORT = {"timestamp": "ts", "sequence": "seq", "handshake": "syn"}  # others are short as they are
-_WORDS = {
-    "timestamp": "TCP timestamps",
-    "sequence": "sequence and ACK",
-    "handshake": "the handshake",
-    "echo": "ICMP echo",
-    "dns": "DNS query and response",
-    "spin": "QUIC's spin bit",
-}
 _STALE_NS = 10_000_000_000  # an RTT this old is a memory
-_AXIS = 9
 
 HELP = """\
 Every connection that had packets on the interface, both directions in one row. local is this host's end (for \
@@ -77,48 +75,38 @@ its whole delay in parts, and what is wrong with it.
 # --- values of rows ----------------------------------------------------------------------------------------------
 
 
-def _section(frame: Frame) -> Flows:
-    section: Flows = frame.sections[NAME]  # type: ignore[assignment]
-    return section
-
-
-def _seconds(frame: Frame) -> float:
-    """The interval of the rows, which is longer than the frame's with --scan-interval."""
-    return (_section(frame).interval_ns or max(frame.interval_ns, 1)) / 1e9
-
-
 def rows(frame: Frame) -> NDArray[np.void]:
     """The frame's flows, of dtype ROW."""
-    return _section(frame).rows
+    return Flows.of(frame).rows
 
 
-def _since(frame: Frame, time_ns: Any) -> int:
+def since(frame: Frame, time_ns: Any) -> int:
     """How long ago something of a row was, in ns."""
-    return max(_section(frame).now_ns - int(time_ns), 0)
+    return max(Flows.of(frame).now_ns - int(time_ns), 0)
 
 
-@lru_cache(maxsize=65536)
-def _address(raw: bytes) -> str:
-    return units.address(raw)
+_address = lru_cache(maxsize=65536)(units.address)
+_endpoint_text = lru_cache(maxsize=65536)(units.endpoint)
+_name = lru_cache(maxsize=4096)(units.name)
 
 
 def _endpoint(row: Any, end: str) -> str:
-    text, port = _address(bytes(row[end])), int(row[f"{end}_port"])
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+    return _endpoint_text(bytes(row[end]), int(row[f"{end}_port"]))
 
 
-def _named(row: Any, end: str, canvas: Canvas) -> str:
+def ends(row: Any) -> tuple[str, str, str]:
+    """Its protocol and both ends, local first."""
+    return units.protocol(int(row["protocol"])), _endpoint(row, "local"), _endpoint(row, "remote")
+
+
+def named(row: Any, end: str, canvas: Canvas) -> str:
     """The endpoint, with its host name where names are on and it has one."""
     name = canvas.names(bytes(row[end])) if canvas.names is not None else ""
     return f"{units.clean(name)}:{int(row[f'{end}_port'])}" if name else _endpoint(row, end)
 
 
-@lru_cache(maxsize=4096)
-def _name(raw: bytes) -> str:
-    return units.clean(raw.split(b"\0")[0].decode("utf-8", "replace"))
-
-
-def _process(row: Any) -> str:
+def process(row: Any) -> str:
+    """Name and pid of the process, empty where it is not known."""
     pid = int(row["process"]["pid"])
     return f"{_name(bytes(row['process']['name']))} {pid}" if pid else ""
 
@@ -131,36 +119,33 @@ def _protocol_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
     return Span(_NARROW.get(name, name), _alive(row, LABEL))
 
 
-def _tunnel(row: Any) -> str:
+def tunnel_of(row: Any) -> str:
+    """What its packets are wrapped in, with its number where it has one; empty: nothing."""
     kind = int(row["tunnel"])
     return f"{TUNNELS[kind]} {int(row['tunnel_id'])}" if row["tunnel_id"] else TUNNELS[kind]
 
 
+def _shown(row: Any, canvas: Canvas, role: Role, text: str, shorter: str = "") -> Span:
+    """A text, or the shorter one where it has no room: neither a number nor a port is cut; a dash where it is empty."""
+    if shorter and draw.cells(text) > canvas.width:
+        text = shorter
+    return Span(draw.fit(text or units.NONE, canvas.width), _alive(row, role if text else DIM))
+
+
 def _tunnel_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    text = _tunnel(row)
-    if len(text) > canvas.width:  # a number is not cut
-        text = str(row["tunnel_id"])
-    return Span(draw.fit(text or units.NONE, canvas.width), _alive(row, LABEL if text else DIM))
+    return _shown(row, canvas, LABEL, tunnel_of(row), str(row["tunnel_id"]))
 
 
 def _local_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    text = _named(row, "local", canvas)
-    if len(text) > canvas.width:
-        text = f":{int(row['local_port'])}"
-    return Span(draw.fit(text, canvas.width), _alive(row, PLAIN))
+    return _shown(row, canvas, PLAIN, named(row, "local", canvas), f":{int(row['local_port'])}")
 
 
 def _remote_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    return Span(
-        draw.fit(draw.endpoint(_named(row, "remote", canvas), canvas.width), canvas.width), _alive(row, PLAIN)
-    )
+    return _shown(row, canvas, PLAIN, draw.endpoint(named(row, "remote", canvas), canvas.width))
 
 
 def _process_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    text = _process(row)
-    if draw.cells(text) > canvas.width:  # the name alone, before a number that is cut
-        text = _name(bytes(row["process"]["name"]))
-    return Span(draw.fit(text or units.NONE, canvas.width), _alive(row, PLAIN if text else DIM))
+    return _shown(row, canvas, PLAIN, process(row), _name(bytes(row["process"]["name"])))
 
 
 def _alive(row: Any, role: Role) -> Role:
@@ -168,32 +153,29 @@ def _alive(row: Any, role: Role) -> Role:
     return role if row["rx_packets"] or row["tx_packets"] else DIM
 
 
-def _rate_cell(*fields: str) -> Callable[[Any, Canvas, Frame], Span]:
+def _rate_cell(*fields: str) -> Cell:
     def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
         value = sum(int(row[field]) for field in fields)
-        text = draw.quantity(units.rate(value / _seconds(frame), canvas.bits), canvas.width, 4)
+        # The interval of the rows is longer than the frame's with --scan-interval.
+        seconds = (Flows.of(frame).interval_ns or max(frame.interval_ns, 1)) / 1e9
+        text = draw.quantity(units.rate(value / seconds, canvas.bits), canvas.width, 4)
         return Span(text, VALUE if value else DIM)
 
     return cell
 
 
-def _total_cell(*fields: str) -> Callable[[Any, Canvas, Frame], Span]:
-    def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-        return Span(
-            draw.quantity(units.size(sum(int(row[f]) for f in fields)), canvas.width, 2), _alive(row, PLAIN)
-        )
-
-    return cell
+def _total_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
+    total = units.size(sum(both_ways(row, "bytes_total")))
+    return Span(draw.quantity(total, canvas.width, 2), _alive(row, PLAIN))
 
 
-def _rtt_cell(field: str) -> Callable[[Any, Canvas, Frame], Span]:
+def _rtt_cell(field: str) -> Cell:
     def cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
         rtt = row["rtt"]
         if not rtt["samples_total"]:
             text = _kernels(row) if field == "last" else ""
-            return Span(
-                draw.fit(text or units.NONE, canvas.width, "right"), _alive(row, LABEL if text else DIM)
-            )
+            shown = draw.fit(text or units.NONE, canvas.width, "right")
+            return Span(shown, _alive(row, LABEL if text else DIM))
         text = draw.quantity(units.duration(int(rtt[field])), canvas.width, 2)
         return Span(text, _rtt_role(rtt, frame) if field == "last" else _alive(row, PLAIN))
 
@@ -211,7 +193,7 @@ def _kernels(row: Any) -> str:
 def _rtt_role(rtt: Any, frame: Frame) -> Role:
     """Warm where the round trip is far above the flow's own smallest; dim where it is old."""
     least, newest = int(rtt["min"]), int(rtt["last"])
-    if _since(frame, rtt["time"]) > _STALE_NS:
+    if since(frame, rtt["time"]) > _STALE_NS:
         return DIM
     if newest > 4 * least + 5_000_000:
         return BAD
@@ -226,9 +208,9 @@ def _method_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
 
 
 def _retransmits_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    value = int(row["rx_retransmits"]) + int(row["tx_retransmits"])
-    if int(row["protocol"]) != 6:
+    if int(row["protocol"]) != PROTOCOLS["tcp"]:
         return Span(units.NONE, DIM)
+    value = sum(both_ways(row, "retransmits"))
     return Span(units.count(value), PLAIN if value else DIM)
 
 
@@ -243,20 +225,19 @@ def _state_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
 
 def _unusual(row: Any) -> bool:
     """Whether the state has to be said where its column has no room: no connection, or none any more."""
-    if row["state"] in (STATE_SYN, STATE_RESET):
-        return True
-    return bool(row["state"] == STATE_OPEN and no_connection(row) is not None)
+    state = row["state"]
+    return state in (STATE_SYN, STATE_RESET) or (state == STATE_OPEN and no_connection(row) is not None)
 
 
 def _age_cell(row: Any, canvas: Canvas, frame: Frame) -> Span:
-    return Span(draw.quantity(units.age(_since(frame, row["first"])), canvas.width, 1), LABEL)
+    return Span(draw.quantity(units.age(since(frame, row["first"])), canvas.width, 1), LABEL)
 
 
 def _column(
     key: str,
     title: str,
     width: int,
-    cell: Callable[[Any, Canvas, Frame], Span],
+    cell: Cell,
     align: Literal["left", "right"] = "right",
     priority: int = 0,
     **more: Any,
@@ -282,7 +263,7 @@ COLUMNS = (
     _column("method", "via", 5, _method_cell, "left", priority=7),
     _column("retransmits", "retr", 5, _retransmits_cell, priority=5),
     _column("state", "state", 9, _state_cell, "left", priority=10, instead="rtt", needed=_unusual),
-    _column("total", "total", 7, _total_cell("rx_bytes_total", "tx_bytes_total"), priority=11),
+    _column("total", "total", 7, _total_cell, priority=11),
     _column("age", "age", 4, _age_cell, priority=8),
 )
 
@@ -294,17 +275,12 @@ def matches(table: NDArray[np.void], word: str) -> NDArray[np.bool_]:
     found = np.char.find(np.char.lower(table["process"]["name"]), raw) >= 0
     for end in ("local", "remote"):
         found |= _has_address(table[end], word)
+    if (number := word.removeprefix(":")).isdigit():
+        found |= (table["local_port"] == int(number)) | (table["remote_port"] == int(number))
     if word.isdigit():
-        number = int(word)
-        found |= (
-            (table["local_port"] == number)
-            | (table["remote_port"] == number)
-            | (table["process"]["pid"] == number)
-        )
-    if word.startswith(":") and word[1:].isdigit():
-        found |= (table["local_port"] == int(word[1:])) | (table["remote_port"] == int(word[1:]))
-    named = [n for n in np.unique(table["protocol"]) if units.protocol(int(n)) == word]
-    found |= np.isin(table["protocol"], named)
+        found |= table["process"]["pid"] == int(word)
+    protocols = [n for n in np.unique(table["protocol"]) if units.protocol(int(n)) == word]
+    found |= np.isin(table["protocol"], protocols)
     if word in TUNNELS[1:]:
         found |= table["tunnel"] == TUNNELS.index(word)
     if word in STATES[1:]:
@@ -312,8 +288,7 @@ def matches(table: NDArray[np.void], word: str) -> NDArray[np.bool_]:
     if word == "refused":
         for index in np.flatnonzero(table["state"] == STATE_RESET):
             found[index] |= state_words(table[index])[0] == word
-    result: NDArray[np.bool_] = found
-    return result
+    return np.asarray(found)
 
 
 def _has_address(addresses: NDArray[Any], word: str) -> NDArray[np.bool_]:
@@ -322,16 +297,16 @@ def _has_address(addresses: NDArray[Any], word: str) -> NDArray[np.bool_]:
     raw = np.ascontiguousarray(addresses).view("V16").reshape(-1)
     each, where = np.unique(raw, return_inverse=True)
     hits = np.array([word in _address(bytes(a)) for a in each], bool)
-    return hits[where.reshape(-1)] if len(each) else np.zeros(0, bool)
+    return hits[where.reshape(-1)]
 
 
 def copy(row: Any) -> str:
     """One flow as a line of text, whole."""
-    words = [units.protocol(int(row["protocol"])), _endpoint(row, "local"), _endpoint(row, "remote")]
+    words = [*ends(row)]
     if row["tunnel"]:
-        words.append(f"in {_tunnel(row)}")
-    if _process(row):
-        words.append(_process(row))
+        words.append(f"in {tunnel_of(row)}")
+    if process(row):
+        words.append(process(row))
     words.append(f"rx {units.size(int(row['rx_bytes_total']))} tx {units.size(int(row['tx_bytes_total']))}")
     rtt = row["rtt"]
     if rtt["samples_total"]:
@@ -339,12 +314,9 @@ def copy(row: Any) -> str:
     return " ".join(words)
 
 
-# --- the page of one flow ----------------------------------------------------------------------------------------
-
-
 def subtitle(history: History, canvas: Canvas) -> str:
     """How many flows there are, and how many had to go."""
-    section = _section(history[-1])
+    section = Flows.of(history[-1])
     evicted = section.evicted
     text = f"{units.count(section.total)} flows"
     if section.age_ns:  # --scan-interval: the table was not read for this frame
@@ -356,6 +328,6 @@ TABLE = Table(
     columns=COLUMNS, rows=rows, identity="id", default_sort="rate", copy=copy, matches=matches, fields=SORTS
 )
 PANES = (
-    Pane(name=NAME, title="Flows", number=3, band="middle", table=TABLE, subtitle=subtitle, help=HELP),
+    Pane(name="flows", title="Flows", number=3, band="middle", table=TABLE, subtitle=subtitle, help=HELP),
     flows_rtt_pane.PANE,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from nettop.core.histogram import Histogram, difference
+from nettop.core.histogram import Growth, Histogram
 from nettop.core.units import clean
 from nettop.probes.base import Array, Folded, Reads, Setup
 from nettop.probes.irq.section import BACKLOG, Cpu, Irq, Line, Poll, SoftIrq
@@ -15,24 +16,23 @@ from nettop.probes.irq.section import BACKLOG, Cpu, Irq, Line, Poll, SoftIrq
 VECTORS = ("HI", "TIMER", "NET_TX", "NET_RX", "BLOCK", "IRQ_POLL", "TASKLET", "SCHED", "HRTIMER", "RCU")
 
 
+def _rank(line: Line) -> tuple[bool, int, int]:
+    return not line.own, -line.latency.count, line.irq
+
+
 class IrqFold:
     """Differences of counters that only grow."""
 
     def __init__(self, setup: Setup) -> None:
         self._interface = setup.interface
-        self._before: dict[str, Any] = {}
-        self._live = setup.hooks
+        self._grown = Growth()
+        self._softnet: dict[int, Any] = {}
 
     def __call__(self, reads: Reads) -> Folded:
         own: frozenset[int] | None = reads.system.get("interrupt_lines")
-        lines = self._lines(*reads.maps["lines"])
-        hard = tuple(
-            Line(irq, name, run, None if own is None else irq in own, unhandled)
-            for irq, name, run, unhandled in lines
-        )
         section = Irq(
             # Ours first, then the busiest.
-            tuple(sorted(hard, key=lambda line: (not line.own, -line.latency.count, line.irq))),
+            tuple(sorted(self._lines(own, *reads.maps["lines"]), key=_rank)),
             self._soft(reads.maps["softirqs"]),
             self._polls(reads.maps["pollers"], self._waits(own, *reads.maps["waits"])),
             self._cpus(reads.system.get("softnet")),
@@ -40,33 +40,22 @@ class IrqFold:
         )
         return Folded(section)
 
-    def _grown(self, name: str, now: Array) -> Array:
-        before = self._before.get(name)
-        self._before[name] = now.copy()
-        return difference(now, before)
-
-    def _histogram(self, name: str, values: Array) -> Histogram:
-        """The growth of one struct hist, given per CPU (hist[cpus]) or as one."""
-        slots, total = values["slots"], values["sum"]
-        if slots.ndim > 1:
-            slots, total = slots.sum(axis=0, dtype=np.uint64), total.sum(dtype=np.uint64)
-        grown = self._grown(name, np.append(slots, total).astype(np.uint64))
-        return Histogram(grown[:-1].copy(), int(grown[-1]))
-
-    def _lines(self, keys: Array, values: Array) -> list[tuple[int, str, Histogram, int]]:
-        result = []
+    def _lines(self, own: frozenset[int] | None, keys: Array, values: Array) -> Iterator[Line]:
         for irq, value in zip(keys.tolist(), values, strict=True):
-            name = clean(value["name"].decode(errors="replace"), 32)
-            unhandled = self._grown(f"{irq} unhandled", np.array([value["unhandled"]], np.uint64))
-            result.append((int(irq), name, self._histogram(f"{irq} run", value["run"]), int(unhandled[0])))
-        return result
+            yield Line(
+                irq,
+                clean(value["name"].decode(errors="replace"), 32),
+                self._grown.histogram(f"{irq} run", value["run"]),
+                None if own is None else irq in own,
+                int(self._grown(f"{irq} unhandled", value["unhandled"])),
+            )
 
     def _soft(self, values: Array) -> tuple[SoftIrq, ...]:
         return tuple(
             SoftIrq(
                 vector,
-                self._histogram(f"{vector} wait", values[number]["wait"]),
-                self._histogram(f"{vector} run", values[number]["run"]),
+                self._grown.histogram(f"{vector} wait", values[number]["wait"]),
+                self._grown.histogram(f"{vector} run", values[number]["run"]),
             )
             for number, vector in enumerate(VECTORS)
         )
@@ -75,22 +64,19 @@ class IrqFold:
         """From interrupt to poll on the device's own lines, and what was missed there; None: it has no lines."""
         waited, missed = Histogram.empty(), 0
         for irq, value in zip(keys.tolist(), values, strict=True):
-            histogram = self._histogram(f"{irq} poll", value["to_poll"])
-            grown = self._grown(f"{irq} missed", np.array([value["missed"]], np.uint64))
+            histogram = self._grown.histogram(f"{irq} poll", value["to_poll"])
+            grown = int(self._grown(f"{irq} missed", value["missed"]))
             if own and irq in own:
                 waited += histogram
-                missed += int(grown[0])
+                missed += grown
         return (waited, missed) if own else None
 
     def _polls(self, values: Array, waits: tuple[Histogram, int] | None) -> tuple[Poll, ...]:
         result = []
         for number, device in enumerate((self._interface, BACKLOG)):
-            counts = np.array(
-                [values[number][name].sum(dtype=np.uint64) for name in ("work", "polls", "exhausted")],
-                np.uint64,
-            )
+            counts = [values[number][name].sum(dtype=np.uint64) for name in ("work", "polls", "exhausted")]
             work, polls, exhausted = self._grown(f"{device} counts", counts).tolist()
-            run = self._histogram(f"{device} poll", values[number]["run"])
+            run = self._grown.histogram(f"{device} poll", values[number]["run"])
             waited, missed = waits if waits and device != BACKLOG else (None, None)
             result.append(Poll(device, waited, run, work, polls, exhausted, missed))
         return tuple(result)
@@ -98,8 +84,7 @@ class IrqFold:
     def _cpus(self, now: Any) -> tuple[Cpu, ...] | None:
         if now is None:
             return None
-        before = self._before.get("softnet") or {}
-        self._before["softnet"] = {c.cpu: c for c in now}
+        before, self._softnet = self._softnet, {c.cpu: c for c in now}
         result = []
         for counters in now:
             old = before.get(counters.cpu, counters)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nettop.bpf.config import NOBODY, Flag
-from nettop.core.histogram import Histogram, difference
+from nettop.bpf.config import SAMPLE_NONE, Flag
+from nettop.core.histogram import Growth, Histogram
 from nettop.probes.base import Array, Folded, Reads, Setup
 from nettop.probes.stages.boundaries import (
     DONE,
@@ -87,11 +87,10 @@ class StagesFold:
     def __init__(self, setup: Setup) -> None:
         self._rows = _skeleton(setup)
         self._drops = "kfree_skb" in setup.hooks
-        self._before: dict[str, Array] = {}
+        self._grown = Growth()
         self._flow = 0
         self._sample = 1
         self._below = False  # the interface's packets are seen from IP on
-        self._traced: dict[str, Any] = {}
 
     def __call__(self, reads: Reads) -> Folded:
         config = reads.maps["config"][0]
@@ -104,15 +103,14 @@ class StagesFold:
         running |= {
             name: paths["of"][name].sum(axis=1, dtype=np.uint64).ravel() for name in ("ns", "packets")
         }
-        grown = {name: difference(now, self._before.get(name)) for name, now in running.items()}
-        self._before = running
+        grown = {name: self._grown(name, now) for name, now in running.items()}
         flow = int(config["focus"])
         if flow != self._flow:
             # What has come since the last reading may be of either flow: it is counted for neither.
             for counts in grown.values():
                 counts[ENTRIES:] = 0
             self._flow = flow
-        if int(config["sample_shift"]) < NOBODY:
+        if int(config["sample_shift"]) < SAMPLE_NONE:
             self._sample = 1 << int(config["sample_shift"])
         focus = FocusedStages(**self._part(grown, ENTRIES), flow=flow) if flow else None
         section = Stages(
@@ -128,14 +126,14 @@ class StagesFold:
         if not flags & Flag.TRACE:
             return {}
         events, tracing = reads.maps["trace"], reads.maps["tracing"][0]
-        now = {name: tracing[name].sum(dtype=np.uint64) for name in ("lost", "left_out")}
-        grown = {name: int(count - self._traced.get(name, np.uint64(0))) for name, count in now.items()}
-        self._traced = now
+        lost, left_out = (
+            int(self._grown(name, tracing[name].sum(dtype=np.uint64))) for name in ("lost", "left_out")
+        )
         kept = np.sort(events, order="time")[-MAX_TRACE:]
         return {
             "trace": tuple(_event(event) for event in kept[list(TRACED)].tolist()),
-            "trace_lost": grown["lost"] + len(events) - len(kept),
-            "trace_left_out": grown["left_out"],
+            "trace_lost": lost + len(events) - len(kept),
+            "trace_left_out": left_out,
         }
 
     def _part(self, grown: Mapping[str, Array], first: int) -> dict[str, Any]:

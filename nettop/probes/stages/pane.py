@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cache
 
 from nettop.core import histogram as hist
 from nettop.core import units
 from nettop.core.frame import Frame
 from nettop.core.histogram import Histogram
+from nettop.probes.stages.section import Stage, Stages
 from nettop.render import draw, heatmap
 from nettop.render.canvas import (
     ACCENT,
@@ -26,43 +28,27 @@ from nettop.render.canvas import (
     line,
 )
 
-if TYPE_CHECKING:
-    from nettop.probes.stages.section import Stage, Stages
-
-NAME = "stages"
 _HEADS = ((8, "share"), (5, "seen"))
 _RECENT, _MINUTE = 5, 60  # frames that are "now", and seconds that they are compared with
 _CHANGED = 1.5  # times: less is no change worth a word
 _WORTH = 1_000  # ns of it
 _PACED = 0.5  # of the qdisc's time: more, and it is no queue that is spoken of
 
-LABELS = {
-    ("rx", "stack"): "driver→stack",
-    ("rx", "ip"): "stack→ip",
-    ("rx", "local"): "ip→local",
-    ("rx", "transport"): "transport",
-    ("rx", "socket"): "socket",
-    ("rx", "application"): "application",
-    ("rx", "forward"): "forward",
-    ("tx", "application"): "app→ip",
-    ("tx", "ip"): "ip→qdisc",
-    ("tx", "qdisc"): "qdisc",
-    ("tx", "driver"): "driver",
-    ("tx", "done"): "→done",
-}
-# Where a packet is while it is in the stage: "a received packet's mean 1.4 ms: 92 % waiting for its reader".
-WORDS = {
-    ("rx", "stack"): "between driver and stack",
-    ("rx", "ip"): "on its way to IP",
-    ("rx", "local"): "in routing and filters",
-    ("rx", "transport"): "on its way to TCP",
-    ("rx", "socket"): "in TCP",
-    ("rx", "application"): "waiting for its reader",
-    ("rx", "forward"): "being forwarded",
-    ("tx", "application"): "in the send buffer",
-    ("tx", "ip"): "in IP and filters",
-    ("tx", "qdisc"): "in the qdisc",
-    ("tx", "driver"): "in the driver",
+# By direction and stage: its label, and where a packet is meanwhile: "a received packet's mean 1.4 ms: 92 % waiting for
+# its reader".
+_STAGES = {
+    ("rx", "stack"): ("driver→stack", "between driver and stack"),
+    ("rx", "ip"): ("stack→ip", "on its way to IP"),
+    ("rx", "local"): ("ip→local", "in routing and filters"),
+    ("rx", "transport"): ("transport", "on its way to TCP"),
+    ("rx", "socket"): ("socket", "in TCP"),
+    ("rx", "application"): ("application", "waiting for its reader"),
+    ("rx", "forward"): ("forward", "being forwarded"),
+    ("tx", "application"): ("app→ip", "in the send buffer"),
+    ("tx", "ip"): ("ip→qdisc", "in IP and filters"),
+    ("tx", "qdisc"): ("qdisc", "in the qdisc"),
+    ("tx", "driver"): ("driver", "in the driver"),
+    ("tx", "done"): ("→done", "done"),
 }
 PACED = "paced: not to leave the qdisc yet"
 BELOW = "driver→stack and stack→ip are seen at the device below: watch that one for them"
@@ -86,33 +72,24 @@ zoomed (z) it fills the screen, and the arrows move a cursor that names its cell
 """
 
 
-def _section(frame: Frame) -> Stages | None:
-    section: Stages | None = frame.sections.get(NAME)  # type: ignore[assignment]
-    return section
-
-
 def _label(direction: str, stage: str, canvas: Canvas) -> str:
-    label = LABELS.get((direction, stage), stage)
+    label, _ = _STAGES.get((direction, stage), (stage, ""))
     return label if canvas.unicode else label.replace("→", ">")
 
 
-def _find(section: Stages | None, direction: str, stage: str) -> Stage | None:
-    if section is None:
-        return None
-    return next((s for s in (section.rx if direction == "rx" else section.tx) if s.stage == stage), None)
+def _each(history: History, direction: str, stage: str) -> list[Stage | None]:
+    """A stage in each frame; None where it is not there."""
+    return [None if s is None else s.stage(direction, stage) for s in map(Stages.find, history)]
 
 
 def _shown(history: History) -> list[tuple[str, Stage]]:
     """The rows of the newest frame; those beside the usual way only where there is something in them."""
-    section = _section(history[-1])
-    if section is None:
-        return []
-    held = [s for s in map(_section, heatmap.holding(history)) if s is not None]
+    held = heatmap.holding(history)
     return [
         (direction, stage)
-        for direction, stage in section.rows()
+        for direction, stage in Stages.of(history[-1]).rows()
         if stage.stage not in ("forward", "done")
-        or any((found := _find(s, direction, stage.stage)) is not None and found.matched for s in held)
+        or any(found and found.matched for found in _each(held, direction, stage.stage))
     ]
 
 
@@ -124,18 +101,14 @@ def names(history: History) -> tuple[str, ...]:
 def shares(frames: Sequence[Frame]) -> dict[str, tuple[float, dict[str, float]]]:
     """By direction: the mean of the whole way in ns, and each stage's part of it; over several frames."""
     result: dict[str, tuple[float, dict[str, float]]] = {}
-    sections = [s for s in map(_section, frames) if s is not None]
+    sections = [s for s in map(Stages.find, frames) if s is not None]
     for direction in ("rx", "tx"):
-        spent: dict[str, int] = {}
-        whole = Histogram.total([s.whole(direction) for s in sections])
+        mean = hist.mean(Histogram.total([s.whole(direction) for s in sections]))
+        spent: Counter[str] = Counter()
         for section in sections:
-            for stage in section.rx if direction == "rx" else section.tx:
-                if stage.path_ns:
-                    spent[stage.stage] = spent.get(stage.stage, 0) + stage.path_ns
-        total = sum(spent.values())
-        mean = hist.mean(whole)
-        if total and mean is not None:
-            result[direction] = mean, {name: ns / total for name, ns in spent.items()}
+            spent.update({s.stage: s.path_ns for way, s in section.rows() if way == direction and s.path_ns})
+        if spent and mean is not None:
+            result[direction] = mean, {name: ns / spent.total() for name, ns in spent.items()}
     return result
 
 
@@ -159,38 +132,26 @@ def _paced(qdiscs: Sequence[Stage]) -> float:
     return min(sum(stage.paced_ns or 0 for stage in qdiscs) / spent, 1.0) if spent else 0.0
 
 
-def seen_below(frame: Frame) -> bool:
+def _seen_below(frame: Frame) -> bool:
     """On a VLAN, a bond, a macvlan packets are seen from IP on: what is before names the device below."""
-    section = _section(frame)
-    here = {stage.stage: stage for stage in section.rx} if section is not None else {}
+    here = {stage.stage: stage for stage in Stages.of(frame).rx}
     return "local" in here and not here["local"].merged and not {"stack", "ip"} & set(here)
 
 
 def _rows(history: History, canvas: Canvas) -> list[heatmap.Row]:
     frames = history[-max(canvas.width, 60) :]
-    parts: dict[int, dict[str, tuple[float, dict[str, float]]]] = {}  # by how many frames ago
+    parts = cache(lambda back: shares([frames[-1 - back]]))
     rows: list[heatmap.Row] = []
-    for direction, stage in _shown(frames):
-        histograms = [
-            None if (found := _find(_section(f), direction, stage.stage)) is None else found.latency
-            for f in frames
-        ]
+    for direction, newest in _shown(frames):
+        found = _each(frames, direction, newest.stage)
+        histograms = [None if each is None else each.latency for each in found]
         back, age = heatmap.behind(frames, histograms)
-        then = frames[-1 - back]
-        if back not in parts:
-            parts[back] = shares([then])
-        part = parts[back].get(direction, (0.0, {}))[1].get(stage.stage)
-        stage = _find(_section(then), direction, stage.stage) or stage
+        stage = found[-1 - back] or newest
+        part = parts(back).get(direction, (0.0, {}))[1].get(stage.stage)
+        extra = (8, _share(part, canvas)), (5, _seen(stage))
+        label = _label(direction, stage.stage, canvas)
         rows.append(
-            heatmap.Row(
-                f"{direction} {stage.stage}",
-                _label(direction, stage.stage, canvas),
-                histograms,
-                ((8, _share(part, canvas)), (5, _seen(stage))),
-                _note(stage),
-                back,
-                age,
-            )
+            heatmap.Row(f"{direction} {stage.stage}", label, histograms, extra, _note(stage), back, age)
         )
     return rows
 
@@ -226,7 +187,7 @@ def _listed(rows: Sequence[heatmap.Row], history: History, canvas: Canvas, heigh
     """In at most ``height`` lines: what is sent shrinks to one where there is little room."""
     received = [r for r in rows if r.name.startswith("rx")]
     footer = [where(history, canvas)]
-    if seen_below(history[-1]) and height > len(rows) + 3:
+    if _seen_below(history[-1]) and height > len(rows) + 3:
         footer.insert(0, line((BELOW if canvas.unicode else BELOW.replace("→", ">"), LABEL)))
         height -= 1
     lines = heatmap.table(rows, canvas, "received", _HEADS)
@@ -241,18 +202,12 @@ def _listed(rows: Sequence[heatmap.Row], history: History, canvas: Canvas, heigh
 
 
 def _in_one(sent: Sequence[heatmap.Row], canvas: Canvas, before: int) -> Line:
-    """All stages of sending in one line."""
     at = canvas.cursor[1] - before if canvas.cursor is not None else -1
     pieces: list[tuple[int, Line]] = [(0, line(("sent ", TX)))]
     for index, row in enumerate(sent):
-        here = index == at
-        median = hist.percentile(row.latest, 0.5)
-        pieces.append(
-            (
-                index + (row.name == "tx done") * 9,
-                line((row.label + " ", ACCENT if here else LABEL), (units.duration(median), VALUE)),
-            )
-        )
+        median = units.duration(hist.percentile(row.latest, 0.5))
+        name = (f"{row.label} ", ACCENT if index == at else LABEL)
+        pieces.append((index + (row.name == "tx done") * 9, line(name, (median, VALUE))))
     return draw.parts(pieces, canvas.width)
 
 
@@ -263,7 +218,7 @@ def where(history: History, canvas: Canvas) -> Line:
     if not found:
         return line(("no packet has gone the whole way yet", DIM))
     change = _change(history, canvas)
-    part = _paced([s for f in recent if (s := _find(_section(f), "tx", "qdisc")) is not None])
+    part = _paced([s for s in _each(recent, "tx", "qdisc") if s is not None])
     when = heatmap.ago(heatmap.newest(history, _went)[1])
     for full in (True, False):
         pieces = [(2 * index, _where_one(*entry, full, part)) for index, entry in enumerate(found)]
@@ -274,8 +229,7 @@ def where(history: History, canvas: Canvas) -> Line:
 
 
 def _went(frame: Frame) -> bool:
-    """Whether a packet of the frame went the whole way."""
-    section = _section(frame)
+    section = Stages.find(frame)
     return section is not None and bool(section.rx_whole.count or section.tx_whole.count)
 
 
@@ -283,9 +237,8 @@ def _where_one(direction: str, whole: tuple[float, dict[str, float]], full: bool
     """One direction in words, as many as there is room for."""
     mean, parts = whole
     stage = max(parts, key=lambda name: parts[name])
-    words = WORDS.get((direction, stage), stage)
-    if (direction, stage) == ("tx", "qdisc") and paced >= _PACED:
-        words = PACED
+    paces = (direction, stage) == ("tx", "qdisc") and paced >= _PACED
+    words = PACED if paces else _STAGES.get((direction, stage), ("", stage))[1]
     return line(
         (f"a {WAYS[direction]} packet's mean " if full else f"{WAYS[direction]} ", LABEL),
         (units.duration(mean), TITLE),
@@ -296,7 +249,6 @@ def _where_one(direction: str, whole: tuple[float, dict[str, float]], full: bool
 
 
 def _change(history: History, canvas: Canvas) -> Line:
-    """What changed most, in words; empty where nothing did."""
     found = changed(history)
     if found is None:
         return ()
@@ -307,52 +259,33 @@ def _change(history: History, canvas: Canvas) -> Line:
 
 def changed(history: History) -> tuple[str, str, float, float] | None:
     """The stage whose mean is furthest from that of the minute before: direction, stage, mean then and now in ns."""
-    if not history:
-        return None
     newest = history[-1].time_ns
     recent = history[-_RECENT:]
     earlier = [f for f in history[:-_RECENT] if newest - f.time_ns <= _MINUTE * 1_000_000_000]
     if len(earlier) < _RECENT:
         return None
-    best: tuple[float, tuple[str, str, float, float]] | None = None
+    moves = []
     for direction, stage in _shown(history):
-        if stage.stage == "done":
-            continue
-        means = [
-            hist.mean(
-                Histogram.total(
-                    [
-                        s.latency
-                        for f in frames
-                        if (s := _find(_section(f), direction, stage.stage)) is not None
-                    ]
-                )
-            )
+        before, now = (
+            hist.mean(Histogram.total([s.latency for s in _each(frames, direction, stage.stage) if s]))
             for frames in (earlier, recent)
-        ]
-        before, now = means
-        if before is None or now is None:
+        )
+        if stage.stage == "done" or before is None or now is None:
             continue
-        moved = abs(now - before)
-        if (
-            moved >= _WORTH
-            and max(now, before) >= _CHANGED * min(now, before)
-            and (best is None or moved > best[0])
-        ):
-            best = moved, (direction, stage.stage, before, now)
-    return best[1] if best else None
+        if abs(now - before) >= _WORTH and max(now, before) >= _CHANGED * min(now, before):
+            moves.append((direction, stage.stage, before, now))
+    return max(moves, key=lambda move: abs(move[3] - move[2]), default=None)
 
 
 def subtitle(history: History, canvas: Canvas) -> str:
     """The whole way, both ways."""
     back, age = heatmap.newest(history, _went)
-    section = _section(history[-1 - back])
-    if section is None:
-        return ""
-    texts = []
-    for name, whole in (("rx", section.rx_whole), ("tx", section.tx_whole)):
-        if whole.count:
-            texts.append(f"{name} {units.duration(hist.percentile(whole, 0.5))}")
+    section = Stages.of(history[-1 - back])
+    texts = [
+        f"{name} {units.duration(hist.percentile(whole, 0.5))}"
+        for name, whole in (("rx", section.rx_whole), ("tx", section.tx_whole))
+        if whole.count
+    ]
     if not texts:
         return "no packets"
     return "whole way p50 " + " · ".join([*texts, f"{units.age(age)} ago"] if age else texts)
@@ -361,10 +294,11 @@ def subtitle(history: History, canvas: Canvas) -> str:
 def compact(history: History, canvas: Canvas) -> list[Line]:
     """Two lines for a small terminal."""
     back, age = heatmap.newest(history, _went)
-    parts = shares([history[-1 - back]])
     pieces: list[tuple[int, Line]] = [(0, line(("stages", TITLE))), (0, heatmap.ago(age))]
-    for direction, (mean, _) in parts.items():
-        pieces.append((1, line((f"{WAYS[direction]} ", LABEL), (units.duration(mean), VALUE))))
+    pieces += [
+        (1, line((f"{WAYS[direction]} ", LABEL), (units.duration(mean), VALUE)))
+        for direction, (mean, _) in shares([history[-1 - back]]).items()
+    ]
     return draw.clip([draw.parts(pieces, canvas.width), where(history, canvas)], canvas)
 
 

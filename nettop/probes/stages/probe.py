@@ -6,19 +6,16 @@ each number is: between which two boundaries, watched by which mechanism, of how
 
 from __future__ import annotations
 
-from nettop.bpf.config import NOBODY
+from nettop.bpf.config import SAMPLE_NONE, Flag
+from nettop.bpf.hook_table import hooks
 from nettop.bpf.layout import Map
-from nettop.probes.base import Fold, Probe, Setup, Shedding
+from nettop.core.paths import bpf_source
+from nettop.probes.base import Probe, Shedding
 from nettop.probes.stages import pane as view
 from nettop.probes.stages.fold import TRACED, StagesFold
-from nettop.probes.stages.hooks import HOOKS
 from nettop.probes.stages.section import Stages
 
-
-def _fold(setup: Setup) -> Fold:
-    return StagesFold(setup)
-
-
+HOOKS = hooks((bpf_source("stages").parent / "hooks.h").read_text(), Flag)
 PROBE = Probe(
     name="stages",
     summary="delay of every stage of the network stack, received and sent",
@@ -30,7 +27,7 @@ PROBE = Probe(
         Map("tracing", "percpu", "lost left_out"),
         Map("trace", "ring", " ".join(TRACED)),
     ),
-    fold=_fold,
+    fold=StagesFold,
     section=Stages,
     panes=view.PANES,
     sheds=(
@@ -40,7 +37,7 @@ PROBE = Probe(
             "stages 1:{}",
             (4, 16, 64),
             knob="sample_shift",
-            suspended=NOBODY,
+            suspended=SAMPLE_NONE,
         ),
     ),
     duty_cycled=True,

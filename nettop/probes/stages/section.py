@@ -83,7 +83,11 @@ class Paths(Part):
         """All stages, received first."""
         return (*(("rx", s) for s in self.rx), *(("tx", s) for s in self.tx))
 
-    def whole(self, direction: Direction) -> Histogram:
+    def stage(self, direction: str, name: str) -> Stage | None:
+        """The stage of this name; None where there is none."""
+        return next((s for way, s in self.rows() if (way, s.stage) == (direction, name)), None)
+
+    def whole(self, direction: str) -> Histogram:
         """A direction's whole path."""
         return self.rx_whole if direction == "rx" else self.tx_whole
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from nettop.core import units
+from nettop.core.histogram import Growth
 from nettop.probes.base import Array, Folded, Reads, Setup
-from nettop.probes.throughput.section import BEYOND_IP, SIZES, Direction, Qdisc, Share, Throughput
+from nettop.probes.throughput.section import BEYOND_IP, Direction, Qdisc, Share, Throughput
 
 BIN_SHIFT = 20
 BIN_NS = 1 << BIN_SHIFT
@@ -22,44 +23,33 @@ class ThroughputFold:
     """Differences of per-CPU counters, and the busiest bin of the interval."""
 
     def __init__(self, setup: Setup) -> None:
-        self._before: Array | None = None
+        self._grown = Growth()
         self._interface: Any = None
         self._qdisc: Any = None
         self._bin = setup.start_ns >> BIN_SHIFT  # the last bin that has been looked at
 
     def __call__(self, reads: Reads) -> Folded:
         traffic = reads.maps["traffic"]
-        now = np.stack(
-            [
-                np.concatenate(
-                    [
-                        traffic[name].sum(axis=1, dtype=np.uint64).reshape(2, -1)
-                        for name in ("bytes", "packets", "segments", "fragments", "sizes", "protocols")
-                    ],
-                    axis=1,
-                )
-            ]
-        )[0]
-        grown = now if self._before is None else now - self._before
-        self._before = now
+        grown = {
+            name: self._grown(name, traffic[name].sum(axis=1, dtype=np.uint64))  # by direction
+            for name in ("bytes", "packets", "segments", "fragments", "sizes", "protocols")
+        }
         peaks = self._peaks(reads)
         interface, before = reads.system.get("interface"), self._interface
         qdisc, qdisc_before = reads.system.get("qdisc"), self._qdisc
         self._interface, self._qdisc = interface, qdisc
-        sizes, protocols = 4, 4 + len(SIZES)
 
         def direction(index: int, name: str) -> Direction:
             def own(what: str, of: Any) -> int | None:
                 return getattr(of, f"{name}_{what}") if of is not None else None
 
-            row = grown[index]
+            counts: dict[str, int] = {
+                what: int(grown[what][index]) for what in ("bytes", "packets", "segments", "fragments")
+            }
             return Direction(
-                bytes=int(row[0]),
-                packets=int(row[1]),
-                segments=int(row[2]),
-                fragments=int(row[3]),
+                **counts,
                 peak_bits_per_s=int(peaks[index]) * 8 * 1_000_000_000 // BIN_NS,
-                sizes=tuple(int(n) for n in row[sizes:protocols]),
+                sizes=tuple(grown["sizes"][index].tolist()),
                 bytes_total=own("bytes", interface),
                 packets_total=own("packets", interface),
                 drops=_growth(own("drops", interface), own("drops", before)),
@@ -68,24 +58,18 @@ class ThroughputFold:
                 errors_total=own("errors", interface),
             )
 
-        used = np.flatnonzero(grown[:, protocols:].any(axis=0))
-        split = sorted(
-            (
-                Share(
-                    BEYOND_IP.get(int(p)) or units.protocol(int(p)),
-                    int(grown[0, protocols + p]),
-                    int(grown[1, protocols + p]),
-                )
-                for p in used
-            ),
-            key=lambda share: -(share.rx_bytes + share.tx_bytes),
-        )
+        protocols = grown["protocols"]
+        shares = [
+            Share(BEYOND_IP.get(p) or units.protocol(p), *protocols[:, p].tolist())
+            for p in np.flatnonzero(protocols.any(axis=0)).tolist()
+        ]
+        shares.sort(key=lambda share: -(share.rx_bytes + share.tx_bytes))
         section = Throughput(
             direction(0, "rx"),
             direction(1, "tx"),
             interface.speed_bits_per_s if interface else None,
             interface.mtu if interface else None,
-            tuple(split),
+            tuple(shares),
             Qdisc(
                 qdisc.kind,
                 _growth(qdisc.drops, qdisc_before.drops) if qdisc_before else None,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from nettop.core import units
 from nettop.core.frame import Frame
+from nettop.probes.throughput.section import Direction, Throughput
 from nettop.render import draw
 from nettop.render.canvas import (
     ACCENT,
@@ -21,17 +22,14 @@ from nettop.render.canvas import (
     History,
     Line,
     Pane,
-    Role,
     Span,
     line,
 )
 
-if TYPE_CHECKING:
-    from nettop.probes.throughput.section import Direction, Throughput
-
 NAME = "throughput"
 _AXIS = 9  # "200 Mb/s" and the rule
 _NEAR = 0.95  # of the link's speed: a burst that fills the link
+_WAYS = (("rx", RX), ("tx", TX))
 _SIZE_NAMES = ("64", "128", "256", "512", "1k", "1518", "9k", "64k")
 
 HELP = """\
@@ -55,25 +53,19 @@ counts differ: the interface's own counters count something else than its packet
 """
 
 
-def _section(frame: Frame) -> Throughput:
-    section: Throughput = frame.sections[NAME]  # type: ignore[assignment]
-    return section
+def _rate(way: str, history: History, width: int) -> list[float | None]:
+    return draw.series(history, NAME, width, lambda f, s: getattr(s, way).bytes / f.seconds)
 
 
-def _rate(direction: str, history: History, width: int) -> list[float | None]:
-    return draw.series(history, NAME, width, lambda f, s: getattr(s, direction).bytes / f.seconds)
-
-
-def _summary(name: str, frame: Frame, canvas: Canvas, width: int) -> Line:
+def _summary(way: str, role: str, frame: Frame, canvas: Canvas, width: int) -> Line:
     """One direction in one line: rate, peak, packets, what was lost."""
-    section = _section(frame)
-    one: Direction = getattr(section, name)
-    role = RX if name == "rx" else TX
+    section = Throughput.of(frame)
+    one: Direction = getattr(section, way)
     pieces: list[tuple[int, Line]] = [
-        (0, line((f"{name} ", role), (_rate_text(one.bytes / frame.seconds, canvas), VALUE))),
+        (0, line((f"{way} ", role), (_rate_text(one.bytes / frame.seconds, canvas), VALUE))),
         (2, _peak(one, section.speed_bits_per_s, canvas)),
         (3, line((draw.quantity(units.si(one.packets / frame.seconds, "/s"), 8, 3), PLAIN))),
-        (1, _lost(name, section)),
+        (1, _lost(one, section.qdisc.drops if way == "tx" else None)),
     ]
     return draw.parts(pieces, width)
 
@@ -89,178 +81,129 @@ def _peak(one: Direction, speed: int | None, canvas: Canvas) -> Line:
     return line(("peak ", LABEL), (rate, WARN if full else PLAIN), (" in 1 ms", LABEL))
 
 
-def _lost(name: str, section: Throughput) -> Line:
-    """Drops and errors of the interval; the queue's own count as sent ones."""
-    one: Direction = getattr(section, name)
-    dropped = one.drops
-    if name == "tx" and section.qdisc.drops is not None:
-        dropped = (dropped or 0) + section.qdisc.drops
+def _lost(one: Direction, queue_drops: int | None) -> Line:
+    """Drops and errors of the interval, with those of the queue in front of the interface."""
+    dropped = one.drops if queue_drops is None else (one.drops or 0) + queue_drops
     text = draw.fit(f"{units.count(dropped)} drop", 7, "right")
-    pieces: list[Span] = [Span(text, WARN if dropped else LABEL if dropped == 0 else DIM)]
+    pieces = [Span(text, WARN if dropped else LABEL if dropped == 0 else DIM)]
     if one.errors:
         pieces.append(Span(f"  {units.count(one.errors)} errors", BAD))
     return tuple(pieces)
 
 
-def _graph(name: str, history: History, canvas: Canvas, rows: int) -> list[Line]:
-    """A direction over time, its scale at the left."""
+def _graphs(history: History, canvas: Canvas, rows: int) -> list[Line]:
+    """For each direction its figures over a graph of so many rows, with its scale at the left."""
+    lines: list[Line] = []
     width = max(canvas.width - _AXIS, 1)
-    values = _rate(name, history, width)
+    rule = Span("▕" if canvas.unicode else "|", DIM)
     per = 8 if canvas.bits else 1
-    top = draw.top_of([None if v is None else v * per for v in values], 1000.0) / per
-    role = RX if name == "rx" else TX
-    graph = draw.area(values, Canvas(width, rows, unicode=canvas.unicode), rows, top, role)
-    rule = "▕" if canvas.unicode else "|"
-    labels = [draw.scale(units.rate(top, canvas.bits))] + [""] * (rows - 1)
-    return [
-        draw.pad((Span(draw.fit(label, _AXIS - 1, "right"), DIM), Span(rule, DIM), *row), canvas.width)
-        for label, row in zip(labels, graph, strict=True)
-    ]
+    for way, role in _WAYS:
+        lines.append(_summary(way, role, history[-1], canvas, canvas.width))
+        values = _rate(way, history, width)
+        top = draw.top_of([None if v is None else v * per for v in values], 1000.0) / per
+        label = draw.scale(units.rate(top, canvas.bits))
+        for row in draw.area(values, Canvas(width, rows, unicode=canvas.unicode), rows, top, role):
+            lines.append(draw.pad((Span(draw.fit(label, _AXIS - 1, "right"), DIM), rule, *row), canvas.width))
+            label = ""
+    return lines
 
 
 def _mix(frame: Frame, canvas: Canvas, width: int) -> Line:
-    """Protocols by bytes, and packets by size."""
-    section = _section(frame)
-    total = sum(p.rx_bytes + p.tx_bytes for p in section.protocols)
-    pieces: list[tuple[int, Line]] = [
-        (
-            1 + index,
-            line(
-                (f"{units.clean(p.protocol)} ", LABEL),
-                (draw.quantity(units.percent((p.rx_bytes + p.tx_bytes) / total), 5, 1), PLAIN),
-            ),
-        )
-        for index, p in enumerate(section.protocols[:4])
-        if total
+    section = Throughput.of(frame)
+    shares = [(units.clean(p.protocol), p.rx_bytes + p.tx_bytes) for p in section.protocols]
+    total = sum(count for _, count in shares)
+    named = [*shares[:4], ("in no flow", section.in_no_flow.rx_bytes + section.in_no_flow.tx_bytes)]
+    pieces = [
+        (index, line((f"{name} ", LABEL), (draw.quantity(units.percent(count / total), 5, 1), PLAIN)))
+        for index, (name, count) in enumerate(named, 1)
+        if total and (count or index <= len(shares[:4]))
     ]
-    if beyond := section.in_no_flow.rx_bytes + section.in_no_flow.tx_bytes:
-        share = draw.quantity(units.percent(beyond / total), 5, 1)
-        pieces.append((5, line(("in no flow ", LABEL), (share, PLAIN))))
     sizes = [a + b for a, b in zip(section.rx.sizes, section.tx.sizes, strict=True)]
-    pieces.append((0, line(("sizes 64 ", LABEL), draw.blocks(sizes, canvas, ACCENT), (" 64k", LABEL))))
-    right = [pieces.pop()]
-    return draw.sides(pieces, right, width)
+    right = line(("sizes 64 ", LABEL), draw.blocks(sizes, canvas, ACCENT), (" 64k", LABEL))
+    return draw.sides(pieces, [(0, right)], width)
 
 
 def pane(history: History, canvas: Canvas) -> list[Line]:
     """Both directions: a line of figures over a graph each; then the mix, as tables where there is room."""
-    frame = history[-1]
     if canvas.zoomed and canvas.height >= 20:
         return _whole(history, canvas)
-    rows = max((canvas.height - 3) // 2, 1)
-    lines: list[Line] = []
-    for name in ("rx", "tx"):
-        lines.append(_summary(name, frame, canvas, canvas.width))
-        lines += _graph(name, history, canvas, rows)
-    lines.append(_mix(frame, canvas, canvas.width))
-    return draw.clip(lines, canvas)
+    lines = _graphs(history, canvas, max((canvas.height - 3) // 2, 1))
+    return draw.clip([*lines, _mix(history[-1], canvas, canvas.width)], canvas)
 
 
 def _whole(history: History, canvas: Canvas) -> list[Line]:
     """Zoomed: tall graphs over a time axis, and the mix as tables."""
-    frame = history[-1]
-    tables = _tables(frame, canvas)
-    rows = max((canvas.height - len(tables) - 4) // 2, 2)
-    lines: list[Line] = []
-    for name in ("rx", "tx"):
-        lines.append(_summary(name, frame, canvas, canvas.width))
-        lines += _graph(name, history, canvas, rows)
+    tables = _tables(history[-1], canvas)
+    lines = _graphs(history, canvas, max((canvas.height - len(tables) - 4) // 2, 2))
     width = max(canvas.width - _AXIS, 1)
     axis = draw.time_axis([f.time_ns for f in history[-width:]], width, canvas)
-    differs = _section(frame).differs
-    why = [line((f"counts differ: {units.clean(differs, 256)}", DIM))] if differs else [()]
-    lines += [(Span(" " * _AXIS), *axis), *why, *tables]
-    return draw.clip(lines, canvas)
+    differs = Throughput.of(history[-1]).differs
+    why = line((f"counts differ: {units.clean(differs, 256)}", DIM)) if differs else ()
+    return draw.clip([*lines, (Span(" " * _AXIS), *axis), why, *tables], canvas)
 
 
 def _tables(frame: Frame, canvas: Canvas) -> list[Line]:
     """Protocols with their rates at the left, sizes with their packets at the right."""
-    section = _section(frame)
+    section = Throughput.of(frame)
     half = (canvas.width - 3) // 2
-    rows = len(_SIZE_NAMES)
-    heads = (_columns("protocol", half, "rx", "tx"), _columns("size up to", half, "rx /s", "tx /s"))
-    most_bytes = max([max(p.rx_bytes, p.tx_bytes) for p in section.protocols], default=0)
-    left = [
-        _pair(
-            units.clean(p.protocol),
-            p.rx_bytes,
-            p.tx_bytes,
-            most_bytes,
-            half,
-            canvas,
-            _rate_text(p.rx_bytes / frame.seconds, canvas),
-            _rate_text(p.tx_bytes / frame.seconds, canvas),
-        )
-        for p in section.protocols[:rows]
-    ]
-    most = max([*section.rx.sizes, *section.tx.sizes], default=0)
-    right = [
-        _pair(
-            name,
-            rx,
-            tx,
-            most,
-            half,
-            canvas,
-            *(draw.quantity(units.si(n / frame.seconds), 9, 1) for n in (rx, tx)),
-        )
-        for name, rx, tx in zip(_SIZE_NAMES, section.rx.sizes, section.tx.sizes, strict=True)
-    ]
-    left += [()] * (rows - len(left))
-    return [
-        (*draw.pad(a, half), Span("   "), *draw.pad(b, half))
-        for a, b in zip([heads[0], *left], [heads[1], *right], strict=True)
-    ]
+    sizes = list(zip(_SIZE_NAMES, section.rx.sizes, section.tx.sizes, strict=True))
+    protocols = [(units.clean(p.protocol), p.rx_bytes, p.tx_bytes) for p in section.protocols[: len(sizes)]]
+
+    def rate(count: int) -> str:
+        return _rate_text(count / frame.seconds, canvas)
+
+    def packets(count: int) -> str:
+        return draw.quantity(units.si(count / frame.seconds), 9, 1)
+
+    left = _table(("protocol", "rx", "tx"), protocols, rate, half, canvas)
+    right = _table(("size up to", "rx /s", "tx /s"), sizes, packets, half, canvas)
+    left += [()] * (len(right) - len(left))
+    return [(*draw.pad(a, half), Span("   "), *draw.pad(b, half)) for a, b in zip(left, right, strict=True)]
 
 
-def _columns(name: str, width: int, rx: str, tx: str) -> Line:
-    bars = max((width - 32) // 2, 1)
-    return line(
-        (draw.fit(name, 11), LABEL),
-        (draw.fit(rx, 9, "right") + " " * (bars + 2), LABEL),
-        (draw.fit(tx, 9, "right"), LABEL),
-    )
-
-
-def _pair(
-    name: str, rx: int, tx: int, most: int, width: int, canvas: Canvas, rx_text: str, tx_text: str
-) -> Line:
+def _table(
+    heads: tuple[str, str, str],
+    rows: Sequence[tuple[str, int, int]],
+    text: Callable[[int], str],
+    width: int,
+    canvas: Canvas,
+) -> list[Line]:
     """A name, and for each direction a figure and a bar against the largest of the table."""
     bars = max((width - 32) // 2, 1)
-
-    def share(value: int) -> float:
-        return value / most if most else 0.0
-
-    def quiet(value: int, role: Role) -> Role:
-        return role if value else DIM
-
-    return line(
-        (draw.fit(name, 11), PLAIN),
-        (rx_text + " ", quiet(rx, VALUE)),
-        draw.bar(share(rx), canvas, bars, RX),
-        " ",
-        (tx_text + " ", quiet(tx, VALUE)),
-        draw.bar(share(tx), canvas, bars, TX),
-    )
+    most = max((max(rx, tx) for _, rx, tx in rows), default=0) or 1
+    name, *ways = heads
+    cells = [draw.fit(way, 9, "right") for way in ways]
+    head = line((draw.fit(name, 11), LABEL), ((" " * (bars + 2)).join(cells), LABEL))
+    return [
+        head,
+        *(
+            line(
+                (draw.fit(name, 11), PLAIN),
+                (text(rx) + " ", VALUE if rx else DIM),
+                draw.bar(rx / most, canvas, bars, RX),
+                (" " + text(tx) + " ", VALUE if tx else DIM),
+                draw.bar(tx / most, canvas, bars, TX),
+            )
+            for name, rx, tx in rows
+        ),
+    ]
 
 
 def compact(history: History, canvas: Canvas) -> list[Line]:
     """Each direction in one line: rate, a small graph, peak, packets, drops."""
-    frame = history[-1]
     lines: list[Line] = []
-    for name in ("rx", "tx"):
-        role = RX if name == "rx" else TX
-        figures = _summary(name, frame, canvas, canvas.width - 12)
-        width = canvas.width - draw.cells_of(figures) - 2
-        values = _rate(name, history, width)
-        graph = draw.spark(values, canvas, max(width, 0), draw.top_of(values), role)
+    for way, role in _WAYS:
+        figures = _summary(way, role, history[-1], canvas, canvas.width - 12)
+        width = max(canvas.width - draw.cells_of(figures) - 2, 0)
+        values = _rate(way, history, width)
+        graph = draw.spark(values, canvas, width, draw.top_of(values), role)
         lines.append((*figures[:2], Span("  "), graph, *figures[2:]))
     return draw.clip(lines, canvas)
 
 
 def subtitle(history: History, canvas: Canvas) -> str:
     """The queue in front of the device, and the MTU."""
-    section = _section(history[-1])
+    section = Throughput.of(history[-1])
     words: list[str] = []
     qdisc = section.qdisc
     if qdisc.kind:
@@ -275,8 +218,8 @@ def subtitle(history: History, canvas: Canvas) -> str:
 
 def badge(frame: Frame) -> str:
     """The link's speed."""
-    section = frame.sections.get(NAME)
-    speed = getattr(section, "speed_bits_per_s", None)
+    section = Throughput.find(frame)
+    speed = None if section is None else section.speed_bits_per_s
     return draw.scale(units.si(speed, "b/s")) if speed else ""
 
 

@@ -6,36 +6,20 @@ The C side counts per CPU and direction (bpf_src/throughput.c); this folds two r
 from __future__ import annotations
 
 from nettop.bpf.layout import Map
-from nettop.probes.base import Fold, Hook, Probe, Setup, one
+from nettop.probes.base import Probe, tc_hook
 from nettop.probes.throughput import pane as view
 from nettop.probes.throughput.fold import ThroughputFold
 from nettop.probes.throughput.section import Throughput
 
-
-def _fold(setup: Setup) -> Fold:
-    return ThroughputFold(setup)
-
-
 PROBE = Probe(
     name="throughput",
     summary="bytes, packets, sizes, protocols, bursts and drops of the interface",
-    hooks=(
-        Hook(
-            "tc_ingress",
-            (one("tcx", "throughput_ingress", "ingress"), one("clsact", "throughput_ingress", "ingress")),
-            required=True,
-        ),
-        Hook(
-            "tc_egress",
-            (one("tcx", "throughput_egress", "egress"), one("clsact", "throughput_egress", "egress")),
-            required=True,
-        ),
-    ),
+    hooks=(tc_hook("throughput", "ingress"), tc_hook("throughput", "egress")),
     maps=(
         Map("traffic", "percpu", "bytes packets segments fragments sizes protocols"),
         Map("bursts", "percpu", "bins.number bins.bytes", every_ns=400_000_000),
     ),
-    fold=_fold,
+    fold=ThroughputFold,
     section=Throughput,
     panes=view.PANES,
     system=("interface", "qdisc"),

@@ -1,4 +1,4 @@
-"""Each rung of each hook's ladder, tried on this kernel by the loader's own code; and what a guest tells of itself."""
+"""Each mechanism of each hook, tried on this kernel by the loader's own code; and what a guest reports of itself."""
 
 import json
 import os
@@ -7,13 +7,14 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nettop.bpf.hooks import Candidate
 from nettop.bpf.protocol import Plan
 from nettop.loader import attach
 from nettop.loader.cache import cache_directory
 from nettop.loader.clsact import Clsact
 from nettop.loader.compile import compile_probe
 from nettop.loader.mechanisms import Target
-from nettop.probes.base import Candidate, all_probes
+from nettop.probes.base import all_probes
 
 INTERFACE = "lo"
 TIME_LIMIT_S = float(
@@ -37,7 +38,7 @@ def version() -> tuple[int, int]:
 
 
 def climb() -> dict[tuple[str, str], list[Way]]:
-    """Attach each candidate by itself, to a loopback that carries nothing, and let it go again."""
+    """Attach each candidate by itself, to an idle loopback, and detach it."""
     found: dict[tuple[str, str], list[Way]] = {}
     target = Target(INTERFACE, 1, Clsact())
     cache, _ = cache_directory()  # nettop's own: later runs find everything compiled

@@ -29,7 +29,7 @@ BUSY, OTHER = 0, 1
 @contextmanager
 def keeping_busy(source: Endpoint, target: Endpoint, hold_ns: int) -> Iterator[None]:
     """A CPU's softirq is held for this long by each packet of a veth's, which come about as long apart."""
-    sock = source.ns.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock = source.ns.socket(socket.SOCK_DGRAM)
     stop = threading.Event()
 
     def send() -> None:

@@ -1,4 +1,4 @@
-"""What this kernel offers: every way of every hook that it can have holds, and `--check` says the same."""
+"""Every mechanism of every hook that this kernel has works, and `--check` says the same."""
 
 import subprocess
 from pathlib import Path

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import Lab, Link, Nettop, bpf, oracle, shell
+from lab import Lab, Link, Nettop, bpf, faults, oracle, shell
 from lab.namespace import Endpoint
 from lab.program import interpreter
-from lab.shell import eventually
 from lab.traffic import answering, ask, ping
-from observe import Watch
+from observe import Watch, counts_pings
+from processes import loader_of
 from stagelab import stages
 
 CPU = Path("/sys/devices/system/cpu/cpu1/online")
-GROUPS = Path("/sys/fs/cgroup")
 HOUR = 3600
 
 
@@ -96,25 +95,10 @@ def test_the_wall_clock_jumps(lab: Lab, veth: Link) -> None:
         )
 
 
-@contextmanager
-def memory_limit(megabytes: int) -> Iterator[list[str]]:
-    """The beginning of a command line that runs the rest with so much memory."""
-    (GROUPS / "cgroup.subtree_control").write_text("+memory")
-    group = GROUPS / "nettop"
-    group.mkdir()
-    (group / "memory.max").write_text(f"{megabytes}M")
-    try:
-        # Before `ip netns exec`, which hides the groups behind a /sys of its own.
-        yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-    finally:
-        assert eventually(lambda: not (group / "cgroup.procs").read_text(), timeout=30)
-        group.rmdir()
-
-
 def test_maps_that_find_no_room(veth: Link) -> None:
     """Maps are charged to the memory cgroup: its probe says so, and the other goes on."""
     args = "-b --format ndjson --budget 0 -n 2 -d 0.5 -p throughput,flows --max-flows 1000000".split()
-    with memory_limit(250) as limited:
+    with faults.little_memory(250) as limited:
         argv = veth.a.ns.argv([interpreter(), "-m", "nettop", veth.a.name, *args])
         done = shell.run([*limited, *argv], timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -124,14 +108,6 @@ def test_maps_that_find_no_room(veth: Link) -> None:
     detail = frame["probes"]["flows"]["detail"]
     assert "cannot make the map flows (1000000 entries)" in detail
     assert "Cannot allocate memory" in detail
-
-
-def loader_of(pid: int) -> int:
-    """The process of a nettop that holds the privileges."""
-    for child in bpf.family(pid)[1:]:
-        if b"loader" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return child
-    raise AssertionError("no loader")
 
 
 def programs(end: Endpoint) -> list[str]:
@@ -155,9 +131,7 @@ def test_what_a_killed_loader_left_goes_with_the_next_start(lab: Lab, veth: Link
         (first, *_) = nettop.wait_frames(1)
         assert first["notes"] == [f"took 4 filters away that a killed nettop had left on {veth.a.name}"]
         assert len(programs(veth.a)) == 2
-        with Watch(nettop, veth.a).observing() as seen:
-            ping(veth.a, veth.b, 31, interval_s=0.02)
-        seen.agrees(tolerance=0)
+        counts_pings(nettop, veth.a, veth.b)
         nettop.stop()
     assert oracle.attached(veth.a) == before
     assert not bpf.remaining(during, timeout=30)

@@ -1,4 +1,4 @@
-"""Each way of each ladder, forced, beside the same traffic: the counts are the same, whoever watches."""
+"""Each mechanism, forced, beside the same traffic: the counts are the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,11 @@ import pytest
 from lab import Lab, Link, Nettop, oracle
 from lab.traffic import answering, ask, churn
 from observe import Watch
-from stagelab import softirqs, stages
+from stagelab import BOTH, softirqs, stages
 from test_ladder import Ways
 
 TRANSACTIONS = 307
 CONNECTIONS = 101
-RECEIVE = ("stack", "ip", "local", "transport", "socket", "application")
-SEND = ("application", "ip", "qdisc", "driver")
 # By nothing, each hook takes its best way: netfilter and tcx where the kernel has them are tried by all of these.
 VIAS = ["tp_btf", "raw_tracepoint", "fentry", "kprobe", "clsact"]
 
@@ -68,7 +66,7 @@ def test_each_way_counts_the_same(lab: Lab, veth: Link, ways: Ways, via: str) ->
     totals = stages(asked.frames)
     for key, total in totals.items():
         print(key, total.count, total.missed, total.via, total.begin, total.end)
-    for key in (*(("rx", stage) for stage in RECEIVE), *(("tx", stage) for stage in SEND)):
+    for key in BOTH:
         # One segment a question and one an answer; the hand-shake and a few ACKs besides.
         assert TRANSACTIONS <= totals[key].count <= TRANSACTIONS + 15, key
         assert totals[key].missed <= 2, key
