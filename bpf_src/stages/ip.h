@@ -8,7 +8,7 @@
 
 #ifdef HAVE_bpf_nf_ctx
 
-#define NF_ARGUMENT(to, ctx, field) LOAD_AS(to, ctx, offsetof(struct bpf_nf_ctx, field), "u64")
+#define NF_ARGUMENT(to, ctx, offset) LOAD_AS(to, ctx, offset, "u64")
 
 static __always_inline bool nf_watched(const struct config *c, const void *dev)
 {
@@ -24,8 +24,8 @@ static __always_inline struct config *nf_received(const void *ctx, void **skb, v
 	struct config *c = settings();
 	void *state, *dev;
 
-	NF_ARGUMENT(state, ctx, state);
-	NF_ARGUMENT(*skb, ctx, skb);
+	NF_ARGUMENT(state, ctx, offsetof(struct bpf_nf_ctx, state));
+	NF_ARGUMENT(*skb, ctx, offsetof(struct bpf_nf_ctx, skb));
 	LOAD(TYPED, dev, state, struct nf_hook_state, in);
 	LOAD(TYPED, *net, state, struct nf_hook_state, net);
 	*ours = c && nf_watched(c, dev);
@@ -57,8 +57,8 @@ static __always_inline void ip_forwarded_netfilter(const void *ctx)
 	struct config *c = settings();
 	void *state, *skb, *in, *out;
 
-	NF_ARGUMENT(state, ctx, state);
-	NF_ARGUMENT(skb, ctx, skb);
+	NF_ARGUMENT(state, ctx, offsetof(struct bpf_nf_ctx, state));
+	NF_ARGUMENT(skb, ctx, offsetof(struct bpf_nf_ctx, skb));
 	LOAD(TYPED, in, state, struct nf_hook_state, in);
 	LOAD(TYPED, out, state, struct nf_hook_state, out);
 	if (c)
@@ -70,8 +70,8 @@ static __always_inline void tx_ip_netfilter(const void *ctx)
 	struct config *c = settings();
 	void *state, *skb, *dev;
 
-	NF_ARGUMENT(state, ctx, state);
-	NF_ARGUMENT(skb, ctx, skb);
+	NF_ARGUMENT(state, ctx, offsetof(struct bpf_nf_ctx, state));
+	NF_ARGUMENT(skb, ctx, offsetof(struct bpf_nf_ctx, skb));
 	LOAD(TYPED, dev, state, struct nf_hook_state, out);
 	if (c && nf_watched(c, dev))
 		tx_ip(skb, TYPED);

@@ -40,9 +40,7 @@ class Attached:
     object: Object
     maps: list[int] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)  # as made
-    programs: dict[tuple[str, str], int] = field(
-        default_factory=dict
-    )  # by function, and mechanism and target
+    programs: dict[tuple[str, str], int] = field(default_factory=dict)  # by _key()
     links: dict[str, list[int]] = field(default_factory=dict)  # by hook, until they are handed over
     via: dict[str, Candidate] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # hook -> each mechanism's error

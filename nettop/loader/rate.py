@@ -22,9 +22,8 @@ class Limits:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._left = {
-            bucket: (float(bucket[0]), now()) for bucket in (_COMPILING, _QUICK)
-        }  # tokens, and when
+        # Tokens, and when.
+        self._left = {bucket: (float(bucket[0]), now()) for bucket in (_COMPILING, _QUICK)}
 
     def admit(self, request: Request) -> None:
         """NettopError where this is one request too many; it says when there is room for another."""

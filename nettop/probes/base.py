@@ -31,15 +31,13 @@ FRAMES_STEPS = (2, 4)  # frames so many times as far apart
 
 @dataclass(frozen=True)
 class Setup:
-    """What a fold may know of the run: fixed when it starts."""
+    """What a fold may know of the run: fixed when it starts.  ``hooks``: mechanism by attached hook."""
 
     interface: str
     cpus: int
     max_flows: int = 65536
     subnets: tuple[int, int] = (24, 48)
-    hooks: Mapping[str, str] = field(
-        default_factory=dict
-    )  # hook -> mechanism in use; missing hooks are left out
+    hooks: Mapping[str, str] = field(default_factory=dict)
     start_ns: int = 0  # CLOCK_MONOTONIC
     peer_is_local: bool = False  # the interface's other end is on this host too: veth
     netns: int = 0  # inode of the interface's network namespace

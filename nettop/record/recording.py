@@ -198,11 +198,9 @@ class Recording(Closing):
                 replace(mark, text=hide.filter(mark.text) if mark.kind == "filter" else hide.text(mark.text))
                 for mark in self.marks
             ]
-        # The time that playing up to the end of each frame takes: the intervals, without gaps between them.
+        # Of each frame the end of its interval, CLOCK_REALTIME; and how long playing up to there takes, without gaps.
+        self.times_ns = tuple(self._place(index).time_ns for index in range(len(self)))
         self.ends_ns = list(accumulate(map(self.interval_ns, range(len(self)))))
-        self.times_ns = tuple(
-            self._place(index).time_ns for index in range(len(self))
-        )  # ends of the intervals, CLOCK_REALTIME
 
     def _scan(self, cut: str) -> None:
         line = 0

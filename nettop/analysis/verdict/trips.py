@@ -29,15 +29,16 @@ RISE_NS = 5 * MS  # below that there is nothing to tell apart
 RETURN_SHARE = 0.25  # of a rise, on the way back alone
 OTHERS = ("echo", "dns", "spin")  # methods without TCP: a kernel answers an echo, a server a query
 DENSE = 4  # packets each way in a round trip, so that the spin bit turns when it could
+# Ticks of TSval; coarser ones show nothing here.
 NOMINAL_NS = (
     1_000,
     100_000,
     1_000_000,
     4_000_000,
     10_000_000,
-)  # ticks of TSval; coarser ones show nothing here
+)
 RECENT_NS = 20_000 * MS  # in which two clocks stay together: they drift by 2 ms at most
-PAUSE_NS = 10 * MS  # of a sender: FOCUS_PAUSE of bpf_src/flows/flows.c
+PAUSE_NS = 10 * MS  # of a sender: FOCUS_PAUSE_NS of bpf_src/flows/focus.h
 FLAGS_FIN = FLAG_FIN_RECEIVED | FLAG_FIN_SENT
 
 
