@@ -36,7 +36,7 @@ def recorded(name: str = OLD) -> tuple[dict[str, Any], ...]:
     """Frames as nettop wrote them: one of before, and the one to spoil."""
     with Recording(name) as recording:
         middle = len(recording) // 2
-        return tuple(loads(recording._text(recording._places[i])) for i in (middle - 1, middle))
+        return tuple(loads(recording._text(recording._place(i))) for i in (middle - 1, middle))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
