@@ -303,6 +303,7 @@ CASES = {
 def test_verdict(expected: str, facts: dict[str, Any]) -> None:
     found = explained(**facts)
     assert found.verdict == expected, (found.headline, found.reasons)
+    assert found.to_json()["term"] == (None if expected in ("healthy", "nothing found") else expected)
     assert found.headline
     assert found.reasons
 

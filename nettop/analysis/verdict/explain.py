@@ -13,7 +13,7 @@ from typing import Any
 
 from nettop.analysis.verdict.evidence import KINDS, NAMES, WAY, Evidence, Kind, Parts, gather
 from nettop.analysis.verdict.flow import stages_of
-from nettop.analysis.verdict.rules import judge
+from nettop.analysis.verdict.rules import HEALTHY, NOTHING_FOUND, judge
 from nettop.core import units
 from nettop.core.fields import Codec, Part, derived, field
 from nettop.core.frame import Frame
@@ -71,6 +71,13 @@ class Explanation(Part):
     intervals: int = field("the frames that this is from", "frames", default=0)
     parts: tuple[DelayPart, ...] = field("of the delay", default=())
     culprits: tuple[str, ...] = ()
+
+    @derived(
+        "`verdict` where something is wrong, else `null`; of the time when `verdict` had other words",
+        codec=OR_NULL,
+    )
+    def term(self) -> str:
+        return "" if self.verdict in (HEALTHY, NOTHING_FOUND) else self.verdict
 
     @derived("mean of a packet's whole way: the sum of its parts that are known", "ns", codec=_rounded(0))
     def whole_ns(self) -> float | None:
